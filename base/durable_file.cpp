@@ -1,0 +1,89 @@
+#include "base/durable_file.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <utility>
+
+#include "base/error.h"
+
+namespace t2r {
+namespace {
+
+[[noreturn]] void throw_write_error(const std::filesystem::path& path, const char* action) {
+  throw WriteError(concat(path.string(), ": cannot ", action, ": ", std::strerror(errno)));
+}
+
+}  // namespace
+
+std::filesystem::path temporary_sibling(const std::filesystem::path& path) {
+  return path.string() + ".tmp." + std::to_string(::getpid());
+}
+
+DurableFile::DurableFile(std::filesystem::path path)
+    : path_(std::move(path)), temporary_(temporary_sibling(path_)) {
+  descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (descriptor_ < 0) throw_write_error(path_, "create");
+}
+
+DurableFile::~DurableFile() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+  if (!temporary_.empty()) ::unlink(temporary_.c_str());
+}
+
+void DurableFile::write(const void* bytes, size_t num_bytes) {
+  require(descriptor_ >= 0, "DurableFile::write after commit");
+  const char* position = static_cast<const char*>(bytes);
+  while (num_bytes > 0) {
+    const ssize_t written = ::write(descriptor_, position, num_bytes);
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) throw_write_error(path_, "write");
+    position += written;
+    num_bytes -= static_cast<size_t>(written);
+  }
+}
+
+void DurableFile::commit() {
+  require(descriptor_ >= 0, "DurableFile::commit called twice");
+  if (::fsync(descriptor_) != 0) throw_write_error(path_, "sync");
+  const int descriptor = std::exchange(descriptor_, -1);
+  if (::close(descriptor) != 0) throw_write_error(path_, "close");
+  rename_durably(temporary_, path_);
+  temporary_.clear();
+}
+
+void write_file_durably(const std::filesystem::path& path, std::string_view text) {
+  DurableFile file(path);
+  file.write(text);
+  file.commit();
+}
+
+void sync_path(const std::filesystem::path& path) {
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (descriptor < 0) throw_write_error(path, "open for syncing");
+  const int result = ::fsync(descriptor);
+  const int cause = errno;
+  ::close(descriptor);
+  errno = cause;
+  if (result != 0) throw_write_error(path, "sync");
+}
+
+void rename_durably(const std::filesystem::path& from, const std::filesystem::path& to) {
+  if (::rename(from.c_str(), to.c_str()) != 0) throw_write_error(to, "rename into place");
+  const std::filesystem::path parent = to.parent_path();
+  sync_path(parent.empty() ? "." : parent);
+}
+
+std::string read_file(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw DataError(concat(path.string(), ": cannot open: ", std::strerror(errno)));
+  std::ostringstream content;
+  content << file.rdbuf();
+  if (file.bad()) throw DataError(concat(path.string(), ": cannot read"));
+  return std::move(content).str();
+}
+
+}  // namespace t2r

@@ -1,0 +1,22 @@
+#pragma once
+
+#include <string>
+
+namespace t2r::log {
+
+enum class Level { kDebug, kInfo, kWarning, kError };
+
+/// Prefix every later line with "[rank/world]" when world > 1, and keep info lines to rank 0.
+/// Warnings and errors are printed by every rank. Local.
+void set_rank(int rank, int world);
+
+/// Lines below `level` are dropped. Default kInfo.
+void set_level(Level level);
+
+/// One line each, to stderr, flushed at once.
+void debug(const std::string& message);
+void info(const std::string& message);
+void warning(const std::string& message);
+void error(const std::string& message);
+
+}  // namespace t2r::log
