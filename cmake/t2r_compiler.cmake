@@ -1,0 +1,21 @@
+# Warnings, sanitizers, ccache: how our own code is compiled.
+
+find_program(T2R_CCACHE ccache)
+if(T2R_CCACHE)
+  # Precompiled headers carry time stamps and defines of their own; without this ccache never hits.
+  set(CMAKE_CXX_COMPILER_LAUNCHER
+      ${CMAKE_COMMAND} -E env CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime
+      ${T2R_CCACHE})
+endif()
+
+add_library(t2r_warnings INTERFACE)
+target_compile_options(t2r_warnings INTERFACE -Wall -Wextra -Wpedantic -Wno-unknown-pragmas)
+
+set(CMAKE_CXX_FLAGS_RELEASE "-O3 -DNDEBUG")
+set(CMAKE_CXX_VISIBILITY_PRESET default)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+
+if(T2R_SANITIZE)
+  add_compile_options(-fsanitize=${T2R_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=undefined)
+  add_link_options(-fsanitize=${T2R_SANITIZE})
+endif()

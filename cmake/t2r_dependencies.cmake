@@ -1,0 +1,38 @@
+# Everything that t2r uses from outside; launch/setup.sh installs it. Imported targets only.
+
+find_package(Threads REQUIRED)
+find_package(PkgConfig REQUIRED)
+
+# LibTorch's wheel asks for a CUDA toolkit whenever it was built with CUDA, GPU or not; the list keeps nvcc 13 from
+# being asked for architectures that it has dropped.
+set(TORCH_CUDA_ARCH_LIST "8.0;9.0a" CACHE STRING "CUDA architectures, in Torch's notation")
+find_package(Torch 2.4 REQUIRED)
+
+# Torch's own include folder carries fmt and protobuf headers: only targets that use tensors may see it. The CPU
+# libraries alone are linked; torch_cuda would add a second to the start of every process.
+add_library(t2r_torch INTERFACE)
+target_link_libraries(t2r_torch INTERFACE torch_cpu c10)
+target_include_directories(t2r_torch SYSTEM INTERFACE ${TORCH_INCLUDE_DIRS})
+target_compile_options(t2r_torch INTERFACE ${TORCH_CXX_FLAGS})
+
+find_package(MPI REQUIRED COMPONENTS C)
+find_package(HDF5 REQUIRED COMPONENTS C)
+find_package(spdlog REQUIRED)
+find_package(CLI11 REQUIRED)
+find_package(nlohmann_json REQUIRED)
+pkg_check_modules(sentencepiece REQUIRED IMPORTED_TARGET sentencepiece)
+pkg_check_modules(pcre2 REQUIRED IMPORTED_TARGET libpcre2-8)
+pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)
+pkg_check_modules(tomlplusplus REQUIRED IMPORTED_TARGET tomlplusplus)
+
+add_library(t2r_hdf5 INTERFACE)
+target_link_libraries(t2r_hdf5 INTERFACE ${HDF5_C_LIBRARIES})
+target_include_directories(t2r_hdf5 SYSTEM INTERFACE ${HDF5_C_INCLUDE_DIRS})
+target_compile_definitions(t2r_hdf5 INTERFACE ${HDF5_C_DEFINITIONS})
+
+if(T2R_TESTS)
+  find_package(GTest REQUIRED)
+endif()
+if(T2R_BENCHMARKS)
+  find_package(benchmark REQUIRED)
+endif()
