@@ -15,6 +15,12 @@ target_link_libraries(t2r_torch INTERFACE torch_cpu c10)
 target_include_directories(t2r_torch SYSTEM INTERFACE ${TORCH_INCLUDE_DIRS})
 target_compile_options(t2r_torch INTERFACE ${TORCH_CXX_FLAGS})
 
+# at::parallel_for is inline OpenMP. GNU's runtime is the one that LibTorch brings; clang would add a second one, so
+# with clang our own loops run on one thread.
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  target_compile_options(t2r_torch INTERFACE -fopenmp)
+endif()
+
 find_package(MPI REQUIRED COMPONENTS C)
 find_package(HDF5 REQUIRED COMPONENTS C)
 find_package(spdlog REQUIRED)

@@ -1,0 +1,53 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace t2r::data {
+
+/// A token that is found in the text as it stands, before any byte-pair merge.
+struct AddedToken {
+  std::string content;
+  int32_t id = 0;
+  bool normalized = false;    ///< looked for only between the tokens that are not normalized
+  bool strips_left = false;   ///< takes the white space before it along
+  bool strips_right = false;  ///< takes the white space after it along
+};
+
+/// Finds added tokens in a text, leftmost first and the longest of those that start together.
+/// Source: huggingface/tokenizers tokenizer/added_vocabulary.rs (split_with_indices)
+class AddedTokens {
+ public:
+  explicit AddedTokens(std::vector<AddedToken> tokens);
+  AddedTokens(AddedTokens&&) = default;  // a copy's passes would point into the original
+  AddedTokens& operator=(AddedTokens&&) = default;
+
+  /// Calls `take_text` for every non-empty stretch without added tokens and `take_id` for every
+  /// added token, in the order of the text.
+  void split(std::string_view text,
+             const std::function<void(std::string_view)>& take_text,
+             const std::function<void(int32_t)>& take_id) const;
+
+  /// In the order of their ids.
+  const std::vector<AddedToken>& tokens() const { return tokens_; }
+
+ private:
+  /// Tokens of one pass by their first byte, longest first.
+  using Pass = std::array<std::vector<const AddedToken*>, 256>;
+
+  static const AddedToken* find_at(const Pass& pass, std::string_view text, size_t offset);
+  static void split_pass(const Pass& pass,
+                         std::string_view text,
+                         const std::function<void(std::string_view)>& take_text,
+                         const std::function<void(int32_t)>& take_id);
+
+  std::vector<AddedToken> tokens_;
+  Pass verbatim_;
+  Pass normalized_;
+};
+
+}  // namespace t2r::data

@@ -1,0 +1,71 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "data/tokenizer.h"
+
+namespace t2r::data {
+
+/// A sentencepiece model (unigram or BPE) through libsentencepiece.
+///
+/// encode() follows the model's own normalisation; each byte of invalid UTF-8 counts as U+FFFD.
+/// decode() turns U+2581, sentencepiece's sign for a space, into a space: that character alone does
+/// not survive a round trip through models of train_sentencepiece().
+/// All methods may be called from several threads.
+/// Source: Kudo and Richardson 2018
+class SentencePieceTokenizer final : public Tokenizer {
+ public:
+  /// @throws DataError  if the file is no sentencepiece model
+  explicit SentencePieceTokenizer(const std::filesystem::path& model);
+  ~SentencePieceTokenizer() override;
+
+  std::vector<int32_t> encode(std::string_view text) const override;
+  std::string decode(const std::vector<int32_t>& ids) const override;
+  int64_t vocab_size() const override;
+
+  /// The model's end-of-sentence piece.
+  std::optional<int32_t> end_of_document() const override;
+
+  /// Of pieces, kinds and scores by id, and of the ids of a probe that tells normalisations apart.
+  std::string hash() const override;
+
+  std::vector<std::filesystem::path> files() const override;
+
+ private:
+  struct Model;
+  std::unique_ptr<Model> model_;
+};
+
+/// What to train a sentencepiece model on, and how.
+struct SentencePieceTraining {
+  std::vector<std::filesystem::path> inputs;  ///< UTF-8, one sentence or paragraph a line
+  std::filesystem::path output_model;         ///< written when complete; ends in .model or .spm
+  int vocab_size = 8000;                      ///< with 3 control pieces, "\n" and 256 byte pieces
+  std::string model_type = "unigram";         ///< or "bpe"
+  double character_coverage = 0.9995;         ///< (0, 1]; the rest is spelled in bytes
+  uint64_t seed = 0;  ///< kept for a trainer that samples; all lines are used
+  int threads = 1;
+};
+
+/// Trains a model and writes it to output_model.
+///
+/// Pieces 0 <unk>, 1 <s>, 2 </s>, then "\n", the 256 bytes and what was learnt; no padding piece.
+/// The text is not normalised and white space is kept, so that decode(encode(x)) == x: "\n" is a
+/// piece of its own, rare characters are spelled in bytes, and a space put before the text is taken
+/// off again. Deterministic: the same inputs, options and number of threads give the same file.
+/// Trains one model at a time in a process (libsentencepiece's settings are global).
+/// @throws ConfigError  if an option is out of range, or vocab_size does not fit the text; names
+/// the
+///                      field, its value and what is allowed
+/// @throws DataError    if an input cannot be read, is not UTF-8 (file and offset), or no input has
+///                      text
+/// @throws WriteError   if the model cannot be written
+void train_sentencepiece(const SentencePieceTraining& training);
+
+}  // namespace t2r::data

@@ -1,0 +1,54 @@
+#pragma once
+
+#include <torch/types.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace t2r::dist {
+
+enum class Reduction { kSum, kMax, kMin };
+
+/// A collective that was started and not yet waited for.
+class Work {
+ public:
+  virtual ~Work() = default;
+
+  /// Returns when the result is in the tensor. Local: waits for this rank's part.
+  virtual void wait() = 0;
+};
+
+/// The collective operations that training needs, over all ranks of a run.
+///
+/// Every rank calls the same operations in the same order with tensors of the same shape and dtype.
+/// Tensors are contiguous; float32, float64, int32, int64 or uint8. One thread per rank.
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+
+  /// Reduces in place; the result is the same, bit for bit, on every rank. Collective: every rank,
+  /// same order.
+  virtual void all_reduce(torch::Tensor tensor, Reduction reduction) = 0;
+
+  /// The same without waiting: `tensor` belongs to the operation until wait(). Collective: every
+  /// rank, same order.
+  virtual std::unique_ptr<Work> all_reduce_async(torch::Tensor tensor, Reduction reduction) = 0;
+
+  /// Copies root's tensor into every rank's. Collective: every rank, same order.
+  virtual void broadcast(torch::Tensor tensor, int root) = 0;
+
+  /// Every rank's text, by rank; lengths may differ. Collective: every rank, same order.
+  virtual std::vector<std::string> all_gather(const std::string& text) = 0;
+
+  /// Collective: every rank, same order.
+  virtual void barrier() = 0;
+
+  /// Ends the whole job from one rank: says why and does not return to a collective. Local.
+  [[noreturn]] virtual void abort(const std::string& reason, int exit_code) = 0;
+};
+
+}  // namespace t2r::dist

@@ -1,0 +1,19 @@
+#include "dist/rank_groups.h"
+
+namespace t2r::dist {
+
+std::map<std::string, std::vector<int>> group_ranks(const std::vector<std::string>& texts) {
+  std::map<std::string, std::vector<int>> groups;
+  for (size_t r = 0; r < texts.size(); ++r) groups[texts[r]].push_back(static_cast<int>(r));
+  return groups;
+}
+
+std::string list_ranks(const std::vector<int>& ranks) {
+  std::string text = ranks.size() == 1 ? "rank " : "ranks ";
+  for (size_t i = 0; i < ranks.size(); ++i) {
+    text += (i == 0 ? "" : ", ") + std::to_string(ranks[i]);
+  }
+  return text;
+}
+
+}  // namespace t2r::dist

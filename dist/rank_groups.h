@@ -1,0 +1,15 @@
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+namespace t2r::dist {
+
+/// The ranks that gave each text, ascending; `texts` as all_gather returns them. Local.
+std::map<std::string, std::vector<int>> group_ranks(const std::vector<std::string>& texts);
+
+/// "rank 2" or "ranks 0, 3". Local.
+std::string list_ranks(const std::vector<int>& ranks);
+
+}  // namespace t2r::dist

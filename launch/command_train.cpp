@@ -1,0 +1,117 @@
+#include <torch/version.h>
+
+#include "base/durable_file.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "data/corpus.h"
+#include "data/tokenizer.h"
+#include "dist/mpi_communicator.h"
+#include "dist/world.h"
+#include "launch/agreement.h"
+#include "launch/command.h"
+#include "launch/model_files.h"
+#include "launch/options.h"
+#include "launch/ranks.h"
+#include "launch/run_folder.h"
+#include "launch/stop_signal.h"
+#include "launch/train_config.h"
+#include "launch/trainer.h"
+#include "model/kernels/cpu_dispatch.h"
+
+namespace t2r::launch {
+namespace {
+
+namespace fs = std::filesystem;
+
+data::Corpus open_corpus(const std::vector<std::string>& names) {
+  return data::Corpus(std::vector<fs::path>(names.begin(), names.end()));
+}
+
+// The tokenizer of the run: its files, after a check that it is the one the shards were made with.
+std::vector<fs::path> tokenizer_files(const TrainConfig& config, const data::Corpus& corpus) {
+  const std::string path = !config.tokenizer.empty() ? config.tokenizer : config.model;
+  if (path.empty()) return {};
+  const std::vector<fs::path> companions = fs::is_directory(path) ? companion_files(path) : std::vector<fs::path>{};
+  if (config.tokenizer.empty() && companions.empty()) return {};
+  const auto tokenizer = data::open_tokenizer(path);
+  if (tokenizer->hash() != corpus.tokenizer_hash()) {
+    throw ConfigError(concat("the shards were made with another tokenizer (", corpus.tokenizer_hash(), ") than ", path,
+                             " (", tokenizer->hash(), "); run `t2r prepare lm` with this one"));
+  }
+  return companions.empty() ? tokenizer->files() : companions;
+}
+
+model::LoadedModel make_model(const TrainConfig& config, const data::Corpus& train) {
+  if (!config.model.empty()) {
+    model::LoadedModel loaded = model::load_model(config.model);
+    const int64_t vocab_size = loaded.model->config().vocab_size;
+    if (train.vocab_size() > vocab_size) {
+      throw ConfigError(concat("the shards have token ids up to ", train.vocab_size() - 1, ", the model's vocabulary has ",
+                               vocab_size, " entries: tokenizer and model do not belong together"));
+    }
+    return loaded;
+  }
+  model::LoadedModel fresh;
+  fresh.model = std::make_unique<model::DecoderLM>(config.new_model.resolve(train.vocab_size(), config.sequence_length));
+  fresh.model->initialize(static_cast<uint64_t>(config.seed));
+  return fresh;
+}
+
+void log_start(const dist::World& world, const TrainConfig& config, const TrainingInputs& inputs, int64_t threads) {
+  log::info(concat("LibTorch ", TORCH_VERSION, "; ", world.mpi_version(), "; ", world.size(), " rank(s) on ",
+                   world.hosts().front(), world.size() > world.local_size() ? " and others" : "", ", ", threads,
+                   " thread(s) each; CPU kernels ", model::kernels::cpu_kernels().name));
+  const model::DecoderConfig& model = inputs.model.model->config();
+  const int64_t num_linear = model.linear.has_value()
+                                 ? model.num_layers - static_cast<int64_t>(model.linear->softmax_layers.size())
+                                 : 0;
+  log::info(concat(inputs.model.model->parameters().num_scalars(), " parameters, ", model.num_layers, " layers (", num_linear,
+                   " linear); ", inputs.train.num_tokens(), " training tokens; ", config.total_steps(), " steps of ",
+                   config.batch_size * config.sequence_length, " tokens"));
+}
+
+}  // namespace
+
+int run_train(const Invocation& invocation) {
+  TrainConfig config;
+  OptionSet options("train", "Pretrain ([model] table) or finetune (--model FOLDER), alone or under mpirun.");
+  config.bind(options);
+  if (options.parse(invocation.arguments) == OptionSet::Outcome::kDone) return 0;
+  config.validate();
+
+  dist::World world(invocation.argc, invocation.argv);
+  log::set_rank(world.rank(), world.size());
+  dist::MpiCommunicator communicator(world);
+  check_same_options(communicator, options);
+  const int64_t threads = set_threads(config.threads, world);
+  RunFolder folder(config.output, communicator);
+  install_stop_signals();
+
+  const data::Corpus train = open_corpus(config.train_data);
+  std::optional<data::Corpus> valid;
+  if (!config.valid_data.empty()) valid.emplace(open_corpus(config.valid_data));
+  if (valid.has_value() && valid->tokenizer_hash() != train.tokenizer_hash()) {
+    throw ConfigError("train-data and valid-data were made with different tokenizers");
+  }
+  TrainingInputs inputs{.model = make_model(config, train),
+                        .train = train,
+                        .valid = valid.has_value() ? &*valid : nullptr,
+                        .output = folder.path(),
+                        .tokenizer_files = tokenizer_files(config, train)};
+  log_start(world, config, inputs, threads);
+  on_first_rank(communicator, [&] { write_file_durably(folder.path() / "config.toml", options.dump()); });
+
+  Trainer::Outcome outcome;
+  {
+    Trainer trainer(config, std::move(inputs), communicator);
+    outcome = trainer.run();
+  }
+  world.close();
+  if (outcome == Trainer::Outcome::kStopped) {
+    log::info("stopped by a signal; saved. Start again with --resume");
+    return static_cast<int>(ExitCode::kSavedRequeue);
+  }
+  return 0;
+}
+
+}  // namespace t2r::launch

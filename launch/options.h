@@ -1,0 +1,60 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace t2r::launch {
+
+/// The options of one sub-command: each is a flag (--batch-size 8) and a key of a TOML file (batch-size = 8). A key with
+/// a dot is a key in a table: --model.layers is layers in [model]. The command line wins over the file.
+///
+/// Every command also has --help, --config FILE and --dump-config, which prints the resolved options as TOML.
+class OptionSet {
+ public:
+  OptionSet(const std::string& command, const std::string& description);
+  ~OptionSet();
+  OptionSet(const OptionSet&) = delete;
+  OptionSet& operator=(const OptionSet&) = delete;
+
+  /// Binds a key to a variable, whose value is the default.
+  void add(const std::string& key, std::string& value, const std::string& help);
+  void add(const std::string& key, int64_t& value, const std::string& help);
+  void add(const std::string& key, double& value, const std::string& help);
+  void add(const std::string& key, bool& value, const std::string& help);
+  void add(const std::string& key, std::vector<std::string>& value, const std::string& help);
+  void add(const std::string& key, std::vector<int64_t>& value, const std::string& help);
+
+  /// A string that must be one of `allowed`.
+  void add_choice(const std::string& key,
+                  std::string& value,
+                  const std::vector<std::string>& allowed,
+                  const std::string& help);
+
+  /// A key without which the command cannot run.
+  void add_required(const std::string& key, std::string& value, const std::string& help);
+
+  enum class Outcome { kRun, kDone };
+
+  /// Reads --config's file, then the arguments. kDone: --help or --dump-config was printed, nothing is left to do.
+  /// @throws UsageError   unknown or malformed flag, missing required one; suggests the nearest
+  /// @throws ConfigError  unknown key or value in the file, value that is not allowed
+  Outcome parse(const std::vector<std::string>& arguments);
+
+  /// The resolved options as TOML.
+  std::string dump() const;
+
+ private:
+  struct Implementation;
+  template <class T>
+  void bind(const std::string& key, T& value, const std::string& help);
+
+  std::unique_ptr<Implementation> implementation_;
+};
+
+/// The candidate that is the fewest edits away from `word`, or "" if none is near.
+std::string nearest(const std::string& word, const std::vector<std::string>& candidates);
+
+}  // namespace t2r::launch

@@ -1,0 +1,237 @@
+#include "launch/trainer.h"
+
+#include <chrono>
+#include <cmath>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "base/seed.h"
+#include "dist/parameter_sync.h"
+#include "launch/perplexity.h"
+#include "launch/stop_signal.h"
+
+namespace t2r::launch {
+namespace {
+
+using torch::Tensor;
+using Clock = std::chrono::steady_clock;
+
+std::vector<dist::GradientSlice> gradient_slices(const model::ParameterArena& arena) {
+  std::vector<dist::GradientSlice> slices;
+  for (const model::ParameterArena::Slice& slice : arena.slices()) {
+    const model::Parameter& parameter = arena.parameters().all()[slice.index];
+    slices.push_back({.name = parameter.pieces.front().name,
+                      .parameter = parameter.value,
+                      .offset = slice.offset,
+                      .numel = slice.numel,
+                      .group = parameter.group});
+  }
+  return slices;
+}
+
+data::BatchPlan batch_plan(const TrainConfig& config, const dist::Communicator& communicator) {
+  const int64_t largest_share = (config.batch_size + communicator.size() - 1) / communicator.size();
+  return {.global_batch = config.batch_size,
+          .micro_batch = config.micro_batch_size > 0 ? config.micro_batch_size : std::max<int64_t>(1, largest_share),
+          .rank = communicator.rank(),
+          .world = communicator.size()};
+}
+
+Tensor view_of(int64_t* data, const data::Batch& batch) {
+  return torch::from_blob(data, {batch.batch_size, batch.length}, torch::kInt64);
+}
+
+}  // namespace
+
+Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, dist::Communicator& communicator)
+    : config_(config),
+      inputs_(std::move(inputs)),
+      communicator_(communicator),
+      model_(*inputs_.model.model),
+      arena_(model_.parameters()),
+      optimizer_(arena_, {config.beta1, config.beta2, config.eps, config.weight_decay}),
+      reducer_(gradient_slices(arena_), arena_.gradients(), communicator),
+      schedule_{config.schedule, config.learning_rate, config.final_lr_ratio, config.warmup_steps, config.total_steps()},
+      sampler_(inputs_.train.num_tokens(), config.sequence_length, static_cast<uint64_t>(config.seed)),
+      checkpoints_(inputs_.output / "checkpoints", config.keep_checkpoints, communicator) {
+  inputs_.model.format.dtypes.clear();  // checkpoints hold float32
+  if (communicator.rank() == 0) {
+    metrics_ = std::make_unique<MetricsLog>(inputs_.output / "metrics.jsonl", communicator.size(), config.log_every);
+  }
+  dist::broadcast_parameters(communicator, arena_.values());
+  resume();
+  loader_ = std::make_unique<data::Loader>(inputs_.train,
+                                           sampler_,
+                                           batch_plan(config, communicator),
+                                           data::LoaderOptions{.cursor = position_.sample_cursor});
+}
+
+Trainer::Outcome Trainer::run() {
+  const int64_t total_steps = config_.total_steps();
+  while (position_.step < total_steps && !is_stop_requested_) {
+    const StepMetrics metrics = train_step();
+    if (metrics_) metrics_->step(metrics);
+    if (num_skipped_in_row_ > config_.max_skipped_steps) {
+      throw NumericError(concat("step ", position_.step, ": loss or gradients were not finite in ", num_skipped_in_row_,
+                                " steps in a row (max-skipped-steps = ", config_.max_skipped_steps,
+                                "); try a smaller learning-rate or a longer warm-up"));
+    }
+    if (is_stop_requested_) break;
+    if (config_.eval_every > 0 && position_.step % config_.eval_every == 0) evaluate();
+    if (config_.checkpoint_every > 0 && position_.step % config_.checkpoint_every == 0) save();
+  }
+  if (metrics_) metrics_->finish_line();
+  if (is_stop_requested_) {
+    save();
+    return Outcome::kStopped;
+  }
+  if (last_evaluated_step_ != position_.step) evaluate();
+  save();
+  if (last_saved_step_ != position_.step) throw WriteError("the last checkpoint could not be written");
+  return Outcome::kFinished;
+}
+
+StepMetrics Trainer::train_step() {
+  const Clock::time_point start = Clock::now();
+  const double waited_before = loader_->wait_seconds();
+  StepTotals local;
+  reducer_.begin_step();
+  forward_backward(local);
+  const dist::ReductionReport report = reducer_.finish_step();
+  const StepTotals totals = reduce_totals(local);
+
+  StepMetrics metrics{.step = position_.step + 1, .total_steps = config_.total_steps()};
+  metrics.is_skipped = !update_parameters(totals, metrics);
+  num_skipped_in_row_ = metrics.is_skipped ? num_skipped_in_row_ + 1 : 0;
+  num_skipped_ += metrics.is_skipped ? 1 : 0;
+  position_.step += 1;
+  position_.sample_cursor += config_.batch_size;
+  position_.num_tokens += totals.num_tokens;
+  is_stop_requested_ = totals.is_stop_requested;
+
+  metrics.epoch = static_cast<double>(position_.sample_cursor) / static_cast<double>(sampler_.num_windows());
+  metrics.loss = totals.loss_sum / static_cast<double>(totals.num_tokens);
+  metrics.loss_max_rank = totals.loss_max_rank;
+  metrics.num_tokens = totals.num_tokens;
+  metrics.num_skipped = num_skipped_;
+  metrics.data_wait_seconds = loader_->wait_seconds() - waited_before;
+  metrics.exposed_communication_seconds = report.exposed_seconds;
+  metrics.seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  return metrics;
+}
+
+void Trainer::forward_backward(StepTotals& totals) {
+  // The dropout of a step depends on the step alone, so a resumed run needs no generator state.
+  torch::manual_seed(derive_seed(static_cast<uint64_t>(config_.seed),
+                                 SeedStream::kDropout,
+                                 {static_cast<uint64_t>(position_.step), static_cast<uint64_t>(communicator_.rank())}));
+  bool is_last = false;
+  while (!is_last) {
+    const data::Batch batch = loader_->next();
+    is_last = batch.ends_step;
+    reducer_.begin_micro_step(is_last);
+    const Tensor loss =
+        model_.loss_sum(view_of(batch.buffer.inputs, batch), view_of(batch.buffer.targets, batch), config_.dropout);
+    loss.backward();
+    totals.loss_sum += loss.item<double>();
+    totals.num_tokens += batch.batch_size * batch.length;
+  }
+}
+
+// One small reduction carries everything that ranks have to agree on: sums, a stop signal, and each rank's mean.
+Trainer::StepTotals Trainer::reduce_totals(const StepTotals& local) {
+  constexpr int kFixed = 3;
+  const Tensor values = torch::zeros({kFixed + communicator_.size()}, torch::kFloat64);
+  double* value = values.data_ptr<double>();
+  value[0] = local.loss_sum;
+  value[1] = static_cast<double>(local.num_tokens);
+  value[2] = stop_requested() ? 1.0 : 0.0;
+  value[kFixed + communicator_.rank()] = local.loss_sum / static_cast<double>(local.num_tokens);
+  communicator_.all_reduce(values, dist::Reduction::kSum);
+  return {.loss_sum = value[0],
+          .num_tokens = static_cast<int64_t>(value[1]),
+          .loss_max_rank = values.narrow(0, kFixed, communicator_.size()).max().item<double>(),
+          .is_stop_requested = value[2] > 0.0};
+}
+
+bool Trainer::update_parameters(const StepTotals& totals, StepMetrics& metrics) {
+  // All ranks hold the same bits here, so they decide alike without asking each other.
+  const double normaliser = 1.0 / static_cast<double>(totals.num_tokens);
+  const double norm = model::l2_norm(arena_.gradients()) * normaliser;
+  metrics.gradient_norm = norm;
+  metrics.learning_rate = schedule_.rate(position_.step + 1);
+  if (!std::isfinite(norm) || !std::isfinite(totals.loss_sum)) return false;
+  const double clip = config_.clip_norm > 0.0 && norm > config_.clip_norm ? config_.clip_norm / norm : 1.0;
+  const double map_ratio = config_.map_learning_rate > 0.0 ? config_.map_learning_rate / config_.learning_rate : 1.0;
+  position_.num_updates += 1;
+  optimizer_.update({.number = position_.num_updates,
+                     .learning_rate = metrics.learning_rate,
+                     .map_learning_rate = metrics.learning_rate * map_ratio,
+                     .gradient_scale = normaliser * clip});
+  return true;
+}
+
+void Trainer::evaluate() {
+  last_evaluated_step_ = position_.step;
+  if (inputs_.valid == nullptr) return;
+  const int64_t length = config_.sequence_length;
+  const PerplexityResult result =
+      score_corpus(model_, *inputs_.valid, {.context = length, .scored = length, .max_tokens = config_.eval_tokens}, communicator_);
+  const bool is_best = !position_.has_best || result.loss() < position_.best_loss;
+  if (is_best) {
+    position_.best_loss = result.loss();
+    position_.has_best = true;
+    is_best_pending_ = true;
+  }
+  if (metrics_) {
+    metrics_->finish_line();
+    metrics_->event("evaluation",
+                    {{"step", static_cast<double>(position_.step)},
+                     {"loss", result.loss()},
+                     {"perplexity", std::exp(result.loss())},
+                     {"tokens", static_cast<double>(result.num_tokens)}});
+  }
+  log::info(concat("step ", position_.step, ": validation loss ", result.loss(), ", perplexity ", std::exp(result.loss()),
+                   " per token (", result.num_tokens, " tokens, windows of ", length, ")", is_best ? ", the best so far" : ""));
+  if (is_best && config_.checkpoint_every > 0) save();
+}
+
+CheckpointContent Trainer::checkpoint_content() {
+  return {.model = model_,
+          .format = inputs_.model.format,
+          .arena = arena_,
+          .optimizer = optimizer_,
+          .identity = config_.resume_identity() + "train-data = " + inputs_.train.content_hash() + "\n",
+          .copies = inputs_.tokenizer_files};
+}
+
+void Trainer::save() {
+  if (last_saved_step_ == position_.step) return;
+  dist::check_replicas_equal(communicator_, arena_.values(), "parameters");
+  try {
+    checkpoints_.save(checkpoint_content(), position_, is_best_pending_);
+  } catch (const WriteError& error) {
+    ++num_failed_saves_;
+    log::warning(concat(error.what(), " (", num_failed_saves_, " in a row; the run stops after ",
+                        config_.max_failed_saves, ")"));
+    if (num_failed_saves_ >= config_.max_failed_saves) throw;
+    return;
+  }
+  num_failed_saves_ = 0;
+  last_saved_step_ = position_.step;
+  is_best_pending_ = false;
+  if (metrics_) metrics_->event("checkpoint", {{"step", static_cast<double>(position_.step)}});
+}
+
+void Trainer::resume() {
+  if (!checkpoints_.empty() && !config_.resume) {
+    throw ConfigError(concat(inputs_.output.string(), " holds a run already; continue it with --resume, or choose another --output"));
+  }
+  const std::optional<TrainingPosition> found = checkpoints_.load(checkpoint_content());
+  if (!found.has_value()) return;
+  position_ = *found;
+  last_saved_step_ = position_.step;
+  if (metrics_) metrics_->event("resume", {{"step", static_cast<double>(position_.step)}});
+}
+
+}  // namespace t2r::launch

@@ -1,0 +1,82 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "data/corpus.h"
+#include "data/loader.h"
+#include "data/sampler.h"
+#include "dist/communicator.h"
+#include "dist/gradient_reducer.h"
+#include "launch/checkpoint.h"
+#include "launch/lr_schedule.h"
+#include "launch/metrics.h"
+#include "launch/train_config.h"
+#include "model/adamw.h"
+#include "model/hugging_face.h"
+
+namespace t2r::launch {
+
+/// What a run trains and where it writes; made by `t2r train`.
+struct TrainingInputs {
+  model::LoadedModel model;
+  const data::Corpus& train;
+  const data::Corpus* valid = nullptr;  ///< nullptr: no evaluation
+  std::filesystem::path output;
+  std::vector<std::filesystem::path> tokenizer_files;
+};
+
+/// Data-parallel training: the only place that knows model, data and ranks.
+class Trainer {
+ public:
+  /// Broadcasts rank 0's parameters. Collective: every rank, same order.
+  Trainer(const TrainConfig& config, TrainingInputs inputs, dist::Communicator& communicator);
+
+  enum class Outcome { kFinished, kStopped };
+
+  /// Trains to the last step, or to a stop signal; a checkpoint is written either way.
+  /// Collective: every rank, same order.
+  /// @throws NumericError  after max_skipped_steps steps in a row that were not finite
+  /// @throws WriteError    after max_failed_saves checkpoints in a row that could not be written
+  Outcome run();
+
+ private:
+  struct StepTotals {
+    double loss_sum = 0.0;
+    int64_t num_tokens = 0;
+    double loss_max_rank = 0.0;
+    bool is_stop_requested = false;
+  };
+
+  StepMetrics train_step();
+  void forward_backward(StepTotals& totals);
+  StepTotals reduce_totals(const StepTotals& local);
+  bool update_parameters(const StepTotals& totals, StepMetrics& metrics);
+  void evaluate();
+  void save();
+  CheckpointContent checkpoint_content();
+  void resume();
+
+  TrainConfig config_;
+  TrainingInputs inputs_;
+  dist::Communicator& communicator_;
+  model::DecoderLM& model_;
+  model::ParameterArena arena_;
+  model::AdamW optimizer_;
+  dist::GradientReducer reducer_;
+  LrSchedule schedule_;
+  data::Sampler sampler_;
+  CheckpointStore checkpoints_;
+  std::unique_ptr<data::Loader> loader_;
+  std::unique_ptr<MetricsLog> metrics_;  ///< rank 0
+
+  TrainingPosition position_;
+  bool is_stop_requested_ = false;
+  bool is_best_pending_ = false;  ///< the newest evaluation was the best: the next checkpoint becomes `best`
+  int64_t num_skipped_ = 0, num_skipped_in_row_ = 0, num_failed_saves_ = 0;
+  int64_t last_saved_step_ = -1, last_evaluated_step_ = -1;
+};
+
+}  // namespace t2r::launch

@@ -1,0 +1,68 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace t2r::model {
+
+enum class Family { kGpt2, kLlama };
+enum class Activation { kGeluTanh, kGeluErf, kRelu, kSilu };
+
+/// How far and how the rotation of a position grows. Source: transformers, modeling_rope_utils.py.
+struct RopeConfig {
+  double theta = 10000.0;
+  std::string type = "default";  ///< default, linear, llama3
+  double factor = 1.0;
+  double low_freq_factor = 1.0;
+  double high_freq_factor = 4.0;
+  int64_t original_max_positions = 8192;
+};
+
+/// The part of a config that T2R adds: which layers are linear, and with which feature map.
+struct LinearAttentionConfig {
+  std::string feature_map = "t2r";   ///< t2r, elu
+  int64_t feature_size = 32;         ///< features per head; elu: the head dimension
+  double denominator_floor = 1e-2;   ///< t2r clamps phi(q) . z from below
+  bool map_per_query_head = false;   ///< grouped queries: a map (and a state) per query head
+  std::vector<int64_t> softmax_layers;  ///< layers that keep softmax attention, ascending
+};
+
+/// A decoder-only language model of the GPT-2 or the Llama family.
+struct DecoderConfig {
+  Family family = Family::kLlama;
+  int64_t vocab_size = 0;
+  int64_t hidden_size = 0;
+  int64_t num_layers = 0;
+  int64_t num_heads = 0;
+  int64_t num_kv_heads = 0;
+  int64_t head_dim = 0;
+  int64_t intermediate_size = 0;
+  int64_t max_positions = 0;  ///< GPT-2: rows of the position table; Llama: the trained context
+  Activation activation = Activation::kSilu;
+  double norm_eps = 1e-5;
+  RopeConfig rope;
+  bool tied_embeddings = false;
+  bool attention_bias = false;
+  bool mlp_bias = false;
+  bool scale_attention = true;             ///< divide scores by sqrt(head_dim)
+  bool scale_by_inverse_layer = false;     ///< and by layer + 1 (GPT-2 option)
+  double initializer_range = 0.02;
+  int64_t bos_token_id = -1;
+  std::vector<int64_t> eos_token_ids;
+  std::optional<LinearAttentionConfig> linear;
+
+  bool is_linear_layer(int64_t layer) const;
+
+  /// Factor on the queries of a layer: what softmax multiplies its scores with, and T2R its queries before the map.
+  double query_scale(int64_t layer) const;
+
+  /// @throws ConfigError  naming field, value and what is allowed
+  void validate() const;
+};
+
+/// Layers that keep softmax when every n-th is kept, counted from the top (T2R 75 %: n = 4).
+std::vector<int64_t> every_nth_layer_from_top(int64_t num_layers, int64_t n);
+
+}  // namespace t2r::model

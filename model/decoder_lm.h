@@ -1,0 +1,90 @@
+#pragma once
+
+#include <torch/types.h>
+
+#include <memory>
+#include <vector>
+
+#include "model/attention.h"
+#include "model/config.h"
+#include "model/layers.h"
+#include "model/parameters.h"
+
+namespace t2r::model {
+
+/// What generation carries: one attention state per layer and the number of tokens seen.
+struct DecoderState {
+  std::vector<AttentionState> layers;
+  int64_t position = 0;
+
+  /// Bytes of all layers that hold information.
+  int64_t num_bytes() const;
+};
+
+/// Decoder-only language model; families and attention kinds by config.
+///
+/// Legend: B batch, T tokens, D hidden size, V vocabulary.
+class DecoderLM {
+ public:
+  /// Parameters are uninitialised: load them (hugging_face.h) or call initialize().
+  /// @throws ConfigError  if the config does not hold together
+  explicit DecoderLM(const DecoderConfig& config);
+
+  /// Random parameters: normal(0, initializer_range), residual outputs scaled by 1 / sqrt(2 layers), norms one, biases
+  /// zero, feature maps their own. Depends on the seed alone.
+  void initialize(uint64_t seed);
+
+  /// Random parameters of the feature maps only: what conversion does to a pretrained model.
+  void initialize_feature_maps(uint64_t seed);
+
+  struct ForwardOptions {
+    double dropout = 0.0;           ///< on embeddings and residual branches; torch's default generator
+    DecoderState* state = nullptr;  ///< continue from, and move on
+  };
+
+  /// tokens_BT int64 -> normalised hidden states [B, T, D] of the last layer.
+  /// @throws DataError    if a token is outside the vocabulary
+  /// @throws ConfigError  if positions run past a learned position table
+  torch::Tensor hidden(const torch::Tensor& tokens_BT, const ForwardOptions& options) const;
+  torch::Tensor hidden(const torch::Tensor& tokens_BT) const { return hidden(tokens_BT, {}); }
+
+  /// hidden [.., D] -> logits [.., V].
+  torch::Tensor logits(const torch::Tensor& hidden) const;
+
+  /// Sum of the token losses in nats, float64 scalar; targets below 0 do not count.
+  torch::Tensor loss_sum(const torch::Tensor& tokens_BT, const torch::Tensor& targets_BT, double dropout = 0.0) const;
+
+  /// Loss of every token [B, T] float32, without gradients.
+  torch::Tensor token_losses(const torch::Tensor& tokens_BT, const torch::Tensor& targets_BT) const;
+
+  /// Empty state for generation.
+  DecoderState new_state() const;
+
+  /// Merges the feature maps into the projections where that is exact. The model can only generate afterwards.
+  void prepare_generation();
+
+  const DecoderConfig& config() const { return config_; }
+  ParameterSet& parameters() { return parameters_; }
+  const ParameterSet& parameters() const { return parameters_; }
+
+ private:
+  struct Block {
+    Norm attention_norm;
+    Attention attention;
+    Norm mlp_norm;
+    Mlp mlp;
+  };
+
+  torch::Tensor embed(const torch::Tensor& tokens_BT, int64_t position) const;
+
+  DecoderConfig config_;
+  ParameterSet parameters_;
+  torch::Tensor token_embedding_VD_;
+  torch::Tensor position_embedding_;  ///< [max_positions, D], GPT-2 only
+  std::vector<Block> blocks_;
+  Norm final_norm_;
+  torch::Tensor head_VD_;  ///< the token embedding itself if tied
+  mutable std::unique_ptr<RotaryEmbedding> rope_;
+};
+
+}  // namespace t2r::model

@@ -1,0 +1,94 @@
+#include "model/layers.h"
+
+#include "base/error.h"
+#include "model/fused_ops.h"
+
+namespace t2r::model {
+namespace {
+
+using torch::Tensor;
+
+Tensor activate(Activation activation, const Tensor& x) {
+  switch (activation) {
+    case Activation::kGeluTanh: return at::gelu(x, "tanh");
+    case Activation::kGeluErf: return at::gelu(x);
+    case Activation::kRelu: return at::relu(x);
+    case Activation::kSilu: return at::silu(x);
+  }
+  throw ContractError("activation out of range");
+}
+
+}  // namespace
+
+Tensor Linear::operator()(const Tensor& x) const {
+  if (!is_input_major) return at::linear(x, weight, bias);
+  std::vector<int64_t> sizes = x.sizes().vec();
+  sizes.back() = weight.size(1);
+  return at::addmm(bias, x.reshape({-1, weight.size(0)}), weight).view(sizes);
+}
+
+Linear add_linear(const DecoderConfig& config,
+                  const LinearNames& names,
+                  int64_t inputs,
+                  bool has_bias,
+                  int64_t group,
+                  ParameterSet& parameters) {
+  Linear linear;
+  std::vector<std::string> weights, biases;
+  for (const std::string& prefix : names.prefixes) {
+    weights.push_back(prefix + ".weight");
+    biases.push_back(prefix + ".bias");
+  }
+  linear.is_input_major = config.family == Family::kGpt2;
+  if (linear.is_input_major) {
+    require(names.prefixes.size() == 1 && has_bias, "GPT-2 has one biased projection per name");
+    linear.weight = parameters.add(weights[0], {inputs, names.outputs[0]}, group, true);
+  } else {
+    linear.weight = parameters.add_stacked(weights, names.outputs, {inputs}, group, true);
+  }
+  if (has_bias) linear.bias = parameters.add_stacked(biases, names.outputs, {}, group, false);
+  return linear;
+}
+
+Tensor Norm::operator()(const Tensor& x) const {
+  if (bias.defined()) return at::layer_norm(x, {x.size(-1)}, weight, bias, eps);
+  return rms_norm(x, weight, eps);
+}
+
+Norm add_norm(const DecoderConfig& config, const std::string& prefix, int64_t group, ParameterSet& parameters) {
+  Norm norm;
+  norm.eps = config.norm_eps;
+  norm.weight = parameters.add(prefix + ".weight", {config.hidden_size}, group, false);
+  if (config.family == Family::kGpt2) {
+    norm.bias = parameters.add(prefix + ".bias", {config.hidden_size}, group, false);
+  }
+  return norm;
+}
+
+std::string block_prefix(const DecoderConfig& config, int64_t layer) {
+  return concat(config.family == Family::kGpt2 ? "transformer.h." : "model.layers.", layer);
+}
+
+Mlp::Mlp(const DecoderConfig& config, int64_t layer, ParameterSet& parameters)
+    : activation_(config.activation), is_gated_(config.family == Family::kLlama) {
+  const std::string prefix = block_prefix(config, layer) + ".mlp.";
+  const int64_t hidden = config.hidden_size, inner = config.intermediate_size, group = layer + 1;
+  if (is_gated_) {
+    up_ = add_linear(
+        config, {{prefix + "gate_proj", prefix + "up_proj"}, {inner, inner}}, hidden, config.mlp_bias, group, parameters);
+    down_ = add_linear(config, {{prefix + "down_proj"}, {hidden}}, inner, config.mlp_bias, group, parameters);
+  } else {
+    up_ = add_linear(config, {{prefix + "c_fc"}, {inner}}, hidden, true, group, parameters);
+    down_ = add_linear(config, {{prefix + "c_proj"}, {hidden}}, inner, true, group, parameters);
+  }
+}
+
+Tensor Mlp::forward(const Tensor& x_BTD) const {
+  const Tensor inner = up_(x_BTD);
+  if (!is_gated_) return down_(activate(activation_, inner));
+  if (activation_ == Activation::kSilu) return down_(swiglu(inner));
+  const std::vector<Tensor> halves = inner.chunk(2, -1);
+  return down_(activate(activation_, halves[0]) * halves[1]);
+}
+
+}  // namespace t2r::model

@@ -1,0 +1,70 @@
+#pragma once
+
+#include <torch/types.h>
+
+#include <string>
+#include <vector>
+
+#include "model/config.h"
+#include "model/parameters.h"
+
+namespace t2r::model {
+
+/// y = x W + b, in the orientation of the family's checkpoints.
+struct Linear {
+  torch::Tensor weight;  ///< [out, in] (Llama) or [in, out] (GPT-2's Conv1D)
+  torch::Tensor bias;    ///< [out], or undefined
+  bool is_input_major = false;
+
+  /// x [.., in] -> [.., out].
+  torch::Tensor operator()(const torch::Tensor& x) const;
+
+  /// The weight as [out, in], a view.
+  torch::Tensor output_major() const { return is_input_major ? weight.t() : weight; }
+};
+
+/// One projection with its Hugging Face names; several names are projections of one input, stacked.
+struct LinearNames {
+  std::vector<std::string> prefixes;  ///< e.g. model.layers.0.self_attn.q_proj
+  std::vector<int64_t> outputs;       ///< output width of each
+};
+
+Linear add_linear(const DecoderConfig& config,
+                  const LinearNames& names,
+                  int64_t inputs,
+                  bool has_bias,
+                  int64_t group,
+                  ParameterSet& parameters);
+
+/// LayerNorm (GPT-2) or RMSNorm (Llama) of the last dimension.
+struct Norm {
+  torch::Tensor weight;
+  torch::Tensor bias;  ///< undefined for RMSNorm
+  double eps = 1e-5;
+
+  torch::Tensor operator()(const torch::Tensor& x) const;
+};
+
+Norm add_norm(const DecoderConfig& config, const std::string& prefix, int64_t group, ParameterSet& parameters);
+
+/// The feed-forward part of a block: plain (GPT-2) or gated (Llama).
+class Mlp {
+ public:
+  Mlp(const DecoderConfig& config, int64_t layer, ParameterSet& parameters);
+
+  /// x_BTD -> [B, T, D].
+  torch::Tensor forward(const torch::Tensor& x_BTD) const;
+
+  const Linear& output() const { return down_; }
+
+ private:
+  Activation activation_;
+  bool is_gated_;
+  Linear up_;  ///< gated: gate and up projections, stacked
+  Linear down_;
+};
+
+/// Hugging Face prefix of a block, e.g. "transformer.h.3".
+std::string block_prefix(const DecoderConfig& config, int64_t layer);
+
+}  // namespace t2r::model

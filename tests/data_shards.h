@@ -1,0 +1,127 @@
+#pragma once
+
+#include <gtest/gtest.h>
+#include <stdlib.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <numeric>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#include "base/error.h"
+#include "data/corpus_writer.h"
+#include "data/tokenizer.h"
+
+namespace t2r::test {
+
+/// A folder that is removed with everything in it at the end of the test.
+class TemporaryFolder {
+ public:
+  TemporaryFolder() {
+    std::string pattern = (std::filesystem::temp_directory_path() / "t2r-test-XXXXXX").string();
+    if (::mkdtemp(pattern.data()) == nullptr) throw WriteError(pattern + ": mkdtemp failed");
+    path_ = pattern;
+  }
+  ~TemporaryFolder() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+
+  std::filesystem::path operator/(std::string_view name) const { return path_ / name; }
+  const std::filesystem::path& path() const { return path_; }
+
+  /// Names of all files and folders in it, sorted.
+  std::vector<std::string> names() const {
+    std::vector<std::string> names;
+    for (const auto& entry : std::filesystem::directory_iterator(path_)) {
+      names.push_back(entry.path().filename().string());
+    }
+    std::sort(names.begin(), names.end());
+    return names;
+  }
+
+ private:
+  std::filesystem::path path_;
+};
+
+/// One token per byte, its value; 256 ends a document.
+class ByteTokenizer : public data::Tokenizer {
+ public:
+  std::vector<int32_t> encode(std::string_view text) const override {
+    std::vector<int32_t> ids;
+    for (const char byte : text) ids.push_back(static_cast<uint8_t>(byte));
+    return ids;
+  }
+  std::string decode(const std::vector<int32_t>& ids) const override {
+    std::string text;
+    for (const int32_t id : ids) text += static_cast<char>(id);
+    return text;
+  }
+  int64_t vocab_size() const override { return 257; }
+  std::optional<int32_t> end_of_document() const override { return 256; }
+  std::string hash() const override { return "bytes"; }
+  std::vector<std::filesystem::path> files() const override { return {}; }
+};
+
+/// Writes a shard whose documents have the given tokens.
+inline void write_shard(const std::filesystem::path& path,
+                        const std::vector<std::vector<int32_t>>& documents,
+                        int64_t vocab_size = 50257,
+                        const std::string& tokenizer_hash = "tokenizer-a") {
+  data::CorpusWriter writer(path, {vocab_size, tokenizer_hash, "source.txt"});
+  for (const std::vector<int32_t>& document : documents) {
+    writer.append(document);
+    writer.end_document();
+  }
+  writer.commit();
+}
+
+/// first, first + 1, ..., `count` of them.
+inline std::vector<int32_t> count_up(int32_t first, size_t count) {
+  std::vector<int32_t> ids(count);
+  std::iota(ids.begin(), ids.end(), first);
+  return ids;
+}
+
+inline void write_text(const std::filesystem::path& path, std::string_view text) {
+  std::ofstream(path, std::ios::binary) << text;
+}
+
+inline void sleep_us(int64_t duration_us) {
+  std::this_thread::sleep_for(std::chrono::microseconds(duration_us));
+}
+
+/// Time that `action` takes, at least 1.
+template <class Action>
+int64_t duration_us(const Action& action) {
+  const auto begin = std::chrono::steady_clock::now();
+  action();
+  const auto duration = std::chrono::steady_clock::now() - begin;
+  return 1 + std::chrono::duration_cast<std::chrono::microseconds>(duration).count();
+}
+
+/// Message of the Expected that `action` throws; anything else fails the test.
+template <class Expected, class Action>
+std::string message_of(const Action& action) {
+  try {
+    action();
+  } catch (const Expected& error) {
+    return error.what();
+  } catch (const std::exception& error) {
+    ADD_FAILURE() << "another exception: " << error.what();
+    return "";
+  }
+  ADD_FAILURE() << "no exception";
+  return "";
+}
+
+}  // namespace t2r::test

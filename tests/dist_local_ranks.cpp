@@ -1,0 +1,10 @@
+#include "dist/local_communicator.h"
+#include "tests/dist_ranks.h"
+
+namespace t2r::dist {
+
+void run_on_ranks(const std::function<void(Communicator&)>& body) {
+  for (const int size : {1, 2, 4}) run_local_ranks(size, body);
+}
+
+}  // namespace t2r::dist
