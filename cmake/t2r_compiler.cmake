@@ -11,9 +11,9 @@ endif()
 add_library(t2r_warnings INTERFACE)
 target_compile_options(t2r_warnings INTERFACE -Wall -Wextra -Wpedantic -Wno-unknown-pragmas)
 
-set(CMAKE_CXX_FLAGS_RELEASE "-O3 -DNDEBUG")
+# -O2: LibTorch does the heavy work; the kernels ask for -O3 themselves (model/CMakeLists.txt).
+set(CMAKE_CXX_FLAGS_RELEASE "-O2 -DNDEBUG")
 set(CMAKE_CXX_VISIBILITY_PRESET default)
-set(CMAKE_POSITION_INDEPENDENT_CODE ON)
 
 if(T2R_SANITIZE)
   add_compile_options(-fsanitize=${T2R_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=undefined)

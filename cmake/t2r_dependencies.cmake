@@ -19,6 +19,7 @@ target_compile_options(t2r_torch INTERFACE ${TORCH_CXX_FLAGS})
 # with clang our own loops run on one thread.
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   target_compile_options(t2r_torch INTERFACE -fopenmp)
+  target_link_options(t2r_torch INTERFACE -fopenmp)
 endif()
 
 find_package(MPI REQUIRED COMPONENTS C)

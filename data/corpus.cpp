@@ -1,7 +1,6 @@
 #include "data/corpus.h"
 
 #include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -41,14 +40,6 @@ class ReadOnlyFile {
   }
 
   const std::string& path() const { return path_; }
-
-  int64_t num_bytes() const {
-    struct stat status {};
-    if (::fstat(descriptor_, &status) != 0) {
-      throw DataError(concat(path_, ": cannot stat: ", std::strerror(errno)));
-    }
-    return status.st_size;
-  }
 
   void read(int64_t offset, int64_t count, char* out) const {
     while (count > 0) {
@@ -238,21 +229,6 @@ void Corpus::Shard::check_description() const {
                     " and num_bytes is ",
                     num_bytes,
                     "; they must not be negative"));
-  const int64_t file_size = file.num_bytes();
-  for (const H5Extent& extent : {tokens, offsets}) {
-    const int64_t room = (file_size - extent.file_offset) / num_bytes_of(extent.type);
-    check_rule(extent.file_offset >= 0 && extent.num_elements <= room,
-               path,
-               concat("truncated: ",
-                      extent.num_elements,
-                      " elements of ",
-                      num_bytes_of(extent.type),
-                      " bytes at offset ",
-                      extent.file_offset,
-                      " do not fit into ",
-                      file_size,
-                      " bytes"));
-  }
 }
 
 template <class Element>

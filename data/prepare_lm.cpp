@@ -30,7 +30,7 @@ constexpr std::array<std::string_view, 4> kDocumentModes = {
 bool is_wikitext_title(std::string_view line) {
   const std::string_view text = strip_ascii_space(line);
   return text.size() >= 5 && text.starts_with("= ") && !text.starts_with("= =") &&
-         text.ends_with(" =") && !text.ends_with("= =");
+         text.ends_with(" =");
 }
 
 /// Finds the lines that begin documents.

@@ -30,12 +30,12 @@ class Communicator {
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
-  /// Reduces in place; the result is the same, bit for bit, on every rank. Collective: every rank,
-  /// same order.
+  /// Reduces in place; the result is the same, bit for bit, on every rank. kMax and kMin of a NaN
+  /// are unspecified: agree on finiteness with integers. Collective: every rank, same order.
   virtual void all_reduce(torch::Tensor tensor, Reduction reduction) = 0;
 
-  /// The same without waiting: `tensor` belongs to the operation until wait(). Collective: every
-  /// rank, same order.
+  /// The same without waiting: `tensor` belongs to the operation until wait(). Destroying the Work
+  /// instead is for ending the run only. Collective: every rank, same order.
   virtual std::unique_ptr<Work> all_reduce_async(torch::Tensor tensor, Reduction reduction) = 0;
 
   /// Copies root's tensor into every rank's. Collective: every rank, same order.

@@ -74,6 +74,8 @@ std::string refusal_of(const std::function<void()>& action) {
 SafetensorsContent parse(const std::string& file) {
   return parse_safetensors(std::as_bytes(std::span(file)), "x.safetensors");
 }
+/// The views point into the file's bytes, which must outlive them.
+SafetensorsContent parse(std::string&&) = delete;
 
 std::string refusal_of_file(const std::string& file) {
   return refusal_of([&] { parse(file); });
@@ -119,11 +121,12 @@ fs::path shared_folder() {
 // --- reading what is right
 
 TEST(Safetensors, ReadsTensorsInOffsetOrderWithMetadata) {
-  const SafetensorsContent content =
-      parse(file_of(R"({"__metadata__":{"z":"1","a":"2"},)"
-                    R"("late":{"dtype":"U8","shape":[2],"data_offsets":[4,6]},)"
-                    R"("early":{"data_offsets":[0,4],"dtype":"F16","shape":[1,2]}}   )",
-                    "abcdef"));
+  const std::string file =
+      file_of(R"({"__metadata__":{"z":"1","a":"2"},)"
+              R"("late":{"dtype":"U8","shape":[2],"data_offsets":[4,6]},)"
+              R"("early":{"data_offsets":[0,4],"dtype":"F16","shape":[1,2]}}   )",
+              "abcdef");
+  const SafetensorsContent content = parse(file);
   ASSERT_EQ(content.tensors.size(), 2u);
   EXPECT_EQ(content.tensors[0].name, "early");
   EXPECT_EQ(content.tensors[0].dtype, DType::f16);
@@ -135,22 +138,23 @@ TEST(Safetensors, ReadsTensorsInOffsetOrderWithMetadata) {
 }
 
 TEST(Safetensors, ReadsAFileWithoutTensors) {
-  EXPECT_THAT(parse(file_of("{}      ")).tensors, IsEmpty());
+  const std::string file = file_of("{}      ");
+  EXPECT_THAT(parse(file).tensors, IsEmpty());
 }
 
 TEST(Safetensors, ReadsEmptyAndScalarTensors) {
-  const SafetensorsContent content =
-      parse(file_of(R"({"s":{"dtype":"F32","shape":[],"data_offsets":[0,4]},)"
-                    R"("e":{"dtype":"F32","shape":[0,3],"data_offsets":[0,0]}})",
-                    "abcd"));
+  const std::string file = file_of(R"({"s":{"dtype":"F32","shape":[],"data_offsets":[0,4]},)"
+                                   R"("e":{"dtype":"F32","shape":[0,3],"data_offsets":[0,0]}})",
+                                   "abcd");
+  const SafetensorsContent content = parse(file);
   ASSERT_EQ(content.tensors.size(), 2u);
   EXPECT_EQ(content.tensors[0].num_bytes, 0u);
   EXPECT_THAT(content.tensors[1].shape, IsEmpty());
 }
 
 TEST(Safetensors, ReadsTypesOfLessThanAByte) {
-  const SafetensorsContent content =
-      parse(file_of(one_tensor("\"F6_E2M3\"", "[4]", "[0,3]"), "abc"));
+  const std::string file = file_of(one_tensor("\"F6_E2M3\"", "[4]", "[0,3]"), "abc");
+  const SafetensorsContent content = parse(file);
   EXPECT_EQ(content.tensors.at(0).num_bytes, 3u);
 }
 

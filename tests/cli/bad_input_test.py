@@ -1,0 +1,198 @@
+"""Every bad input: its message, its exit code, and nothing half-written."""
+import json
+import os
+import pathlib
+import shutil
+import struct
+import unittest
+
+from support import Case, run
+
+
+class BadInput(Case):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.must("train", "--output", cls.folder / "run", "--train-data", cls.folder / "train", "--tokenizer", cls.tokenizer,
+                 "--model.layers", 2, "--model.hidden-size", 32, "--model.heads", 2, "--sequence-length", 32, "--batch-size", 8,
+                 "--steps", 2)
+        cls.model = cls.folder / "run/checkpoints/latest"
+
+    def copy_of_model(self, name):
+        copy = self.folder / name
+        shutil.copytree(self.model, copy)
+        return copy
+
+    def convert(self, model):
+        output = self.folder / "converted"
+        result = run("convert", "--model", model, "--output", output)
+        self.assertFalse(output.exists())
+        self.assertEqual([p.name for p in self.folder.iterdir() if ".tmp." in p.name], [])
+        return result
+
+    # --- models
+
+    def test_missing_weights(self):
+        copy = self.copy_of_model("no-weights")
+        (copy / "model.safetensors").unlink()
+        self.fails(self.convert(copy), 65, "model.safetensors")
+
+    def test_truncated_weights(self):
+        copy = self.copy_of_model("truncated")
+        data = (copy / "model.safetensors").read_bytes()
+        (copy / "model.safetensors").write_bytes(data[:-10])
+        self.fails(self.convert(copy), 65, "model.safetensors")
+
+    def test_wrong_shapes(self):
+        copy = self.copy_of_model("shapes")
+        config = json.loads((copy / "config.json").read_text())
+        config["intermediate_size"] = 64
+        (copy / "config.json").write_text(json.dumps(config))
+        self.fails(self.convert(copy), 65, "gate_proj.weight", "has shape", "the config asks for [64,32]")
+
+    def test_missing_and_unknown_tensors(self):
+        copy = self.copy_of_model("names")
+        path = copy / "model.safetensors"
+        data = path.read_bytes()
+        path.write_bytes(data.replace(b"model.norm.weight", b"model.nerm.weight"))
+        self.fails(self.convert(copy), 65, '"model.norm.weight" is missing')
+
+    def test_config_of_another_kind(self):
+        copy = self.copy_of_model("kind")
+        config = json.loads((copy / "config.json").read_text())
+        config["model_type"] = "mamba"
+        (copy / "config.json").write_text(json.dumps(config))
+        self.fails(self.convert(copy), 78, 'model_type = "mamba"', "gpt2, llama")
+        (copy / "config.json").write_text("{")
+        self.fails(self.convert(copy), 65, "not a JSON object")
+
+    def test_model_folder_that_is_not_there(self):
+        self.fails(run("evaluate", "--model", self.folder / "none", "--data", self.folder / "valid"), 78, "is not a folder")
+
+    # --- options
+
+    def test_unknown_config_key(self):
+        path = self.folder / "bad.toml"
+        path.write_text('output = "x"\nlerning-rate = 0.1\n')
+        self.fails(run("train", "--config", path), 78, 'unknown key "lerning-rate"', "did you mean learning-rate?")
+        path.write_text('output = "x"\n[model]\nlayer = 2\n')
+        self.fails(run("train", "--config", path), 78, 'unknown key "model.layer"', "model.layers")
+        path.write_text("output = \n")
+        self.fails(run("train", "--config", path), 78, "bad.toml:1")
+        path.write_text('steps = "many"\n')
+        self.fails(run("train", "--config", path), 78, "steps")
+
+    def test_unknown_flag_and_command(self):
+        self.fails(run("train", "--outptu", "x"), 64, "--outptu", "did you mean --output?")
+        self.fails(run("trian"), 64, 'unknown command "trian"', "did you mean train?")
+        self.fails(run("train"), 64, "--output is required")
+        self.fails(run(), 64, "t2r --help")
+
+    def test_values_that_are_not_allowed(self):
+        base = ["--output", self.folder / "never", "--train-data", self.folder / "train", "--model.layers", 2]
+        for more, text in ((["--steps", 2, "--batch-size", 0], "batch-size = 0, allowed: 1 or more"),
+                           (["--steps", 2, "--dropout", 1.5], "dropout = 1.5, allowed: 0 to 0.99"),
+                           (["--steps", 2, "--tokens", 100], "exactly one of steps and tokens"),
+                           (["--steps", 2, "--schedule", "cosin"], 'schedule = "cosin", allowed: cosine'),
+                           (["--steps", 2, "--model.hidden-size", 30, "--model.heads", 4], "a multiple of model.heads = 4"),
+                           (["--steps", 2, "--model", self.model], "exclude each other")):
+            self.fails(run("train", *base, *more), 78, text)
+        self.assertFalse((self.folder / "never" / "checkpoints").exists())
+
+    def test_dump_config_reads_back(self):
+        first = self.must("train", "--output", "x", "--steps", 3, "--learning-rate", 1e-3, "--model.layers", 2, "--dump-config")
+        path = self.folder / "dump.toml"
+        path.write_text(first.stdout)
+        second = self.must("train", "--config", path, "--dump-config")
+        self.assertEqual(first.stdout, second.stdout)
+        third = self.must("train", "--config", path, "--learning-rate", 2e-3, "--dump-config")
+        self.assertIn("learning-rate = 0.002", third.stdout)
+
+    # --- data
+
+    def test_tokenizer_and_shard_that_do_not_belong_together(self):
+        other = self.folder / "other.model"
+        self.must("prepare", "vocab", "--inputs", self.folder / "valid.txt", "--output", other, "--vocab-size", 300)
+        self.fails(run("train", "--output", self.folder / "mismatch", "--train-data", self.folder / "train", "--tokenizer", other,
+                       "--model.layers", 2, "--steps", 2, "--sequence-length", 32), 78, "made with another tokenizer")
+        self.must("prepare", "lm", "--inputs", self.folder / "valid.txt", "--tokenizer", other, "--output", self.folder / "other")
+        self.fails(run("train", "--output", self.folder / "mismatch", "--train-data", self.folder / "other", "--model", self.model,
+                       "--steps", 2, "--sequence-length", 32), 78, "made with another tokenizer")
+
+    def test_token_ids_out_of_range(self):
+        copy = self.copy_of_model("small-vocab")
+        for name in copy.glob("tokenizer*"):
+            name.unlink()
+        big = self.folder / "big.model"
+        self.must("prepare", "vocab", "--inputs", self.folder / "train.txt", "--output", big, "--vocab-size", 330)
+        self.must("prepare", "lm", "--inputs", self.folder / "train.txt", "--tokenizer", big, "--output", self.folder / "big")
+        self.fails(run("train", "--output", self.folder / "range", "--train-data", self.folder / "big", "--model", copy, "--steps", 2,
+                       "--sequence-length", 32), 78, "token ids up to 329", "vocabulary has 320 entries")
+        self.fails(run("evaluate", "--model", copy, "--data", self.folder / "big"), 78, "token ids up to 329")
+
+    def test_shard_with_a_flipped_byte(self):
+        copy = self.folder / "flipped"
+        shutil.copytree(self.folder / "train", copy)
+        shard = next(copy.glob("*.h5"))
+        data = bytearray(shard.read_bytes())
+        data[len(data) // 2] ^= 4
+        shard.write_bytes(data)
+        self.fails(run("train", "--output", self.folder / "never", "--train-data", copy, "--model.layers", 2, "--steps", 2,
+                       "--sequence-length", 32), 65, shard.name)
+        self.assertFalse((self.folder / "never" / "checkpoints").exists())
+
+    def prepare(self, text, *more, **options):
+        source = self.folder / "source.txt"
+        source.write_bytes(text)
+        output = self.folder / "prepared"
+        result = run("prepare", "lm", "--inputs", source, "--tokenizer", self.tokenizer, "--output", output, *more, **options)
+        if result.returncode != 0:
+            self.assertEqual(list(output.glob("**/*")) if output.exists() else [], [])
+        shutil.rmtree(output, ignore_errors=True)
+        return result
+
+    def test_empty_text(self):
+        self.fails(self.prepare(b""), 65, "source.txt")
+        self.fails(run("prepare", "vocab", "--inputs", self.folder / "empty.txt", "--output", self.folder / "e.model"), 78 if not
+                   (self.folder / "empty.txt").exists() else 65)
+
+    def test_invalid_utf8(self):
+        self.fails(self.prepare(b"good\nbad \xff\xfe here\n"), 65, "source.txt", "byte 9", "--allow-invalid-utf8")
+        self.assertEqual(self.prepare(b"good\nbad \xff\xfe here\n", "--allow-invalid-utf8").returncode, 0)
+
+    def test_full_disk(self):
+        self.fails(self.prepare((self.folder / "train.txt").read_bytes(), limit_bytes=4096), 73, "prepared")
+
+    def test_prepare_with_two_ranks_writes_the_same(self):
+        inputs = [self.folder / "train.txt", self.folder / "valid.txt"]
+        for ranks in (1, 2):
+            self.must("prepare", "lm", "--inputs", *inputs, "--tokenizer", self.tokenizer, "--output", self.folder / f"ranks{ranks}",
+                      ranks=ranks)
+        for name in ("train-00000.h5", "valid-00000.h5"):
+            self.assertEqual((self.folder / "ranks1" / name).read_bytes(), (self.folder / "ranks2" / name).read_bytes())
+
+    def test_expected_values_that_do_not_fit(self):
+        expected = self.folder / "expected.safetensors"
+
+        def write(entries):
+            header, data = {}, b""
+            for name, (dtype, shape, raw) in entries.items():
+                header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(raw)]}
+                data += raw
+            text = json.dumps(header).encode()
+            text += b" " * (-len(text) % 8)
+            expected.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+        ids = ("I64", [1, 4], struct.pack("<4q", 5, 6, 7, 8))
+        write({"input_ids": ids, "attentions": ("F32", [1], struct.pack("<f", 0.0))})
+        self.fails(run("verify", "--model", self.model, "--expected", expected), 65, '"attentions" is not known', "logits")
+        write({"input_ids": ("I64", [1, 2], struct.pack("<2q", 5, 9999)), "loss": ("F32", [], struct.pack("<f", 0.0))})
+        self.fails(run("verify", "--model", self.model, "--expected", expected), 65, "token id 9999", "[0, 320)")
+        write({"input_ids": ids, "loss": ("F32", [], struct.pack("<f", 0.0))})
+        self.fails(run("verify", "--model", self.model, "--expected", expected), 65, "loss", "FAIL")
+        write({"input_ids": ids})
+        self.fails(run("verify", "--model", self.model, "--expected", expected), 65, "nothing to compare")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,126 @@
+"""Conversion, verification, evaluation and generation as a user runs them."""
+import json
+import pathlib
+import shutil
+import unittest
+
+from support import SHARED, SOURCE, Case, run
+
+
+class Pipeline(Case):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        for family in ("llama", "gpt2"):
+            cls.must("train", "--output", cls.folder / family, "--train-data", cls.folder / "train", "--tokenizer", cls.tokenizer,
+                     "--model.family", family, "--model.layers", 3, "--model.hidden-size", 32, "--model.heads", 4,
+                     "--model.max-positions", 512, "--sequence-length", 32, "--batch-size", 8, "--steps", 30,
+                     "--learning-rate", 3e-3)
+
+    def model(self, family):
+        return self.folder / family / "checkpoints/latest"
+
+    def perplexity(self, model, *more):
+        result = self.must("evaluate", "--model", model, "--data", self.folder / "valid", "--context", 32, "--json", *more)
+        return json.loads(result.stdout)
+
+    def test_conversion_keeps_weights_and_says_what_is_new(self):
+        output = self.folder / "t2r75"
+        result = self.must("convert", "--model", self.model("llama"), "--output", output, "--feature-map", "t2r", "--feature-size",
+                           8, "--keep-softmax-every", 4)
+        self.assertIn("2 of 3 layers are linear", result.stdout)
+        self.assertIn("model.layers.0.self_attn.feature_map.weight", result.stdout)
+        self.assertNotIn("model.layers.2.self_attn.feature_map.weight", result.stdout)
+        self.assertEqual(json.loads((output / "config.json").read_text())["t2r"]["softmax_layers"], [2])
+        self.assertTrue((output / "tokenizer.model").exists())
+        # Keeping every layer is the identity: same perplexity, to the last digit.
+        same = self.folder / "all-softmax"
+        self.must("convert", "--model", self.model("llama"), "--output", same, "--keep-softmax", 0, 1, 2)
+        self.assertEqual(self.perplexity(same)["perplexity_per_token"], self.perplexity(self.model("llama"))["perplexity_per_token"])
+
+    def test_generation_agrees_with_evaluation_for_every_kind_of_layer(self):
+        for family in ("llama", "gpt2"):
+            for name, options in (("t2r", ["--feature-map", "t2r", "--feature-size", 8]), ("elu", ["--feature-map", "elu"]),
+                                  ("mixed", ["--feature-map", "t2r", "--keep-softmax", 1])):
+                output = self.folder / f"{family}-{name}"
+                self.must("convert", "--model", self.model(family), "--output", output, *options)
+                short, long = (json.loads(self.must("generate", "--model", output, "--prompt", "The cat", "--max-new-tokens", n,
+                                                    "--ignore-end", "--json").stdout) for n in (20, 200))
+                self.assertEqual(long["tokens"] - short["tokens"], 180)
+                if name == "mixed":
+                    self.assertGreater(long["state_bytes"], short["state_bytes"])
+                else:
+                    self.assertEqual(long["state_bytes"], short["state_bytes"])
+
+    def test_generation_prints_text_and_sampling_is_reproducible(self):
+        model = self.model("gpt2")
+        sample = lambda seed: self.must("generate", "--model", model, "--prompt", "The old ship", "--temperature", 0.9, "--top-k", 20,
+                                        "--top-p", 0.95, "--seed", seed, "--max-new-tokens", 30).stdout
+        self.assertTrue(sample(1).startswith("The old ship"))
+        self.assertEqual(sample(1), sample(1))
+        self.assertNotEqual(sample(1), sample(2))
+
+    def test_evaluation_protocol_and_ranks(self):
+        model = self.model("llama")
+        one, two = self.perplexity(model), self.perplexity(model, "--threads", 1)
+        self.assertAlmostEqual(one["perplexity_per_token"], two["perplexity_per_token"], places=6)
+        ranks = json.loads(self.must("evaluate", "--model", model, "--data", self.folder / "valid", "--context", 32, "--json",
+                                     ranks=2).stdout)
+        self.assertAlmostEqual(ranks["perplexity_per_token"], one["perplexity_per_token"], places=6)
+        self.assertEqual(ranks["tokens"], one["tokens"])
+        overlapping = self.perplexity(model, "--scored", 8)
+        self.assertEqual(overlapping["tokens"], one["tokens"])
+        self.assertLess(overlapping["perplexity_per_token"], one["perplexity_per_token"])  # more context per token
+        # per word: the same nats over words
+        import math
+        nats = math.log(one["perplexity_per_token"]) * one["tokens"]
+        self.assertAlmostEqual(math.log(one["perplexity_per_word"]) * one["words"], nats, places=3)
+        text = self.must("evaluate", "--model", model, "--text", self.folder / "valid.txt", "--context", 32)
+        self.assertIn("whitespace-separated words", text.stdout)
+        self.assertIn("windows of 32 tokens, the last 32 of each scored", text.stdout)
+
+    def test_conversion_is_refused_where_it_makes_no_sense(self):
+        converted = self.folder / "twice"
+        self.must("convert", "--model", self.model("llama"), "--output", converted)
+        self.fails(run("convert", "--model", converted, "--output", self.folder / "thrice"), 78, "is converted already")
+        self.fails(run("convert", "--model", self.model("llama"), "--output", converted), 78, "exists already")
+        self.fails(run("convert", "--model", self.model("llama"), "--output", self.folder / "x", "--keep-softmax", 7), 78,
+                   "softmax_layers = 7", "0 to 2")
+        self.fails(run("convert", "--model", self.model("llama"), "--output", self.folder / "x", "--feature-map", "rfa"), 78,
+                   'feature-map = "rfa"', "t2r, elu")
+        self.assertFalse((self.folder / "x").exists())
+
+    def test_context_past_a_learned_position_table_is_refused(self):
+        self.fails(run("generate", "--model", self.model("gpt2"), "--prompt", "The cat", "--max-new-tokens", 600, "--ignore-end"),
+                   78, "learned position table of 512 rows")
+
+
+class Fixtures(unittest.TestCase):
+    """Checkpoints made by transformers; they lie outside the project and the tests say so when they are not there."""
+
+    def check(self, folder, *options):
+        if not (folder / "expected.safetensors").exists():
+            print(f"{folder} is not there: nothing compared")
+            return
+        result = run("verify", "--model", folder, "--expected", folder / "expected.safetensors", *options, timeout=900)
+        self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+        self.assertNotIn("FAIL", result.stdout)
+        self.assertRegex(result.stdout, r"top-1 agreement 100 %")
+        self.assertIn("greedy", result.stdout)
+        # A tighter tolerance than float32 has must fail, or the comparison compares nothing.
+        strict = run("verify", "--model", folder, "--expected", folder / "expected.safetensors", "--tolerance", "1e-12", timeout=900)
+        self.assertEqual(strict.returncode, 65)
+        self.assertIn("FAIL", strict.stdout)
+
+    def test_gpt2_tiny(self):
+        self.check(SHARED / "fixtures/gpt2-tiny")
+
+    def test_llama_tiny(self):
+        self.check(SHARED / "fixtures/llama-tiny")
+
+    def test_smollm2_135m(self):
+        self.check(SOURCE / "models/smollm2-135m", "--tolerance", "1e-3")
+
+
+if __name__ == "__main__":
+    unittest.main()
