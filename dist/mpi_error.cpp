@@ -26,7 +26,7 @@ std::string mpi_text(int code) {
 
 }  // namespace
 
-void check_mpi(int code, const char* call, std::source_location where) {
+void check_mpi(int code, const char* call, const char* file, int line) {
   if (code == MPI_SUCCESS) return;
   std::string rank = "?";
   std::string text = "MPI is not running, so it has no text for this code";
@@ -41,9 +41,9 @@ void check_mpi(int code, const char* call, std::source_location where) {
                         " (host ",
                         host_name(),
                         ") at ",
-                        where.file_name(),
+                        file,
                         ":",
-                        where.line(),
+                        line,
                         ": code ",
                         code,
                         ", ",

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <source_location>
 #include <string>
 
 #include "base/error.h"
@@ -16,10 +15,12 @@ class MpiError : public Error {
 /// Throws unless `code` is MPI_SUCCESS; every MPI call of t2r goes through here. Local.
 ///
 /// @param call  the call as people should read it, e.g. "MPI_Barrier"
+/// @param file, line  the caller's (clang 14 has no std::source_location)
 /// @throws MpiError  with call, place, rank, host, code and MPI's own text
 void check_mpi(int code,
                const char* call,
-               std::source_location where = std::source_location::current());
+               const char* file = __builtin_FILE(),
+               int line = __builtin_LINE());
 
 /// What a host is called: gethostname(), or "unknown host". Local.
 std::string host_name();

@@ -136,7 +136,6 @@ int run_evaluate(const Invocation& invocation) {
   const PerplexityResult result = score_corpus(*loaded.model, corpus, values.protocol, communicator);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (world.rank() == 0) print_result(values, corpus, result, seconds);
-  world.close();
   return 0;
 }
 

@@ -117,7 +117,6 @@ int run_prepare_lm(const Invocation& invocation) {
     std::cout << output << ": " << all.num_tokens << " tokens, " << all.num_documents << " documents, " << all.num_words
               << " words in " << all.shards.size() << " shard(s)\n";
   }
-  world.close();
   return 0;
 }
 

@@ -106,7 +106,6 @@ int run_train(const Invocation& invocation) {
     Trainer trainer(config, std::move(inputs), communicator);
     outcome = trainer.run();
   }
-  world.close();
   if (outcome == Trainer::Outcome::kStopped) {
     log::info("stopped by a signal; saved. Start again with --resume");
     return static_cast<int>(ExitCode::kSavedRequeue);

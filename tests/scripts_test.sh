@@ -60,7 +60,7 @@ FAKE
 
 AnswersHelpWithZeroWhenAsked() {
   local script
-  for script in launch/setup.sh launch/test.sh data/get_corpus.sh data/get_model.sh; do
+  for script in launch/setup.sh launch/build.sh launch/test.sh launch/quickstart.sh data/get_corpus.sh data/get_model.sh; do
     expect 0 "^Usage: $script" "$ROOT/$script" --help || return 1
   done
 }

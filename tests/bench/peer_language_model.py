@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""Training speed of a decoder language model in plain PyTorch on the CPU: what a user would run instead of t2r.
+"""Training speed of a decoder language model in plain PyTorch on the CPU.
 
-Families: llama (RMSNorm, rotary positions, SwiGLU, grouped queries, no biases) and gpt2 (LayerNorm, learned
-positions, tanh GELU, biases); both with tied embeddings and untrained weights, float32.
-Attention: softmax through F.scaled_dot_product_attention, or t2r: phi(x) = relu(W x + b), one map per
-key/value head for its queries and keys, chunked causal linear attention of 64 positions, the denominator clamped from below at 1e-2.
-A step: forward, cross entropy, backward, clip_grad_norm_(1.0), AdamW, on random tokens. Prints one line of JSON.
+What a user would run instead of t2r. Families, with tied embeddings and untrained float32 weights:
+llama (RMSNorm, rotary positions, SwiGLU, grouped queries, no biases) and gpt2 (LayerNorm, learned
+positions, tanh GELU, biases).
+Attention: softmax through F.scaled_dot_product_attention, or t2r: phi(x) = relu(W x + b), one map
+per key/value head for its queries and keys, chunked causal linear attention of 64 positions, the
+denominator clamped from below at 1e-2.
+A step: forward, cross entropy, backward, clip_grad_norm_(1.0), AdamW, on random tokens. Prints one
+line of JSON.
 """
 import argparse
 import json
@@ -22,7 +25,7 @@ MIN_DENOMINATOR = 1e-2
 
 
 def chunked_linear_attention(phi_q, phi_k, v):
-    """Normalised causal linear attention, one state for the G query heads that share a key and value head.
+    """Normalised causal linear attention, one state for the G query heads of a key/value head.
 
     phi_q [B,H,G,T,K], phi_k [B,H,1,T,K], v [B,H,1,T,D] -> [B,H,G,T,D]
     """
@@ -30,13 +33,16 @@ def chunked_linear_attention(phi_q, phi_k, v):
     pad = -T % CHUNK
     if pad:
         phi_q, phi_k, v = (F.pad(x, (0, 0, 0, pad)) for x in (phi_q, phi_k, v))
-    # [B,H,N,G*C,*] of N chunks: a group's queries are more rows of the same products. A view if G is 1.
-    q, k, v = (x.unflatten(3, (-1, CHUNK)).transpose(2, 3).flatten(3, 4) for x in (phi_q, phi_k, v))
-    states = torch.matmul(k.transpose(-1, -2), v)                          # of each chunk alone, [B,H,N,K,D]
-    sums = k.sum(-2)                                                       # [B,H,N,K]
-    states = F.pad(states.cumsum(2)[:, :, :-1], (0, 0, 0, 0, 1, 0))        # of all chunks before
+    # [B,H,N,G*C,*] of N chunks: a group's queries are more rows of the same products. With G = 1
+    # these are views.
+    q, k, v = (x.unflatten(3, (-1, CHUNK)).transpose(2, 3).flatten(3, 4)
+               for x in (phi_q, phi_k, v))
+    states = torch.matmul(k.transpose(-1, -2), v)                    # [B,H,N,K,D], of each chunk
+    sums = k.sum(-2)                                                 # [B,H,N,K]
+    states = F.pad(states.cumsum(2)[:, :, :-1], (0, 0, 0, 0, 1, 0))  # of all chunks before
     sums = F.pad(sums.cumsum(2)[:, :, :-1], (0, 0, 1, 0))
-    scores = torch.matmul(q, k.transpose(-1, -2)).unflatten(3, (groups, CHUNK)).tril().flatten(3, 4)
+    scores = torch.matmul(q, k.transpose(-1, -2))
+    scores = scores.unflatten(3, (groups, CHUNK)).tril().flatten(3, 4)
     numerator = torch.matmul(scores, v) + torch.matmul(q, states)
     denominator = scores.sum(-1, keepdim=True) + torch.matmul(q, sums.unsqueeze(-1))
     out = numerator / denominator.clamp_min(MIN_DENOMINATOR)
@@ -56,27 +62,32 @@ class Attention(nn.Module):
         if self.kind == "t2r":
             k = args.feature_size
             bound = self.head_dim ** -0.5
-            self.map_weight = nn.Parameter(torch.empty(self.kv_heads, 1, self.head_dim, k).uniform_(-bound, bound))
-            self.map_bias = nn.Parameter(torch.empty(self.kv_heads, 1, 1, k).uniform_(-bound, bound))
+            weight = torch.empty(self.kv_heads, 1, self.head_dim, k)
+            self.map_weight = nn.Parameter(weight.uniform_(-bound, bound))
+            bias = torch.empty(self.kv_heads, 1, 1, k)
+            self.map_bias = nn.Parameter(bias.uniform_(-bound, bound))
 
     def features(self, x):
         return torch.relu(torch.matmul(x, self.map_weight) + self.map_bias)
 
     def forward(self, x, rotary):
         q, k, v = (y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-                   for y in self.qkv(x).split(self.sizes, -1))             # [B,H,T,D]
+                   for y in self.qkv(x).split(self.sizes, -1))       # [B,H,T,D]
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         if self.kind == "softmax":
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.kv_heads != self.heads)
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True,
+                                               enable_gqa=self.kv_heads != self.heads)
         else:
             q, k, v = (z.unflatten(1, (self.kv_heads, -1)) for z in (q, k, v))
-            y = chunked_linear_attention(self.features(q * self.head_dim ** -0.5), self.features(k), v).flatten(1, 2)
+            phi_q, phi_k = self.features(q * self.head_dim ** -0.5), self.features(k)
+            y = chunked_linear_attention(phi_q, phi_k, v).flatten(1, 2)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
 def rotary_tables(length, head_dim):
-    angles = torch.outer(torch.arange(length), 1e4 ** (-torch.arange(0, head_dim, 2) / head_dim))
+    frequencies = 1e4 ** (-torch.arange(0, head_dim, 2) / head_dim)
+    angles = torch.outer(torch.arange(length), frequencies)
     angles = torch.cat((angles, angles), -1)
     return angles.cos(), angles.sin()
 
@@ -115,7 +126,8 @@ class Block(nn.Module):
         if args.family == "llama":
             self.mlp = SwiGlu(args.hidden, args.intermediate)
         else:
-            self.mlp = nn.Sequential(nn.Linear(args.hidden, args.intermediate), nn.GELU(approximate="tanh"),
+            self.mlp = nn.Sequential(nn.Linear(args.hidden, args.intermediate),
+                                     nn.GELU(approximate="tanh"),
                                      nn.Linear(args.intermediate, args.hidden))
 
     def forward(self, x, rotary):
@@ -154,16 +166,18 @@ class LanguageModel(nn.Module):
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=("llama", "gpt2"), default="llama")
-    for name, default in (("layers", 6), ("hidden", 256), ("heads", 4), ("kv-heads", 0), ("intermediate", 768),
-                          ("vocab", 8192), ("seq-len", 256), ("batch", 8), ("steps", 20), ("warm-up", 3),
-                          ("threads", 1), ("feature-size", 32)):
+    for name, default in (("layers", 6), ("hidden", 256), ("heads", 4), ("kv-heads", 0),
+                          ("intermediate", 768), ("vocab", 8192), ("seq-len", 256), ("batch", 8),
+                          ("steps", 20), ("warm-up", 3), ("threads", 1), ("feature-size", 32)):
         parser.add_argument("--" + name, type=int, default=default)
     parser.add_argument("--attention", choices=("softmax", "t2r"), default="softmax")
     parser.add_argument("--optimizer", choices=("fused", "foreach", "loop"), default="fused",
                         help="which AdamW of torch; fused is its quickest on CPUs")
-    parser.add_argument("--compile", action="store_true", help="torch.compile; the warm-up then compiles")
+    parser.add_argument("--compile", action="store_true",
+                        help="torch.compile; the warm-up then compiles")
     args = parser.parse_args()
     args.kv_heads = args.kv_heads or args.heads
     if args.hidden % args.heads or args.heads % args.kv_heads or args.hidden // args.heads % 2:
