@@ -6,12 +6,6 @@
 #include "base/error.h"
 
 namespace t2r::model {
-namespace {
-
-constexpr int64_t kSliceAlignment = 16;  // elements: one AVX-512 vector
-
-}  // namespace
-
 torch::Tensor ParameterSet::add(const std::string& name,
                                 std::vector<int64_t> shape,
                                 int64_t group,
@@ -58,7 +52,7 @@ ParameterArena::ParameterArena(ParameterSet& parameters) : parameters_(parameter
   int64_t size = 0;
   for (size_t i = all.size(); i-- > 0;) {
     slices_.push_back({i, size, all[i].value.numel()});
-    size += (all[i].value.numel() + kSliceAlignment - 1) / kSliceAlignment * kSliceAlignment;
+    size += all[i].value.numel();
   }
   values_ = torch::zeros({size}, torch::kFloat32);
   gradients_ = torch::zeros({size}, torch::kFloat32);

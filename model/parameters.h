@@ -56,8 +56,7 @@ class ParameterSet {
 
 /// One flat float32 buffer that all parameters, and one that all gradients, are views into.
 ///
-/// Order: the last parameter of the forward pass first, since its gradient is ready first. Each slice starts at a
-/// multiple of 16 elements; the gaps stay zero.
+/// Order: the last parameter of the forward pass first, since its gradient is ready first. No gaps between slices.
 class ParameterArena {
  public:
   struct Slice {
