@@ -162,7 +162,10 @@ struct OptionSet::Implementation {
       if (!entry->is_list && texts.size() != 1) {
         throw ConfigError(concat(config_file, ": ", key, " takes one value, not a list of ", texts.size()));
       }
-      if (texts.empty()) entry->clear();
+      if (texts.empty() || (texts.size() == 1 && texts[0].empty() && entry->clear)) {
+        entry->clear();  // CLI11 would take the next argument for an empty value
+        continue;
+      }
       for (const std::string& text : texts) arguments.push_back(concat("--", key, "=", text));
     }
     parse_arguments(arguments, config_file, true);
@@ -264,11 +267,18 @@ std::string OptionSet::dump() const {
   std::map<std::string, std::string> tables;
   for (const Implementation::Entry& entry : implementation_->entries) {
     const size_t dot = entry.key.find('.');
-    if (dot == std::string::npos) {
-      top += concat(entry.key, " = ", entry.dump(), "\n");
-    } else {
+    if (dot != std::string::npos) {
       tables[entry.key.substr(0, dot)] += concat(entry.key.substr(dot + 1), " = ", entry.dump(), "\n");
     }
+  }
+  for (const Implementation::Entry& entry : implementation_->entries) {
+    if (entry.key.find('.') != std::string::npos) continue;
+    // TOML has one value per name: a key that shares its name with a table is written instead of it if it is set.
+    if (tables.contains(entry.key)) {
+      if (entry.is_empty()) continue;
+      tables.erase(entry.key);
+    }
+    top += concat(entry.key, " = ", entry.dump(), "\n");
   }
   for (const auto& [name, body] : tables) top += concat("\n[", name, "]\n", body);
   return top;

@@ -29,7 +29,8 @@ void expect_same(const Op& op, const Plain& plain, const std::vector<Tensor>& le
 
 TEST(FusedOps, RmsNormEqualsItsFormula) {
   torch::manual_seed(1);
-  for (const auto& [dtype, tolerance] : {std::pair{torch::kFloat64, 1e-13}, std::pair{torch::kFloat32, 2e-6}}) {
+  // float32: 5e-6, since at width 1 the gradient is what cancellation leaves of terms of size 1.
+  for (const auto& [dtype, tolerance] : {std::pair{torch::kFloat64, 1e-13}, std::pair{torch::kFloat32, 5e-6}}) {
     for (const int64_t width : {1, 5, 16, 67, 576}) {
       const Tensor x = torch::randn({3, 41, width}, dtype).requires_grad_(true);
       const Tensor w = torch::randn({width}, dtype).requires_grad_(true);

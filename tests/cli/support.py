@@ -26,13 +26,15 @@ def launch(ranks):
 
 def run(*arguments, ranks=1, limit_bytes=None, timeout=300):
     """Runs t2r to its end; limit_bytes makes every file larger than that fail, as a full disk does."""
+    # MPI's own shared-memory files would meet the limit first: without them it starts.
+    environment = {**os.environ, "PMIX_MCA_gds": "hash", "OMPI_MCA_btl": "self"} if limit_bytes is not None else None
 
     def limit():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
 
     return subprocess.run([*launch(ranks), BINARY, *map(str, arguments)], capture_output=True, text=True, timeout=timeout,
-                          preexec_fn=limit if limit_bytes is not None else None)
+                          preexec_fn=limit if limit_bytes is not None else None, env=environment)
 
 
 def start(*arguments, ranks=1):
@@ -52,7 +54,8 @@ def make_text(num_documents, seed):
         sentences = []
         for _ in range(rng.randint(3, 9)):
             index = rng.randrange(6)
-            sentences.append(f"{subjects[index]} {verbs[(index + rng.randrange(2)) % 6]} {rng.choice(objects)}.")
+            name = rng.choice("blmnrst") + rng.choice("aeiou") + rng.choice("dglnrv") + rng.choice("aeio") + rng.choice(["", "n", "s", "rt"])
+            sentences.append(f"{subjects[index]} {verbs[(index + rng.randrange(2)) % 6]} {rng.choice(objects)} of {name}.")
         documents.append(" ".join(sentences).capitalize())
     return "\n\n".join(documents) + "\n"
 
