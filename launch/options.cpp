@@ -189,18 +189,21 @@ OptionSet::~OptionSet() = default;
 
 template <class T>
 void OptionSet::bind(const std::string& key, T& value, const std::string& help) {
+  constexpr bool kIsList = !std::is_same_v<T, std::string> && requires { value.clear(); };
   Implementation::Entry entry;
   entry.key = key;
+  entry.is_list = kIsList;
   entry.dump = [&value] { return to_toml(value); };
   if constexpr (std::is_same_v<T, bool>) {
     implementation_->app.add_flag("--" + key, value, help + (value ? " [default: true]" : ""));
   } else {
-    implementation_->app.add_option("--" + key, value, help)->capture_default_str()->type_name("");
+    CLI::Option* option = implementation_->app.add_option("--" + key, value, help);
+    option->capture_default_str()->type_name("");
+    if constexpr (!kIsList) option->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   }
   if constexpr (requires { value.clear(); }) {
     entry.is_empty = [&value] { return value.empty(); };
     entry.clear = [&value] { value.clear(); };
-    entry.is_list = !std::is_same_v<T, std::string>;
   }
   implementation_->entries.push_back(std::move(entry));
 }

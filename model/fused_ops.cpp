@@ -158,8 +158,8 @@ class RotateHeads : public torch::autograd::Function<RotateHeads> {
   }
 };
 
-// Rows of logits that are held at once: about 4 MB, enough for a matrix product to be efficient.
-int64_t logits_rows(int64_t vocab_size) { return std::clamp<int64_t>((1 << 20) / vocab_size, 32, 512); }
+// Rows of logits that are held at once: about 16 MB. Fewer rows would read and write the gradient of W more often.
+int64_t logits_rows(int64_t vocab_size) { return std::clamp<int64_t>((1 << 22) / vocab_size, 64, 1024); }
 
 class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> {
  public:
