@@ -60,7 +60,7 @@ void MetricsLog::write(const std::string& json) {
 }
 
 void MetricsLog::step(const StepMetrics& m) {
-  write(object({{"event", "\"step\""},
+  write(object({{"event", m.is_transfer ? "\"transfer_step\"" : "\"step\""},
                 {"step", std::to_string(m.step)},
                 {"epoch", number(m.epoch)},
                 {"loss", number(m.loss)},
@@ -89,14 +89,15 @@ void MetricsLog::step(const StepMetrics& m) {
   char text[400];
   std::snprintf(text,
                 sizeof(text),
-                "step %lld/%lld  epoch %.2f  loss %.4f (max %.4f)  ppl %.2f  norm %.3f  lr %.2e  %.0f tok/s (%.0f a rank)  "
+                "step %lld/%lld  epoch %.2f  %s %.4f (max %.4f)  ppl %.2f  norm %.3f  lr %.2e  %.0f tok/s (%.0f a rank)  "
                 "%.0f ms  wait %.1f%%  comm %.1f%%  skipped %lld  eta %s",
                 static_cast<long long>(m.step),
                 static_cast<long long>(m.total_steps),
                 m.epoch,
+                m.is_transfer ? "transfer loss" : "loss",
                 m.loss,
                 m.loss_max_rank,
-                std::exp(m.loss),
+                m.is_transfer ? NAN : std::exp(m.loss),
                 m.gradient_norm,
                 m.learning_rate,
                 rate,

@@ -14,6 +14,7 @@ struct StepMetrics {
   int64_t step = 0, total_steps = 0;
   double epoch = 0.0;
   double loss = 0.0;           ///< mean over all ranks' tokens
+  bool is_transfer = false;    ///< the loss is a mean square, not nats
   double loss_max_rank = 0.0;  ///< of the rank with the largest mean
   double gradient_norm = 0.0;  ///< before clipping, of the mean loss
   double learning_rate = 0.0;

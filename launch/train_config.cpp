@@ -64,6 +64,9 @@ void TrainConfig::bind(OptionSet& options) {
   options.add("seed", seed, "of initialisation, data order and dropout");
   options.add("learning-rate", learning_rate, "peak");
   options.add("map-learning-rate", map_learning_rate, "peak for feature maps; 0: learning-rate");
+  options.add("transfer-steps", transfer_steps,
+              "first steps that train the feature maps alone, to give what softmax attention gives (finetuning)");
+  options.add("transfer-learning-rate", transfer_learning_rate, "peak of the transfer steps");
   options.add_choice("schedule", schedule, {"cosine", "linear", "inverse-sqrt", "constant"}, "after the warm-up");
   options.add("warmup-steps", warmup_steps, "linear warm-up");
   options.add("final-lr-ratio", final_lr_ratio, "last rate over the peak (cosine, linear)");
@@ -118,6 +121,12 @@ void TrainConfig::validate() const {
   at_least("log-every", log_every, 1);
   at_least("threads", threads, 0);
   within("learning-rate", learning_rate, 0.0, 100.0);
+  within("transfer-learning-rate", transfer_learning_rate, 0.0, 100.0);
+  check(transfer_steps >= 0 && transfer_steps < total_steps(),
+        "transfer-steps",
+        std::to_string(transfer_steps),
+        concat("0 to ", total_steps() - 1, " (steps - 1)"));
+  check(transfer_steps == 0 || !model.empty(), "transfer-steps", std::to_string(transfer_steps), "0 when pretraining");
   within("map-learning-rate", map_learning_rate, 0.0, 100.0);
   within("final-lr-ratio", final_lr_ratio, 0.0, 1.0);
   within("beta1", beta1, 0.0, 0.9999999);
@@ -132,7 +141,8 @@ int64_t TrainConfig::total_steps() const {
 }
 
 std::string TrainConfig::resume_identity() const {
-  return concat("sequence-length = ", sequence_length, "\nbatch-size = ", batch_size, "\nseed = ", seed, "\n");
+  return concat("sequence-length = ", sequence_length, "\nbatch-size = ", batch_size, "\nseed = ", seed, "\ntransfer-steps = ",
+                transfer_steps, "\n");
 }
 
 }  // namespace t2r::launch

@@ -45,6 +45,8 @@ struct TrainConfig {
 
   double learning_rate = 3e-4;
   double map_learning_rate = 0.0;  ///< 0: learning_rate
+  int64_t transfer_steps = 0;      ///< of `steps`: attention transfer, which trains the feature maps alone
+  double transfer_learning_rate = 1e-2;
   std::string schedule = "cosine";
   int64_t warmup_steps = 0;
   double final_lr_ratio = 0.1;

@@ -1,5 +1,6 @@
 #include "launch/trainer.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 
@@ -51,7 +52,10 @@ Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, dist::Communi
       arena_(model_.parameters()),
       optimizer_(arena_, {config.beta1, config.beta2, config.eps, config.weight_decay}),
       reducer_(gradient_slices(arena_), arena_.gradients(), communicator),
-      schedule_{config.schedule, config.learning_rate, config.final_lr_ratio, config.warmup_steps, config.total_steps()},
+      schedule_{config.schedule, config.learning_rate, config.final_lr_ratio, config.warmup_steps,
+                config.total_steps() - config.transfer_steps},
+      transfer_schedule_{"cosine", config.transfer_learning_rate, 0.0, std::min<int64_t>(20, config.transfer_steps / 2),
+                         config.transfer_steps},
       sampler_(inputs_.train.num_tokens(), config.sequence_length, static_cast<uint64_t>(config.seed)),
       checkpoints_(inputs_.output / "checkpoints", config.keep_checkpoints, communicator) {
   inputs_.model.format.dtypes.clear();  // checkpoints hold float32
@@ -101,6 +105,7 @@ StepMetrics Trainer::train_step() {
   const StepTotals totals = reduce_totals(local);
 
   StepMetrics metrics{.step = position_.step + 1, .total_steps = config_.total_steps()};
+  metrics.is_transfer = is_transfer_step();
   metrics.is_skipped = !update_parameters(totals, metrics);
   num_skipped_in_row_ = metrics.is_skipped ? num_skipped_in_row_ + 1 : 0;
   num_skipped_ += metrics.is_skipped ? 1 : 0;
@@ -130,8 +135,10 @@ void Trainer::forward_backward(StepTotals& totals) {
     const data::Batch batch = loader_->next();
     is_last = batch.ends_step;
     reducer_.begin_micro_step(is_last);
-    const Tensor loss =
-        model_.loss_sum(view_of(batch.buffer.inputs, batch), view_of(batch.buffer.targets, batch), config_.dropout);
+    const Tensor inputs = view_of(batch.buffer.inputs, batch);
+    const Tensor loss = is_transfer_step()
+                            ? model_.transfer_loss_sum(inputs)
+                            : model_.loss_sum(inputs, view_of(batch.buffer.targets, batch), config_.dropout);
     loss.backward();
     totals.loss_sum += loss.item<double>();
     totals.num_tokens += batch.batch_size * batch.length;
@@ -159,16 +166,29 @@ bool Trainer::update_parameters(const StepTotals& totals, StepMetrics& metrics) 
   const double normaliser = 1.0 / static_cast<double>(totals.num_tokens);
   const double norm = model::l2_norm(arena_.gradients()) * normaliser;
   metrics.gradient_norm = norm;
-  metrics.learning_rate = schedule_.rate(position_.step + 1);
+  model::AdamW::Step update = learning_rates();
+  metrics.learning_rate = std::max(update.learning_rate, update.map_learning_rate);
   if (!std::isfinite(norm) || !std::isfinite(totals.loss_sum)) return false;
   const double clip = config_.clip_norm > 0.0 && norm > config_.clip_norm ? config_.clip_norm / norm : 1.0;
-  const double map_ratio = config_.map_learning_rate > 0.0 ? config_.map_learning_rate / config_.learning_rate : 1.0;
   position_.num_updates += 1;
-  optimizer_.update({.number = position_.num_updates,
-                     .learning_rate = metrics.learning_rate,
-                     .map_learning_rate = metrics.learning_rate * map_ratio,
-                     .gradient_scale = normaliser * clip});
+  update.number = position_.num_updates;
+  update.gradient_scale = normaliser * clip;
+  optimizer_.update(update);
+  if (config_.transfer_steps > 0 && position_.step + 1 == config_.transfer_steps) {
+    // Finetuning starts with a fresh optimizer.
+    optimizer_.first_moment().zero_();
+    optimizer_.second_moment().zero_();
+    position_.num_updates = 0;
+  }
   return true;
+}
+
+model::AdamW::Step Trainer::learning_rates() const {
+  const int64_t step = position_.step + 1;
+  if (is_transfer_step()) return {.map_learning_rate = transfer_schedule_.rate(step)};
+  const double map_ratio = config_.map_learning_rate > 0.0 ? config_.map_learning_rate / config_.learning_rate : 1.0;
+  const double rate = schedule_.rate(step - config_.transfer_steps);
+  return {.learning_rate = rate, .map_learning_rate = rate * map_ratio};
 }
 
 void Trainer::evaluate() {

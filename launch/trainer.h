@@ -54,6 +54,8 @@ class Trainer {
   void forward_backward(StepTotals& totals);
   StepTotals reduce_totals(const StepTotals& local);
   bool update_parameters(const StepTotals& totals, StepMetrics& metrics);
+  bool is_transfer_step() const { return position_.step < config_.transfer_steps; }
+  model::AdamW::Step learning_rates() const;
   void evaluate();
   void save();
   CheckpointContent checkpoint_content();
@@ -66,7 +68,7 @@ class Trainer {
   model::ParameterArena arena_;
   model::AdamW optimizer_;
   dist::GradientReducer reducer_;
-  LrSchedule schedule_;
+  LrSchedule schedule_, transfer_schedule_;
   data::Sampler sampler_;
   CheckpointStore checkpoints_;
   std::unique_ptr<data::Loader> loader_;

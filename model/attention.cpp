@@ -161,7 +161,30 @@ Tensor Attention::forward(const Tensor& x_BTD, const RotaryEmbedding::Tables* ro
                                     heads.v_BTHd,
                                     state);
   }
-  return output_(o_BTHd.reshape({x_BTD.size(0), x_BTD.size(1), num_heads_ * head_dim_}));
+  return join_heads(o_BTHd);
+}
+
+Tensor Attention::join_heads(const Tensor& o_BTHd) const { return output_(o_BTHd.flatten(2, 3)); }
+
+Attention::Transfer Attention::forward_transfer(const Tensor& x_BTD, const RotaryEmbedding::Tables* rope) const {
+  Heads heads;
+  Tensor target_BTHd;
+  Transfer result;
+  {
+    const torch::NoGradGuard no_grad;
+    heads = project(x_BTD, rope);
+    target_BTHd = softmax_attention(heads, nullptr);
+    result.y_BTD = join_heads(target_BTHd);
+  }
+  if (feature_map_ != nullptr) {
+    const Tensor o_BTHd = linear_attention(feature_map_->query_features(heads.q_BTHd, query_scale_),
+                                           feature_map_->key_features(heads.k_BTHd),
+                                           heads.v_BTHd,
+                                           nullptr);
+    result.error_sum =
+        (o_BTHd - target_BTHd).square().sum(torch::kFloat64) / static_cast<double>(num_heads_ * head_dim_);
+  }
+  return result;
 }
 
 }  // namespace t2r::model

@@ -35,6 +35,14 @@ class Attention {
   /// @param rope  tables of the positions of x; nullptr for families without RoPE
   torch::Tensor forward(const torch::Tensor& x_BTD, const RotaryEmbedding::Tables* rope, AttentionState* state) const;
 
+  /// Softmax attention of the pretrained model, and how far this layer's linear attention is from it: the squared error
+  /// of the heads' outputs, averaged over H d and summed over tokens. Gradients reach the feature map alone.
+  struct Transfer {
+    torch::Tensor y_BTD;
+    torch::Tensor error_sum;  ///< scalar, undefined for a softmax layer
+  };
+  Transfer forward_transfer(const torch::Tensor& x_BTD, const RotaryEmbedding::Tables* rope) const;
+
   /// Merges the feature map into the projections: phi(q) = relu(scale W Wq x + ...), so that generation never forms q
   /// and k. Exact where nothing (RoPE) stands between, elsewhere a no-op; without gradients, and stale once a parameter
   /// changes. Source: Kasai et al. 2021, section 2.2.
@@ -48,6 +56,7 @@ class Attention {
     torch::Tensor q_BTHd, k_BTHd, v_BTHd;
   };
   Heads project(const torch::Tensor& x_BTD, const RotaryEmbedding::Tables* rope) const;
+  torch::Tensor join_heads(const torch::Tensor& o_BTHd) const;
   torch::Tensor softmax_attention(const Heads& heads, AttentionState* state) const;
   torch::Tensor linear_attention(const torch::Tensor& phi_q_BTHK,
                                  const torch::Tensor& phi_k_BTHK,

@@ -122,6 +122,30 @@ Tensor DecoderLM::loss_sum(const Tensor& tokens_BT, const Tensor& targets_BT, do
   return linear_cross_entropy_sum(x.flatten(0, 1), head_VD_, targets_BT.flatten());
 }
 
+Tensor DecoderLM::transfer_loss_sum(const Tensor& tokens_BT) const {
+  Tensor total;
+  std::optional<RotaryEmbedding::Tables> rope;
+  if (rope_ != nullptr) rope = rope_->at(0, tokens_BT.size(1));
+  const auto without_gradient = [](const auto& compute) {
+    const torch::NoGradGuard no_grad;
+    return compute();
+  };
+  Tensor x_BTD = without_gradient([&] { return embed(tokens_BT, 0); });
+  for (const Block& block : blocks_) {
+    const Tensor normalised = without_gradient([&] { return block.attention_norm(x_BTD); });
+    const Attention::Transfer transfer = block.attention.forward_transfer(normalised, rope.has_value() ? &*rope : nullptr);
+    if (transfer.error_sum.defined()) total = total.defined() ? total + transfer.error_sum : transfer.error_sum;
+    x_BTD = without_gradient([&] {
+      const Tensor attended = x_BTD + transfer.y_BTD;
+      return attended + block.mlp.forward(block.mlp_norm(attended));
+    });
+  }
+  if (!total.defined() || !total.requires_grad()) {
+    throw ConfigError("attention transfer needs linear layers whose feature map has parameters (t2r)");
+  }
+  return total;
+}
+
 Tensor DecoderLM::token_losses(const Tensor& tokens_BT, const Tensor& targets_BT) const {
   const torch::NoGradGuard no_grad;
   const Tensor x = hidden(tokens_BT);

@@ -54,6 +54,13 @@ class DecoderLM {
   /// Sum of the token losses in nats, float64 scalar; targets below 0 do not count.
   torch::Tensor loss_sum(const torch::Tensor& tokens_BT, const torch::Tensor& targets_BT, double dropout = 0.0) const;
 
+  /// Attention transfer: how far each linear layer's attention output is from that of softmax attention on the same
+  /// queries, keys and values, with softmax attention carrying the hidden states. Mean square per head element, summed over
+  /// layers and tokens, float64 scalar; gradients reach the feature maps alone. Source: Zhang et al. 2024 (LoLCATs),
+  /// section 3.2.
+  /// @throws ConfigError  if no layer has a feature map with parameters
+  torch::Tensor transfer_loss_sum(const torch::Tensor& tokens_BT) const;
+
   /// Loss of every token [B, T] float32, without gradients.
   torch::Tensor token_losses(const torch::Tensor& tokens_BT, const torch::Tensor& targets_BT) const;
 

@@ -204,6 +204,32 @@ TEST(DecoderLM, GreedyEqualsArgmaxOfTheWholeSequence) {
   }
 }
 
+TEST(DecoderLM, TransferLossIsTheDistanceToSoftmaxAndTrainsMapsAlone) {
+  for (const Family family : {Family::kGpt2, Family::kLlama}) {
+    torch::manual_seed(8);
+    const auto model = make({"", family, LinearAttentionConfig{.feature_map = "t2r", .feature_size = 5, .softmax_layers = {1}}});
+    const Tensor tokens = random_tokens(2, 70);
+    double first = 0.0, last = 0.0;
+    for (int step = 0; step < 60; ++step) {
+      const Tensor loss = model->transfer_loss_sum(tokens);
+      loss.backward();
+      last = loss.item<double>();
+      if (step == 0) first = last;
+      const torch::NoGradGuard no_grad;
+      for (Parameter& parameter : model->parameters().all()) {
+        ASSERT_EQ(parameter.value.grad().defined(), parameter.pieces.front().is_new) << parameter.pieces.front().name;
+        if (!parameter.value.grad().defined()) continue;
+        parameter.value.sub_(parameter.value.grad() * (0.03 / parameter.value.grad().norm().item<double>()));
+        parameter.value.mutable_grad().reset();
+      }
+    }
+    EXPECT_GT(first, 0.0);
+    EXPECT_LT(last, 0.9 * first);
+  }
+  const auto softmax = make({"", Family::kGpt2, std::nullopt});
+  EXPECT_THROW(softmax->transfer_loss_sum(random_tokens(1, 4)), ConfigError);
+}
+
 TEST(DecoderLM, StateOfLinearLayersIsConstant) {
   const auto model = make(variants()[5]);  // llama t2r: 3 layers, 2 key/value heads, 5 features, 6 values
   const GenerationResult few = generate(*model, random_tokens(1, 3), 2, {}, {}), many = generate(*model, random_tokens(1, 3), 90, {}, {});
