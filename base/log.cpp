@@ -46,8 +46,12 @@ void info(const std::string& message) {
   if (!is_quiet_rank) logger().info("{}", message);
 }
 
-void warning(const std::string& message) { logger().warn("{}", message); }
+void warning(const std::string& message) {
+  logger().warn("{}", message);
+}
 
-void error(const std::string& message) { logger().error("{}", message); }
+void error(const std::string& message) {
+  logger().error("{}", message);
+}
 
 }  // namespace t2r::log

@@ -15,8 +15,8 @@ class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
-  /// Ids of `text` without any begin or end token added. Any byte sequence is accepted or refused by the
-  /// implementation's documented rule; an empty text gives no ids.
+  /// Ids of `text` without any begin or end token added. Any byte sequence is accepted or refused
+  /// by the implementation's documented rule; an empty text gives no ids.
   virtual std::vector<int32_t> encode(std::string_view text) const = 0;
 
   /// Text of `ids`. Inverse of encode() up to the tokenizer's own normalisation.
@@ -28,16 +28,16 @@ class Tokenizer {
   /// Token that ends a document; empty if the vocabulary has none.
   virtual std::optional<int32_t> end_of_document() const = 0;
 
-  /// Content hash of the vocabulary and its rules: equal for every file form of the same tokenizer. Shards and models
-  /// carry it, so that those that do not belong together are refused.
+  /// Content hash of the vocabulary and its rules: equal for every file form of the same tokenizer.
+  /// Shards and models carry it, so that those that do not belong together are refused.
   virtual std::string hash() const = 0;
 
   /// Files to copy beside a model so that it can be loaded again.
   virtual std::vector<std::filesystem::path> files() const = 0;
 };
 
-/// Opens the tokenizer in a folder or file: tokenizer.json, vocab.json + merges.txt, encoder.json + vocab.bpe (byte-level
-/// BPE), or a sentencepiece model (*.model, *.spm).
+/// Opens the tokenizer in a folder or file: tokenizer.json, vocab.json + merges.txt, encoder.json +
+/// vocab.bpe (byte-level BPE), or a sentencepiece model (*.model, *.spm).
 /// @throws ConfigError  if nothing that is known is there; names what was looked for
 /// @throws DataError    if a file breaks its format
 std::unique_ptr<Tokenizer> open_tokenizer(const std::filesystem::path& path);

@@ -47,17 +47,20 @@ std::pair<int64_t, int64_t> share(int64_t size, int rank, int world) {
 }
 
 TensorView view_of(const std::string& name, const Tensor& tensor) {
-  return {name, DType::f32, tensor.sizes().vec(), static_cast<const std::byte*>(tensor.data_ptr()), tensor.nbytes()};
+  return {name,
+          DType::f32,
+          tensor.sizes().vec(),
+          static_cast<const std::byte*>(tensor.data_ptr()),
+          tensor.nbytes()};
 }
 
 void write_part(const fs::path& file, const model::AdamW& optimizer, int rank, int world) {
   const Tensor first = optimizer.first_moment(), second = optimizer.second_moment();
   const auto [begin, end] = share(first.numel(), rank, world);
-  model::write_safetensors(
-      file,
-      {view_of("first_moment", first.narrow(0, begin, end - begin)),
-       view_of("second_moment", second.narrow(0, begin, end - begin))},
-      {{"begin", std::to_string(begin)}, {"end", std::to_string(end)}});
+  model::write_safetensors(file,
+                           {view_of("first_moment", first.narrow(0, begin, end - begin)),
+                            view_of("second_moment", second.narrow(0, begin, end - begin))},
+                           {{"begin", std::to_string(begin)}, {"end", std::to_string(end)}});
 }
 
 void read_part(const fs::path& file, model::AdamW& optimizer, int rank, int world) {
@@ -67,14 +70,22 @@ void read_part(const fs::path& file, model::AdamW& optimizer, int rank, int worl
                                      std::pair{"second_moment", optimizer.second_moment()}}) {
     const TensorView& view = part.at(name);
     if (view.dtype != DType::f32 || view.shape != std::vector<int64_t>{end - begin}) {
-      throw DataError(concat(file.string(), ": ", name, " does not fit this model: ", model::shape_text(view.shape),
-                             " elements, wanted ", end - begin));
+      throw DataError(concat(file.string(),
+                             ": ",
+                             name,
+                             " does not fit this model: ",
+                             model::shape_text(view.shape),
+                             " elements, wanted ",
+                             end - begin));
     }
     std::memcpy(moment.data_ptr<float>() + begin, view.data, view.num_bytes);
   }
 }
 
-void write_manifest(const fs::path& folder, const TrainingPosition& position, const std::string& identity, int world) {
+void write_manifest(const fs::path& folder,
+                    const TrainingPosition& position,
+                    const std::string& identity,
+                    int world) {
   Json files = Json::object();
   for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
     files[entry.path().filename().string()] = {{"bytes", fs::file_size(entry.path())},
@@ -104,7 +115,8 @@ void check_file(const fs::path& path, const Json& entry) {
   const uint64_t size = fs::file_size(path, error);
   if (error) throw DataError(concat(path.string(), ": ", error.message()));
   if (size != entry.at("bytes").get<uint64_t>()) {
-    throw DataError(concat(path.string(), ": ", size, " bytes, the manifest says ", entry.at("bytes").dump()));
+    throw DataError(
+        concat(path.string(), ": ", size, " bytes, the manifest says ", entry.at("bytes").dump()));
   }
   if (hash_file(path) != entry.at("xxh3_128").get<std::string>()) {
     throw DataError(concat(path.string(), ": content does not match the manifest's hash"));
@@ -117,10 +129,15 @@ Verified read_manifest(const fs::path& folder, bool checks_files) {
   const Json manifest = Json::parse(read_file(file), nullptr, false);
   try {
     if (manifest.at("version").get<int>() != kManifestVersion) {
-      throw DataError(concat(file.string(), ": version ", manifest.at("version").dump(), ", wanted ", kManifestVersion));
+      throw DataError(concat(file.string(),
+                             ": version ",
+                             manifest.at("version").dump(),
+                             ", wanted ",
+                             kManifestVersion));
     }
     if (checks_files) {
-      for (const auto& [name, entry] : manifest.at("files").items()) check_file(folder / name, entry);
+      for (const auto& [name, entry] : manifest.at("files").items())
+        check_file(folder / name, entry);
     }
     Verified result;
     result.position = {.step = manifest.at("step").get<int64_t>(),
@@ -147,7 +164,9 @@ void move_link(const fs::path& link, const std::string& target) {
   rename_durably(temporary, link);
 }
 
-bool is_temporary(const std::string& name) { return name.find(".tmp.") != std::string::npos; }
+bool is_temporary(const std::string& name) {
+  return name.find(".tmp.") != std::string::npos;
+}
 
 void copy_beside(const std::vector<fs::path>& files, const fs::path& folder) {
   for (const fs::path& file : files) write_file_durably(folder / file.filename(), read_file(file));
@@ -155,7 +174,9 @@ void copy_beside(const std::vector<fs::path>& files, const fs::path& folder) {
 
 }  // namespace
 
-CheckpointStore::CheckpointStore(fs::path folder, int64_t num_kept, dist::Communicator& communicator)
+CheckpointStore::CheckpointStore(fs::path folder,
+                                 int64_t num_kept,
+                                 dist::Communicator& communicator)
     : folder_(std::move(folder)), num_kept_(num_kept), communicator_(communicator) {}
 
 std::vector<std::string> CheckpointStore::names_newest_first() const {
@@ -163,15 +184,20 @@ std::vector<std::string> CheckpointStore::names_newest_first() const {
   if (!fs::is_directory(folder_)) return names;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder_)) {
     const std::string name = entry.path().filename().string();
-    if (name.starts_with(kPrefix) && !is_temporary(name) && !entry.is_symlink()) names.push_back(name);
+    if (name.starts_with(kPrefix) && !is_temporary(name) && !entry.is_symlink())
+      names.push_back(name);
   }
   std::sort(names.rbegin(), names.rend());
   return names;
 }
 
-bool CheckpointStore::empty() const { return names_newest_first().empty(); }
+bool CheckpointStore::empty() const {
+  return names_newest_first().empty();
+}
 
-void CheckpointStore::save(const CheckpointContent& content, const TrainingPosition& position, bool is_best) {
+void CheckpointStore::save(const CheckpointContent& content,
+                           const TrainingPosition& position,
+                           bool is_best) {
   const int rank = communicator_.rank(), world = communicator_.size();
   const std::string name = folder_name(position.step);
   // Rank 0's process names the folder, for all.
@@ -179,23 +205,24 @@ void CheckpointStore::save(const CheckpointContent& content, const TrainingPosit
       communicator_.all_gather(temporary_sibling(name).string()).front();
   const fs::path temporary = folder_ / temporary_name;
   LocalOutcome outcome = agree(communicator_, attempt([&] {
-    if (rank == 0) fs::create_directories(temporary);
-  }));
+                                 if (rank == 0) fs::create_directories(temporary);
+                               }));
   if (outcome.exit_code == 0) {
-    outcome = agree(communicator_, attempt([&] {
-      write_part(temporary / part_name(rank, world), content.optimizer, rank, world);
-      if (rank == 0) {
-        model::save_model(content.model, content.format, temporary);
-        copy_beside(content.copies, temporary);
-      }
-    }));
+    outcome =
+        agree(communicator_, attempt([&] {
+                write_part(temporary / part_name(rank, world), content.optimizer, rank, world);
+                if (rank == 0) {
+                  model::save_model(content.model, content.format, temporary);
+                  copy_beside(content.copies, temporary);
+                }
+              }));
   }
   if (outcome.exit_code == 0) {
     outcome = agree(communicator_, attempt([&] {
-      if (rank != 0) return;
-      write_manifest(temporary, position, content.identity, world);
-      publish(temporary, name, is_best);
-    }));
+                      if (rank != 0) return;
+                      write_manifest(temporary, position, content.identity, world);
+                      publish(temporary, name, is_best);
+                    }));
   }
   if (outcome.exit_code != 0) {
     std::error_code ignored;
@@ -207,7 +234,9 @@ void CheckpointStore::save(const CheckpointContent& content, const TrainingPosit
 void CheckpointStore::publish(const fs::path& temporary, const std::string& name, bool is_best) {
   sync_path(temporary);
   std::error_code ignored;
-  fs::remove_all(folder_ / name, ignored);  // only a damaged one can have this name: the run has just come to this step
+  fs::remove_all(
+      folder_ / name,
+      ignored);  // only a damaged one can have this name: the run has just come to this step
   rename_durably(temporary, folder_ / name);
   move_link(folder_ / kLatest, name);
   if (is_best) move_link(folder_ / kBest, name);
@@ -250,8 +279,11 @@ std::optional<TrainingPosition> CheckpointStore::load(const CheckpointContent& c
     // Rank 0 has read and checked every byte already.
     if (communicator_.rank() != 0) found = read_manifest(folder, /*checks_files=*/false);
     if (found.identity != content.identity) {
-      throw ConfigError(concat(folder.string(), " was made with other options and cannot be resumed; there:\n",
-                               found.identity, "here:\n", content.identity));
+      throw ConfigError(concat(folder.string(),
+                               " was made with other options and cannot be resumed; there:\n",
+                               found.identity,
+                               "here:\n",
+                               content.identity));
     }
     model::load_weights(content.model, folder, /*may_lack_new=*/false);
     for (int part = 0; part < found.world; ++part) {

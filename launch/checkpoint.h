@@ -32,23 +32,26 @@ struct CheckpointContent {
   std::vector<std::filesystem::path> copies;  ///< files to put beside the model: the tokenizer's
 };
 
-/// The checkpoints of a run: <folder>/step-NNNNNNNN, each a Hugging Face model folder with the optimizer's parts and a
-/// manifest, and the links `latest` and `best`.
+/// The checkpoints of a run: <folder>/step-NNNNNNNN, each a Hugging Face model folder with the
+/// optimizer's parts and a manifest, and the links `latest` and `best`.
 ///
-/// Protocol: write into a temporary folder, sync and hash every file, agree across ranks, write the manifest, rename the
-/// folder, sync the parent, move the link, and only then delete old ones. A kill at any moment leaves the last complete
-/// checkpoint loadable.
+/// Protocol: write into a temporary folder, sync and hash every file, agree across ranks, write the
+/// manifest, rename the folder, sync the parent, move the link, and only then delete old ones. A
+/// kill at any moment leaves the last complete checkpoint loadable.
 class CheckpointStore {
  public:
   /// @param num_kept  newest checkpoints that stay, besides the best
   CheckpointStore(std::filesystem::path folder, int64_t num_kept, dist::Communicator& communicator);
 
-  /// Writes a checkpoint; every rank writes its share of the moments. Collective: every rank, same order.
-  /// @throws WriteError  on every rank, if any rank could not write; nothing is left of it, and older ones stay
+  /// Writes a checkpoint; every rank writes its share of the moments. Collective: every rank, same
+  /// order.
+  /// @throws WriteError  on every rank, if any rank could not write; nothing is left of it, and
+  /// older ones stay
   void save(const CheckpointContent& content, const TrainingPosition& position, bool is_best);
 
-  /// Loads the newest checkpoint whose manifest verifies, and says so when a newer one did not. Empty if there is none.
-  /// The world may have another size than the one that wrote it. Collective: every rank, same order.
+  /// Loads the newest checkpoint whose manifest verifies, and says so when a newer one did not.
+  /// Empty if there is none. The world may have another size than the one that wrote it.
+  /// Collective: every rank, same order.
   /// @throws ConfigError  if the run's identity differs from the checkpoint's
   std::optional<TrainingPosition> load(const CheckpointContent& content);
 

@@ -5,7 +5,8 @@
 
 namespace t2r::launch {
 
-/// What main hands to a sub-command: the arguments behind its name, and main's own, which MPI wants to see.
+/// What main hands to a sub-command: the arguments behind its name, and main's own, which MPI wants
+/// to see.
 struct Invocation {
   std::vector<std::string> arguments;
   int* argc = nullptr;

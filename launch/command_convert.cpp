@@ -22,18 +22,24 @@ struct ConvertOptions {
   double denominator_floor = 1e-2;
 };
 
-model::LinearAttentionConfig linear_config(const ConvertOptions& options, const model::DecoderConfig& config) {
+model::LinearAttentionConfig linear_config(const ConvertOptions& options,
+                                           const model::DecoderConfig& config) {
   model::LinearAttentionConfig linear;
   linear.feature_map = options.feature_map;
-  linear.feature_size = options.feature_size > 0 ? options.feature_size : options.feature_map == "elu" ? config.head_dim : 32;
+  linear.feature_size = options.feature_size > 0       ? options.feature_size
+                        : options.feature_map == "elu" ? config.head_dim
+                                                       : 32;
   linear.denominator_floor = options.denominator_floor;
   linear.map_per_query_head = options.map_per_query_head;
   if (!options.keep.empty() && options.keep_every > 0) {
     throw ConfigError("--keep-softmax and --keep-softmax-every exclude each other");
   }
-  if (options.keep_every < 0) throw ConfigError(concat("keep-softmax-every = ", options.keep_every, ", allowed: 0 (none) or more"));
-  linear.softmax_layers =
-      options.keep_every > 0 ? model::every_nth_layer_from_top(config.num_layers, options.keep_every) : options.keep;
+  if (options.keep_every < 0)
+    throw ConfigError(
+        concat("keep-softmax-every = ", options.keep_every, ", allowed: 0 (none) or more"));
+  linear.softmax_layers = options.keep_every > 0 ? model::every_nth_layer_from_top(
+                                                       config.num_layers, options.keep_every)
+                                                 : options.keep;
   std::sort(linear.softmax_layers.begin(), linear.softmax_layers.end());
   return linear;
 }
@@ -41,12 +47,15 @@ model::LinearAttentionConfig linear_config(const ConvertOptions& options, const 
 void print_summary(const ConvertOptions& options, const model::Conversion& conversion) {
   const model::DecoderConfig& config = conversion.converted.model->config();
   const model::LinearAttentionConfig& linear = *config.linear;
-  std::cout << options.model << " -> " << options.output << ": " << config.num_layers - static_cast<int64_t>(linear.softmax_layers.size())
-            << " of " << config.num_layers << " layers are linear (" << linear.feature_map << ", " << linear.feature_size
-            << " features per head)\n";
+  std::cout << options.model << " -> " << options.output << ": "
+            << config.num_layers - static_cast<int64_t>(linear.softmax_layers.size()) << " of "
+            << config.num_layers << " layers are linear (" << linear.feature_map << ", "
+            << linear.feature_size << " features per head)\n";
   std::cout << "kept: " << conversion.num_pretrained << " pretrained parameters, bit for bit\n";
-  std::cout << "new: " << conversion.num_new << " parameters in " << conversion.new_tensors.size() << " tensors (+"
-            << std::setprecision(3) << 100.0 * static_cast<double>(conversion.num_new) / static_cast<double>(conversion.num_pretrained)
+  std::cout << "new: " << conversion.num_new << " parameters in " << conversion.new_tensors.size()
+            << " tensors (+" << std::setprecision(3)
+            << 100.0 * static_cast<double>(conversion.num_new) /
+                   static_cast<double>(conversion.num_pretrained)
             << " %)\n";
   for (const std::string& name : conversion.new_tensors) std::cout << "  " << name << "\n";
 }
@@ -55,22 +64,30 @@ void print_summary(const ConvertOptions& options, const model::Conversion& conve
 
 int run_convert(const Invocation& invocation) {
   ConvertOptions values;
-  OptionSet options("convert", "Swap softmax attention for linear attention; every pretrained weight stays as it is.");
+  OptionSet options(
+      "convert",
+      "Swap softmax attention for linear attention; every pretrained weight stays as it is.");
   options.add_required("model", values.model, "Hugging Face folder of a softmax model");
   options.add_required("output", values.output, "folder to write; must not exist");
   options.add_choice("feature-map", values.feature_map, {"t2r", "elu"}, "of the linear layers");
-  options.add("feature-size", values.feature_size, "features per head; 0: 32 for t2r, the head dimension for elu");
+  options.add("feature-size",
+              values.feature_size,
+              "features per head; 0: 32 for t2r, the head dimension for elu");
   options.add("keep-softmax", values.keep, "layers that keep softmax attention, counted from 0");
-  options.add("keep-softmax-every", values.keep_every, "keep every n-th layer from the top (4: T2R 75 %)");
-  options.add("map-per-query-head", values.map_per_query_head, "with grouped queries: one map per query head, not per key head");
+  options.add(
+      "keep-softmax-every", values.keep_every, "keep every n-th layer from the top (4: T2R 75 %)");
+  options.add("map-per-query-head",
+              values.map_per_query_head,
+              "with grouped queries: one map per query head, not per key head");
   options.add("denominator-floor", values.denominator_floor, "t2r: smallest denominator");
   options.add("seed", values.seed, "of the new feature maps");
   if (options.parse(invocation.arguments) == OptionSet::Outcome::kDone) return 0;
 
   const fs::path folder = values.model, config_file = folder / model::kConfigFile;
-  const model::DecoderConfig config = model::parse_config(read_file(config_file), config_file.string());
-  const model::Conversion conversion =
-      model::convert_to_linear(folder, linear_config(values, config), static_cast<uint64_t>(values.seed));
+  const model::DecoderConfig config =
+      model::parse_config(read_file(config_file), config_file.string());
+  const model::Conversion conversion = model::convert_to_linear(
+      folder, linear_config(values, config), static_cast<uint64_t>(values.seed));
   make_folder(values.output, [&](const fs::path& temporary) {
     model::save_model(*conversion.converted.model, conversion.converted.format, temporary);
     for (const fs::path& file : companion_files(folder)) {

@@ -30,7 +30,8 @@ class ScratchFolder {
  public:
   ScratchFolder() {
     std::string pattern = (fs::temp_directory_path() / "t2r-XXXXXX").string();
-    if (::mkdtemp(pattern.data()) == nullptr) throw WriteError(concat(pattern, ": cannot create a temporary folder"));
+    if (::mkdtemp(pattern.data()) == nullptr)
+      throw WriteError(concat(pattern, ": cannot create a temporary folder"));
     path_ = pattern;
   }
   ~ScratchFolder() {
@@ -55,7 +56,8 @@ struct EvaluateOptions {
 };
 
 data::Corpus corpus_of_text(const EvaluateOptions& options, const fs::path& scratch) {
-  const auto tokenizer = data::open_tokenizer(options.tokenizer.empty() ? options.model : options.tokenizer);
+  const auto tokenizer =
+      data::open_tokenizer(options.tokenizer.empty() ? options.model : options.tokenizer);
   data::PrepareLmOptions prepare;
   prepare.inputs.assign(options.text.begin(), options.text.end());
   prepare.output = scratch / "shards";
@@ -73,9 +75,12 @@ void print_result(const EvaluateOptions& options,
   const double per_word = std::exp(result.loss_sum / static_cast<double>(corpus.num_words()));
   const double per_byte = result.loss_sum / std::log(2.0) / static_cast<double>(corpus.num_bytes());
   if (options.json) {
-    nlohmann::ordered_json json{{"perplexity_per_token", per_token}, {"loss_nats_per_token", result.loss()},
-                                {"tokens", result.num_tokens}, {"context", options.protocol.context},
-                                {"scored", options.protocol.scored}, {"seconds", seconds}};
+    nlohmann::ordered_json json{{"perplexity_per_token", per_token},
+                                {"loss_nats_per_token", result.loss()},
+                                {"tokens", result.num_tokens},
+                                {"context", options.protocol.context},
+                                {"scored", options.protocol.scored},
+                                {"seconds", seconds}};
     if (is_whole) {
       json["perplexity_per_word"] = per_word;
       json["words"] = corpus.num_words();
@@ -84,15 +89,16 @@ void print_result(const EvaluateOptions& options,
     std::cout << json.dump() << "\n";
     return;
   }
-  std::cout << "perplexity per token " << per_token << "  (" << result.num_tokens << " tokens scored, loss "
-            << result.loss() << " nats)\n";
+  std::cout << "perplexity per token " << per_token << "  (" << result.num_tokens
+            << " tokens scored, loss " << result.loss() << " nats)\n";
   if (is_whole) {
-    std::cout << "perplexity per word  " << per_word << "  (" << corpus.num_words() << " whitespace-separated words), "
-              << per_byte << " bits per byte\n";
+    std::cout << "perplexity per word  " << per_word << "  (" << corpus.num_words()
+              << " whitespace-separated words), " << per_byte << " bits per byte\n";
   }
-  std::cout << "protocol: windows of " << options.protocol.context << " tokens, the last " << options.protocol.scored
-            << " of each scored, the first token of the text not; " << seconds << " s, "
-            << static_cast<double>(result.num_tokens) / seconds << " tokens/s\n";
+  std::cout << "protocol: windows of " << options.protocol.context << " tokens, the last "
+            << options.protocol.scored << " of each scored, the first token of the text not; "
+            << seconds << " s, " << static_cast<double>(result.num_tokens) / seconds
+            << " tokens/s\n";
 }
 
 }  // namespace
@@ -100,20 +106,27 @@ void print_result(const EvaluateOptions& options,
 int run_evaluate(const Invocation& invocation) {
   EvaluateOptions values;
   values.protocol.scored = 0;
-  OptionSet options("evaluate", "Perplexity per token and per word; under mpirun, ranks share the windows.");
+  OptionSet options("evaluate",
+                    "Perplexity per token and per word; under mpirun, ranks share the windows.");
   options.add_required("model", values.model, "Hugging Face folder");
   options.add("data", values.data, "shards (files or folders) of `t2r prepare lm`");
   options.add("text", values.text, "text files instead of shards");
   options.add("tokenizer", values.tokenizer, "for --text [default: the model folder's]");
-  options.add("end-of-document", values.end_of_document, "for --text: end each file with the tokenizer's end token");
+  options.add("end-of-document",
+              values.end_of_document,
+              "for --text: end each file with the tokenizer's end token");
   options.add("context", values.protocol.context, "tokens that the model sees at once");
-  options.add("scored", values.protocol.scored, "targets scored per window, the last ones; 0: all (windows side by side)");
+  options.add("scored",
+              values.protocol.scored,
+              "targets scored per window, the last ones; 0: all (windows side by side)");
   options.add("batch-size", values.protocol.batch_size, "windows at once");
   options.add("max-tokens", values.protocol.max_tokens, "score at most this many; 0: all");
-  options.add("threads", values.threads, "per rank; 0: this host's processors divided by its ranks");
+  options.add(
+      "threads", values.threads, "per rank; 0: this host's processors divided by its ranks");
   options.add("json", values.json, "print one JSON object");
   if (options.parse(invocation.arguments) == OptionSet::Outcome::kDone) return 0;
-  if (values.data.empty() == values.text.empty()) throw UsageError("give exactly one of --data and --text");
+  if (values.data.empty() == values.text.empty())
+    throw UsageError("give exactly one of --data and --text");
   if (values.protocol.scored == 0) values.protocol.scored = values.protocol.context;
   values.protocol.validate();
 
@@ -125,16 +138,22 @@ int run_evaluate(const Invocation& invocation) {
   const model::LoadedModel loaded = model::load_model(values.model);
   std::optional<ScratchFolder> scratch;
   if (!values.text.empty()) scratch.emplace();
-  const data::Corpus corpus = scratch.has_value()
-                                  ? corpus_of_text(values, scratch->path())
-                                  : data::Corpus(std::vector<fs::path>(values.data.begin(), values.data.end()));
+  const data::Corpus corpus =
+      scratch.has_value()
+          ? corpus_of_text(values, scratch->path())
+          : data::Corpus(std::vector<fs::path>(values.data.begin(), values.data.end()));
   if (corpus.vocab_size() > loaded.model->config().vocab_size) {
-    throw ConfigError(concat("the data have token ids up to ", corpus.vocab_size() - 1, ", the model's vocabulary has ",
-                             loaded.model->config().vocab_size, " entries: they do not belong together"));
+    throw ConfigError(concat("the data have token ids up to ",
+                             corpus.vocab_size() - 1,
+                             ", the model's vocabulary has ",
+                             loaded.model->config().vocab_size,
+                             " entries: they do not belong together"));
   }
   const auto start = std::chrono::steady_clock::now();
-  const PerplexityResult result = score_corpus(*loaded.model, corpus, values.protocol, communicator);
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const PerplexityResult result =
+      score_corpus(*loaded.model, corpus, values.protocol, communicator);
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (world.rank() == 0) print_result(values, corpus, result, seconds);
   return 0;
 }

@@ -21,7 +21,8 @@ struct GenerateOptions {
   bool ignore_end = false, json = false;
 };
 
-// Prints text as tokens arrive: decodes everything again, so that characters cut by a token come out whole.
+// Prints text as tokens arrive: decodes everything again, so that characters cut by a token come
+// out whole.
 class StreamedText {
  public:
   explicit StreamedText(const data::Tokenizer& tokenizer, std::vector<int32_t> ids)
@@ -58,21 +59,27 @@ class StreamedText {
   size_t num_printed_;
 };
 
-void print_report(const GenerateOptions& options, const model::GenerationResult& result, int64_t prompt_tokens) {
+void print_report(const GenerateOptions& options,
+                  const model::GenerationResult& result,
+                  int64_t prompt_tokens) {
   const int64_t total = result.tokens_BT.size(1);
   const double rate = result.decode_seconds > 0.0
-                          ? static_cast<double>(result.num_decoded * result.tokens_BT.size(0)) / result.decode_seconds
+                          ? static_cast<double>(result.num_decoded * result.tokens_BT.size(0)) /
+                                result.decode_seconds
                           : 0.0;
   if (options.json) {
-    std::cout << nlohmann::ordered_json{{"prompt_tokens", prompt_tokens}, {"tokens", total},
-                                        {"batch_size", result.tokens_BT.size(0)}, {"tokens_per_second", rate},
-                                        {"prompt_seconds", result.prompt_seconds}, {"state_bytes", result.state_bytes}}
+    std::cout << nlohmann::ordered_json{{"prompt_tokens", prompt_tokens},
+                                        {"tokens", total},
+                                        {"batch_size", result.tokens_BT.size(0)},
+                                        {"tokens_per_second", rate},
+                                        {"prompt_seconds", result.prompt_seconds},
+                                        {"state_bytes", result.state_bytes}}
                      .dump()
               << "\n";
   } else {
-    std::cerr << total - prompt_tokens << " tokens after " << prompt_tokens << " of the prompt: " << rate
-              << " tokens/s, prompt " << result.prompt_seconds << " s, state " << result.state_bytes << " bytes at "
-              << total << " tokens\n";
+    std::cerr << total - prompt_tokens << " tokens after " << prompt_tokens
+              << " of the prompt: " << rate << " tokens/s, prompt " << result.prompt_seconds
+              << " s, state " << result.state_bytes << " bytes at " << total << " tokens\n";
   }
 }
 
@@ -80,7 +87,9 @@ void print_report(const GenerateOptions& options, const model::GenerationResult&
 
 int run_generate(const Invocation& invocation) {
   GenerateOptions values;
-  OptionSet options("generate", "Continue a prompt: linear layers carry a state, softmax layers a key/value cache.");
+  OptionSet options(
+      "generate",
+      "Continue a prompt: linear layers carry a state, softmax layers a key/value cache.");
   options.add_required("model", values.model, "Hugging Face folder");
   options.add("tokenizer", values.tokenizer, "[default: the model folder's]");
   options.add("prompt", values.prompt, "text to continue");
@@ -88,30 +97,39 @@ int run_generate(const Invocation& invocation) {
   options.add("max-new-tokens", values.max_new_tokens, "tokens to add at most");
   options.add("temperature", values.sampling.temperature, "0: greedy");
   options.add("top-k", values.sampling.top_k, "sample among the k most probable; 0: all");
-  options.add("top-p", values.sampling.top_p, "sample among the fewest that reach this probability");
+  options.add(
+      "top-p", values.sampling.top_p, "sample among the fewest that reach this probability");
   options.add("seed", values.seed, "of sampling");
-  options.add("batch-size", values.batch_size, "continue the prompt this many times at once; the first is printed");
+  options.add("batch-size",
+              values.batch_size,
+              "continue the prompt this many times at once; the first is printed");
   options.add("ignore-end", values.ignore_end, "go on after the end token");
   options.add("threads", values.threads, "0: all processors");
   options.add("json", values.json, "print the measurements as one JSON object instead of the text");
   if (options.parse(invocation.arguments) == OptionSet::Outcome::kDone) return 0;
-  if (values.prompt.empty() == values.prompt_file.empty()) throw UsageError("give exactly one of --prompt and --prompt-file");
-  if (values.batch_size < 1) throw ConfigError(concat("batch-size = ", values.batch_size, ", allowed: 1 or more"));
-  if (values.max_new_tokens < 1) throw ConfigError(concat("max-new-tokens = ", values.max_new_tokens, ", allowed: 1 or more"));
+  if (values.prompt.empty() == values.prompt_file.empty())
+    throw UsageError("give exactly one of --prompt and --prompt-file");
+  if (values.batch_size < 1)
+    throw ConfigError(concat("batch-size = ", values.batch_size, ", allowed: 1 or more"));
+  if (values.max_new_tokens < 1)
+    throw ConfigError(concat("max-new-tokens = ", values.max_new_tokens, ", allowed: 1 or more"));
   values.sampling.seed = static_cast<uint64_t>(values.seed);
   values.sampling.validate();
   if (values.threads > 0) at::set_num_threads(static_cast<int>(values.threads));
 
-  const auto tokenizer = data::open_tokenizer(values.tokenizer.empty() ? values.model : values.tokenizer);
+  const auto tokenizer =
+      data::open_tokenizer(values.tokenizer.empty() ? values.model : values.tokenizer);
   const model::LoadedModel loaded = model::load_model(values.model);
-  const std::string text = values.prompt_file.empty() ? values.prompt : read_file(values.prompt_file);
+  const std::string text =
+      values.prompt_file.empty() ? values.prompt : read_file(values.prompt_file);
   const std::vector<int32_t> ids = tokenizer->encode(text);
   if (ids.empty()) throw DataError("the prompt has no tokens");
   loaded.model->prepare_generation();
-  const torch::Tensor prompt = torch::tensor(std::vector<int64_t>(ids.begin(), ids.end()), torch::kInt64)
-                                   .unsqueeze(0)
-                                   .expand({values.batch_size, -1})
-                                   .contiguous();
+  const torch::Tensor prompt =
+      torch::tensor(std::vector<int64_t>(ids.begin(), ids.end()), torch::kInt64)
+          .unsqueeze(0)
+          .expand({values.batch_size, -1})
+          .contiguous();
   std::vector<int64_t> end_tokens;
   if (!values.ignore_end) end_tokens = loaded.model->config().eos_token_ids;
   if (!values.ignore_end && end_tokens.empty() && tokenizer->end_of_document().has_value()) {
@@ -119,10 +137,16 @@ int run_generate(const Invocation& invocation) {
   }
   if (!values.json) std::cout << text << std::flush;
   StreamedText stream(*tokenizer, ids);
-  const model::GenerationResult result = model::generate(
-      *loaded.model, prompt, values.max_new_tokens, end_tokens, values.sampling, [&](const torch::Tensor& tokens_B) {
-        if (!values.json) stream.add(static_cast<int32_t>(tokens_B[0].item<int64_t>()));
-      });
+  const model::GenerationResult result =
+      model::generate(*loaded.model,
+                      prompt,
+                      values.max_new_tokens,
+                      end_tokens,
+                      values.sampling,
+                      [&](const torch::Tensor& tokens_B) {
+                        if (!values.json)
+                          stream.add(static_cast<int32_t>(tokens_B[0].item<int64_t>()));
+                      });
   if (!values.json) std::cout << std::endl;
   print_report(values, result, prompt.size(1));
   return 0;

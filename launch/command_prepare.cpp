@@ -26,14 +26,19 @@ std::vector<std::filesystem::path> as_paths(const std::vector<std::string>& name
 // One line on a terminal, one line per tenth elsewhere.
 class PrepareProgressLine {
  public:
-  explicit PrepareProgressLine(bool is_shown) : is_shown_(is_shown), is_terminal_(::isatty(STDERR_FILENO) == 1) {}
+  explicit PrepareProgressLine(bool is_shown)
+      : is_shown_(is_shown), is_terminal_(::isatty(STDERR_FILENO) == 1) {}
 
   void operator()(int64_t done, int64_t total) {
     const auto percent = static_cast<int>(total > 0 ? 100 * done / total : 100);
     if (!is_shown_ || percent < next_) return;
     next_ = percent + (is_terminal_ ? 1 : 10);
     if (is_terminal_) {
-      std::fprintf(stderr, "\r%3d %% of %.1f MB%s", percent, static_cast<double>(total) / 1e6, percent == 100 ? "\n" : "");
+      std::fprintf(stderr,
+                   "\r%3d %% of %.1f MB%s",
+                   percent,
+                   static_cast<double>(total) / 1e6,
+                   percent == 100 ? "\n" : "");
     } else {
       log::info(concat("prepared ", percent, " % of ", total, " bytes"));
     }
@@ -45,10 +50,15 @@ class PrepareProgressLine {
   int next_ = 0;
 };
 
-data::PrepareSummary sum_over_ranks(dist::Communicator& communicator, const data::PrepareSummary& own) {
-  const torch::Tensor counts = torch::tensor(
-      {own.num_inputs, own.num_tokens, own.num_documents, own.num_words, own.num_bytes, static_cast<int64_t>(own.shards.size())},
-      torch::kInt64);
+data::PrepareSummary sum_over_ranks(dist::Communicator& communicator,
+                                    const data::PrepareSummary& own) {
+  const torch::Tensor counts = torch::tensor({own.num_inputs,
+                                              own.num_tokens,
+                                              own.num_documents,
+                                              own.num_words,
+                                              own.num_bytes,
+                                              static_cast<int64_t>(own.shards.size())},
+                                             torch::kInt64);
   communicator.all_reduce(counts, dist::Reduction::kSum);
   const int64_t* count = counts.data_ptr<int64_t>();
   data::PrepareSummary all{count[0], count[1], count[2], count[3], count[4], {}};
@@ -68,7 +78,9 @@ int run_prepare_vocab(const Invocation& invocation) {
   options.add_required("output", output, "file to write, e.g. tokenizer.model");
   options.add("vocab-size", vocab_size, "pieces");
   options.add_choice("type", type, {"unigram", "bpe"}, "algorithm");
-  options.add("character-coverage", coverage, "share of characters that get pieces of their own; the rest is bytes");
+  options.add("character-coverage",
+              coverage,
+              "share of characters that get pieces of their own; the rest is bytes");
   options.add("seed", seed, "of the sampling of sentences");
   options.add("threads", threads, "0: all processors");
   if (options.parse(invocation.arguments) == OptionSet::Outcome::kDone) return 0;
@@ -89,15 +101,28 @@ int run_prepare_lm(const Invocation& invocation) {
   std::vector<std::string> inputs;
   std::string tokenizer_path, output;
   data::PrepareLmOptions prepare;
-  OptionSet options("prepare lm", "Turn text files into HDF5 shards of tokens; under mpirun, ranks share the files.");
+  OptionSet options(
+      "prepare lm",
+      "Turn text files into HDF5 shards of tokens; under mpirun, ranks share the files.");
   options.add("inputs", inputs, "text files, UTF-8 (required)");
-  options.add_required("tokenizer", tokenizer_path, "folder or file: tokenizer.json, vocab.json + merges.txt, *.model");
+  options.add_required("tokenizer",
+                       tokenizer_path,
+                       "folder or file: tokenizer.json, vocab.json + merges.txt, *.model");
   options.add_required("output", output, "folder of the shards");
-  options.add_choice("documents", prepare.document_mode, {"file", "line", "blank-line", "wikitext"}, "where a document begins");
-  options.add("tokens-per-shard", prepare.tokens_per_shard, "cut a shard after this many tokens; 0: one per input");
-  options.add("append-end-of-document", prepare.append_end_of_document, "end each document with the tokenizer's end token");
+  options.add_choice("documents",
+                     prepare.document_mode,
+                     {"file", "line", "blank-line", "wikitext"},
+                     "where a document begins");
+  options.add("tokens-per-shard",
+              prepare.tokens_per_shard,
+              "cut a shard after this many tokens; 0: one per input");
+  options.add("append-end-of-document",
+              prepare.append_end_of_document,
+              "end each document with the tokenizer's end token");
   options.add("overwrite", prepare.overwrite, "replace shards that are there");
-  options.add("allow-invalid-utf8", prepare.allow_invalid_utf8, "take bytes that are not UTF-8 as they are");
+  options.add("allow-invalid-utf8",
+              prepare.allow_invalid_utf8,
+              "take bytes that are not UTF-8 as they are");
   if (options.parse(invocation.arguments) == OptionSet::Outcome::kDone) return 0;
   if (inputs.empty()) throw UsageError("--inputs is required (t2r prepare lm --help)");
   prepare.inputs = as_paths(inputs);
@@ -110,12 +135,14 @@ int run_prepare_lm(const Invocation& invocation) {
   data::PrepareSummary own;
   on_all_ranks(communicator, [&] {
     const auto tokenizer = data::open_tokenizer(tokenizer_path);
-    own = data::prepare_lm(*tokenizer, prepare, world.rank(), world.size(), PrepareProgressLine(world.rank() == 0));
+    own = data::prepare_lm(
+        *tokenizer, prepare, world.rank(), world.size(), PrepareProgressLine(world.rank() == 0));
   });
   const data::PrepareSummary all = sum_over_ranks(communicator, own);
   if (world.rank() == 0) {
-    std::cout << output << ": " << all.num_tokens << " tokens, " << all.num_documents << " documents, " << all.num_words
-              << " words in " << all.shards.size() << " shard(s)\n";
+    std::cout << output << ": " << all.num_tokens << " tokens, " << all.num_documents
+              << " documents, " << all.num_words << " words in " << all.shards.size()
+              << " shard(s)\n";
   }
   return 0;
 }

@@ -31,12 +31,18 @@ data::Corpus open_corpus(const std::vector<std::string>& names) {
 std::vector<fs::path> tokenizer_files(const TrainConfig& config, const data::Corpus& corpus) {
   const std::string path = !config.tokenizer.empty() ? config.tokenizer : config.model;
   if (path.empty()) return {};
-  const std::vector<fs::path> companions = fs::is_directory(path) ? companion_files(path) : std::vector<fs::path>{};
+  const std::vector<fs::path> companions =
+      fs::is_directory(path) ? companion_files(path) : std::vector<fs::path>{};
   if (config.tokenizer.empty() && companions.empty()) return {};
   const auto tokenizer = data::open_tokenizer(path);
   if (tokenizer->hash() != corpus.tokenizer_hash()) {
-    throw ConfigError(concat("the shards were made with another tokenizer (", corpus.tokenizer_hash(), ") than ", path,
-                             " (", tokenizer->hash(), "); run `t2r prepare lm` with this one"));
+    throw ConfigError(concat("the shards were made with another tokenizer (",
+                             corpus.tokenizer_hash(),
+                             ") than ",
+                             path,
+                             " (",
+                             tokenizer->hash(),
+                             "); run `t2r prepare lm` with this one"));
   }
   return companions.empty() ? tokenizer->files() : companions;
 }
@@ -46,35 +52,63 @@ model::LoadedModel make_model(const TrainConfig& config, const data::Corpus& tra
     model::LoadedModel loaded = model::load_model(config.model);
     const int64_t vocab_size = loaded.model->config().vocab_size;
     if (train.vocab_size() > vocab_size) {
-      throw ConfigError(concat("the shards have token ids up to ", train.vocab_size() - 1, ", the model's vocabulary has ",
-                               vocab_size, " entries: tokenizer and model do not belong together"));
+      throw ConfigError(concat("the shards have token ids up to ",
+                               train.vocab_size() - 1,
+                               ", the model's vocabulary has ",
+                               vocab_size,
+                               " entries: tokenizer and model do not belong together"));
     }
     return loaded;
   }
   model::LoadedModel fresh;
-  fresh.model = std::make_unique<model::DecoderLM>(config.new_model.resolve(train.vocab_size(), config.sequence_length));
+  fresh.model = std::make_unique<model::DecoderLM>(
+      config.new_model.resolve(train.vocab_size(), config.sequence_length));
   fresh.model->initialize(static_cast<uint64_t>(config.seed));
   return fresh;
 }
 
-void log_start(const dist::World& world, const TrainConfig& config, const TrainingInputs& inputs, int64_t threads) {
-  log::info(concat("LibTorch ", TORCH_VERSION, "; ", world.mpi_version(), "; ", world.size(), " rank(s) on ",
-                   world.hosts().front(), world.size() > world.local_size() ? " and others" : "", ", ", threads,
-                   " thread(s) each; CPU kernels ", model::kernels::cpu_kernels().name));
+void log_start(const dist::World& world,
+               const TrainConfig& config,
+               const TrainingInputs& inputs,
+               int64_t threads) {
+  log::info(concat("LibTorch ",
+                   TORCH_VERSION,
+                   "; ",
+                   world.mpi_version(),
+                   "; ",
+                   world.size(),
+                   " rank(s) on ",
+                   world.hosts().front(),
+                   world.size() > world.local_size() ? " and others" : "",
+                   ", ",
+                   threads,
+                   " thread(s) each; CPU kernels ",
+                   model::kernels::cpu_kernels().name));
   const model::DecoderConfig& model = inputs.model.model->config();
-  const int64_t num_linear = model.linear.has_value()
-                                 ? model.num_layers - static_cast<int64_t>(model.linear->softmax_layers.size())
-                                 : 0;
-  log::info(concat(inputs.model.model->parameters().num_scalars(), " parameters, ", model.num_layers, " layers (", num_linear,
-                   " linear); ", inputs.train.num_tokens(), " training tokens; ", config.total_steps(), " steps of ",
-                   config.batch_size * config.sequence_length, " tokens"));
+  const int64_t num_linear =
+      model.linear.has_value()
+          ? model.num_layers - static_cast<int64_t>(model.linear->softmax_layers.size())
+          : 0;
+  log::info(concat(inputs.model.model->parameters().num_scalars(),
+                   " parameters, ",
+                   model.num_layers,
+                   " layers (",
+                   num_linear,
+                   " linear); ",
+                   inputs.train.num_tokens(),
+                   " training tokens; ",
+                   config.total_steps(),
+                   " steps of ",
+                   config.batch_size * config.sequence_length,
+                   " tokens"));
 }
 
 }  // namespace
 
 int run_train(const Invocation& invocation) {
   TrainConfig config;
-  OptionSet options("train", "Pretrain ([model] table) or finetune (--model FOLDER), alone or under mpirun.");
+  OptionSet options(
+      "train", "Pretrain ([model] table) or finetune (--model FOLDER), alone or under mpirun.");
   config.bind(options);
   if (options.parse(invocation.arguments) == OptionSet::Outcome::kDone) return 0;
   config.validate();
@@ -99,7 +133,8 @@ int run_train(const Invocation& invocation) {
                         .output = folder.path(),
                         .tokenizer_files = tokenizer_files(config, train)};
   log_start(world, config, inputs, threads);
-  on_first_rank(communicator, [&] { write_file_durably(folder.path() / "config.toml", options.dump()); });
+  on_first_rank(communicator,
+                [&] { write_file_durably(folder.path() / "config.toml", options.dump()); });
 
   Trainer::Outcome outcome;
   {

@@ -18,10 +18,16 @@ struct Command {
 };
 
 const std::vector<Command> kCommands = {
-    {{"prepare", "vocab"}, "train a sentencepiece vocabulary on text files", launch::run_prepare_vocab},
+    {{"prepare", "vocab"},
+     "train a sentencepiece vocabulary on text files",
+     launch::run_prepare_vocab},
     {{"prepare", "lm"}, "turn text files into HDF5 shards of tokens", launch::run_prepare_lm},
-    {{"convert"}, "swap a pretrained model's softmax attention for linear attention", launch::run_convert},
-    {{"verify"}, "compare a model with stored logits, gradients and greedy tokens", launch::run_verify},
+    {{"convert"},
+     "swap a pretrained model's softmax attention for linear attention",
+     launch::run_convert},
+    {{"verify"},
+     "compare a model with stored logits, gradients and greedy tokens",
+     launch::run_verify},
     {{"train"}, "pretrain or finetune a model, alone or under mpirun", launch::run_train},
     {{"evaluate"}, "perplexity of a model, per token and per word", launch::run_evaluate},
     {{"generate"}, "continue a prompt", launch::run_generate},
@@ -34,7 +40,8 @@ std::string joined(const std::vector<std::string>& words) {
 }
 
 void print_usage(std::ostream& out) {
-  out << "t2r: pretrained transformers into RNNs\n\nusage: t2r COMMAND [--help] [--config FILE] [options]\n\n";
+  out << "t2r: pretrained transformers into RNNs\n\nusage: t2r COMMAND [--help] [--config FILE] "
+         "[options]\n\n";
   for (const Command& command : kCommands) {
     const std::string name = joined(command.words);
     out << "  " << name << std::string(16 - name.size(), ' ') << command.summary << "\n";
@@ -52,14 +59,19 @@ int dispatch(int argc, char** argv) {
   for (const Command& command : kCommands) {
     names.push_back(joined(command.words));
     const size_t count = command.words.size();
-    if (arguments.size() >= count && std::equal(command.words.begin(), command.words.end(), arguments.begin())) {
+    if (arguments.size() >= count &&
+        std::equal(command.words.begin(), command.words.end(), arguments.begin())) {
       arguments.erase(arguments.begin(), arguments.begin() + static_cast<std::ptrdiff_t>(count));
       return command.run({arguments, &argc, &argv});
     }
   }
-  const std::string word = arguments[0] == "prepare" && arguments.size() > 1 ? "prepare " + arguments[1] : arguments[0];
+  const std::string word =
+      arguments[0] == "prepare" && arguments.size() > 1 ? "prepare " + arguments[1] : arguments[0];
   const std::string near = launch::nearest(word, names);
-  throw UsageError(concat("unknown command \"", word, "\"", near.empty() ? "" : concat("; did you mean ", near, "?"),
+  throw UsageError(concat("unknown command \"",
+                          word,
+                          "\"",
+                          near.empty() ? "" : concat("; did you mean ", near, "?"),
                           " (t2r --help lists all)"));
 }
 
@@ -71,8 +83,10 @@ int main(int argc, char** argv) {
   } catch (const Error& error) {
     dist::abort_job(error.what(), static_cast<int>(error.exit_code()));
   } catch (const std::bad_alloc&) {
-    dist::abort_job("out of memory; try a smaller --batch-size or --micro-batch-size", static_cast<int>(ExitCode::kInternal));
+    dist::abort_job("out of memory; try a smaller --batch-size or --micro-batch-size",
+                    static_cast<int>(ExitCode::kInternal));
   } catch (const std::exception& error) {
-    dist::abort_job(concat("internal error: ", error.what()), static_cast<int>(ExitCode::kInternal));
+    dist::abort_job(concat("internal error: ", error.what()),
+                    static_cast<int>(ExitCode::kInternal));
   }
 }

@@ -84,12 +84,16 @@ void MetricsLog::step(const StepMetrics& m) {
   if (m.step % log_every_ != 0 && !is_last && num_seen_ != 1) return;
 
   const double seconds = window_seconds_ > 0.0 ? window_seconds_ : m.seconds;
-  const double rate = (window_seconds_ > 0.0 ? static_cast<double>(window_tokens_) : static_cast<double>(m.num_tokens)) / seconds;
-  const double step_seconds = timed_steps_ > 0 ? timed_seconds_ / static_cast<double>(timed_steps_) : m.seconds;
+  const double rate = (window_seconds_ > 0.0 ? static_cast<double>(window_tokens_)
+                                             : static_cast<double>(m.num_tokens)) /
+                      seconds;
+  const double step_seconds =
+      timed_steps_ > 0 ? timed_seconds_ / static_cast<double>(timed_steps_) : m.seconds;
   char text[400];
   std::snprintf(text,
                 sizeof(text),
-                "step %lld/%lld  epoch %.2f  %s %.4f (max %.4f)  ppl %.2f  norm %.3f  lr %.2e  %.0f tok/s (%.0f a rank)  "
+                "step %lld/%lld  epoch %.2f  %s %.4f (max %.4f)  ppl %.2f  norm %.3f  lr %.2e  "
+                "%.0f tok/s (%.0f a rank)  "
                 "%.0f ms  wait %.1f%%  comm %.1f%%  skipped %lld  eta %s",
                 static_cast<long long>(m.step),
                 static_cast<long long>(m.total_steps),
@@ -115,12 +119,17 @@ void MetricsLog::step(const StepMetrics& m) {
   }
   constexpr int kBarWidth = 20;
   const auto filled = static_cast<int>(kBarWidth * m.step / m.total_steps);
-  std::fprintf(stderr, "\r\033[K[%s%s] %s", std::string(filled, '#').c_str(), std::string(kBarWidth - filled, '.').c_str(), text);
+  std::fprintf(stderr,
+               "\r\033[K[%s%s] %s",
+               std::string(filled, '#').c_str(),
+               std::string(kBarWidth - filled, '.').c_str(),
+               text);
   has_bar_ = true;
   if (is_last) finish_line();
 }
 
-void MetricsLog::event(const std::string& name, const std::vector<std::pair<std::string, double>>& values) {
+void MetricsLog::event(const std::string& name,
+                       const std::vector<std::pair<std::string, double>>& values) {
   std::vector<std::pair<std::string, std::string>> fields{{"event", "\"" + name + "\""}};
   for (const auto& [key, value] : values) fields.emplace_back(key, number(value));
   write(object(fields));

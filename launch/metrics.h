@@ -18,15 +18,16 @@ struct StepMetrics {
   double loss_max_rank = 0.0;  ///< of the rank with the largest mean
   double gradient_norm = 0.0;  ///< before clipping, of the mean loss
   double learning_rate = 0.0;
-  int64_t num_tokens = 0;      ///< of this step, all ranks
+  int64_t num_tokens = 0;  ///< of this step, all ranks
   double seconds = 0.0;
   double data_wait_seconds = 0.0;
   double exposed_communication_seconds = 0.0;
   bool is_skipped = false;
-  int64_t num_skipped = 0;     ///< so far
+  int64_t num_skipped = 0;  ///< so far
 };
 
-/// The run's record: JSON lines always, a progress bar on a terminal, plain lines elsewhere. Rank 0 alone makes one.
+/// The run's record: JSON lines always, a progress bar on a terminal, plain lines elsewhere. Rank 0
+/// alone makes one.
 class MetricsLog {
  public:
   /// Appends to `file`. @throws WriteError

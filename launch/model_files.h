@@ -12,6 +12,7 @@ std::vector<std::filesystem::path> companion_files(const std::filesystem::path& 
 /// Makes `output` appear only when it is complete: `fill` writes into a temporary folder beside it.
 /// @throws ConfigError  if `output` exists
 /// @throws WriteError   if it cannot be written; nothing is left behind
-void make_folder(const std::filesystem::path& output, const std::function<void(const std::filesystem::path&)>& fill);
+void make_folder(const std::filesystem::path& output,
+                 const std::function<void(const std::filesystem::path&)>& fill);
 
 }  // namespace t2r::launch

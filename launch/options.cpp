@@ -1,7 +1,7 @@
 #include "launch/options.h"
 
-#include <CLI/CLI.hpp>
 #include <toml++/toml.h>
+#include <CLI/CLI.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -20,12 +20,17 @@ std::string to_toml(const std::string& value) {
   out << toml::value<std::string>(value);
   return out.str();
 }
-std::string to_toml(int64_t value) { return std::to_string(value); }
-std::string to_toml(bool value) { return value ? "true" : "false"; }
+std::string to_toml(int64_t value) {
+  return std::to_string(value);
+}
+std::string to_toml(bool value) {
+  return value ? "true" : "false";
+}
 std::string to_toml(double value) {
   std::ostringstream out;
   out.precision(17);
-  for (int digits = 1; digits <= 17; ++digits) {  // the shortest text that reads back as the same number
+  for (int digits = 1; digits <= 17;
+       ++digits) {  // the shortest text that reads back as the same number
     std::ostringstream attempt;
     attempt.precision(digits);
     attempt << value;
@@ -57,16 +62,21 @@ int64_t edit_distance(const std::string& a, const std::string& b) {
   return row.back();
 }
 
-std::string suggestion(const std::string& word, const std::vector<std::string>& candidates, const char* dashes) {
+std::string suggestion(const std::string& word,
+                       const std::vector<std::string>& candidates,
+                       const char* dashes) {
   const std::string near = nearest(word, candidates);
   return near.empty() ? "" : concat("; did you mean ", dashes, near, "?");
 }
 
 // "--key=value" arguments of one node of the file.
-void flatten(const toml::node& node, const std::string& key, std::map<std::string, std::vector<std::string>>& out) {
+void flatten(const toml::node& node,
+             const std::string& key,
+             std::map<std::string, std::vector<std::string>>& out) {
   if (const toml::table* table = node.as_table()) {
     for (const auto& [name, child] : *table) {
-      flatten(child, key.empty() ? std::string(name.str()) : key + "." + std::string(name.str()), out);
+      flatten(
+          child, key.empty() ? std::string(name.str()) : key + "." + std::string(name.str()), out);
     }
   } else if (const toml::array* array = node.as_array()) {
     out[key];
@@ -121,11 +131,14 @@ struct OptionSet::Implementation {
   }
 
   const Entry* find(const std::string& key) const {
-    const auto found = std::find_if(entries.begin(), entries.end(), [&](const Entry& e) { return e.key == key; });
+    const auto found =
+        std::find_if(entries.begin(), entries.end(), [&](const Entry& e) { return e.key == key; });
     return found == entries.end() ? nullptr : &*found;
   }
 
-  void parse_arguments(std::vector<std::string> arguments, const std::string& source, bool is_file) {
+  void parse_arguments(std::vector<std::string> arguments,
+                       const std::string& source,
+                       bool is_file) {
     std::reverse(arguments.begin(), arguments.end());  // CLI11 takes them from the back
     try {
       app.parse(arguments);
@@ -137,10 +150,17 @@ struct OptionSet::Implementation {
       throw UsageError(message);
     }
     for (const std::string& extra : app.remaining()) {
-      const std::string word = extra.substr(extra.find_first_not_of('-') == std::string::npos ? 0 : extra.find_first_not_of('-'));
+      const std::string word = extra.substr(
+          extra.find_first_not_of('-') == std::string::npos ? 0 : extra.find_first_not_of('-'));
       const std::string name = word.substr(0, word.find('='));
-      throw UsageError(concat(source, ": unknown argument \"", extra, "\"", suggestion(name, keys(), "--"),
-                              " (t2r ", command, " --help lists all)"));
+      throw UsageError(concat(source,
+                              ": unknown argument \"",
+                              extra,
+                              "\"",
+                              suggestion(name, keys(), "--"),
+                              " (t2r ",
+                              command,
+                              " --help lists all)"));
     }
   }
 
@@ -149,7 +169,8 @@ struct OptionSet::Implementation {
     try {
       table = toml::parse_file(config_file);
     } catch (const toml::parse_error& error) {
-      throw ConfigError(concat(config_file, ":", error.source().begin.line, ": ", error.description()));
+      throw ConfigError(
+          concat(config_file, ":", error.source().begin.line, ": ", error.description()));
     }
     std::map<std::string, std::vector<std::string>> values;
     flatten(table, "", values);
@@ -157,10 +178,12 @@ struct OptionSet::Implementation {
     for (const auto& [key, texts] : values) {
       const Entry* entry = find(key);
       if (entry == nullptr) {
-        throw ConfigError(concat(config_file, ": unknown key \"", key, "\"", suggestion(key, keys(), "")));
+        throw ConfigError(
+            concat(config_file, ": unknown key \"", key, "\"", suggestion(key, keys(), "")));
       }
       if (!entry->is_list && texts.size() != 1) {
-        throw ConfigError(concat(config_file, ": ", key, " takes one value, not a list of ", texts.size()));
+        throw ConfigError(
+            concat(config_file, ": ", key, " takes one value, not a list of ", texts.size()));
       }
       if (texts.empty() || (texts.size() == 1 && texts[0].empty() && entry->clear)) {
         entry->clear();  // CLI11 would take the next argument for an empty value
@@ -179,9 +202,11 @@ OptionSet::OptionSet(const std::string& command, const std::string& description)
   app.name("t2r " + command);
   app.description(description);
   app.allow_extras();
-  app.add_option("--config", implementation_->config_file, "TOML file with any of these options as keys")
+  app.add_option(
+         "--config", implementation_->config_file, "TOML file with any of these options as keys")
       ->check(CLI::ExistingFile);
-  app.add_flag("--dump-config", implementation_->dumps, "print the resolved options as TOML and stop");
+  app.add_flag(
+      "--dump-config", implementation_->dumps, "print the resolved options as TOML and stop");
   app.get_formatter()->column_width(36);
 }
 
@@ -189,7 +214,9 @@ OptionSet::~OptionSet() = default;
 
 template <class T>
 void OptionSet::bind(const std::string& key, T& value, const std::string& help) {
-  constexpr bool kIsList = !std::is_same_v<T, std::string> && requires { value.clear(); };
+  constexpr bool kIsList = !std::is_same_v<T, std::string> && requires {
+    value.clear();
+  };
   Implementation::Entry entry;
   entry.key = key;
   entry.is_list = kIsList;
@@ -208,11 +235,21 @@ void OptionSet::bind(const std::string& key, T& value, const std::string& help) 
   implementation_->entries.push_back(std::move(entry));
 }
 
-void OptionSet::add(const std::string& key, std::string& value, const std::string& help) { bind(key, value, help); }
-void OptionSet::add(const std::string& key, int64_t& value, const std::string& help) { bind(key, value, help); }
-void OptionSet::add(const std::string& key, double& value, const std::string& help) { bind(key, value, help); }
-void OptionSet::add(const std::string& key, bool& value, const std::string& help) { bind(key, value, help); }
-void OptionSet::add(const std::string& key, std::vector<std::string>& value, const std::string& help) {
+void OptionSet::add(const std::string& key, std::string& value, const std::string& help) {
+  bind(key, value, help);
+}
+void OptionSet::add(const std::string& key, int64_t& value, const std::string& help) {
+  bind(key, value, help);
+}
+void OptionSet::add(const std::string& key, double& value, const std::string& help) {
+  bind(key, value, help);
+}
+void OptionSet::add(const std::string& key, bool& value, const std::string& help) {
+  bind(key, value, help);
+}
+void OptionSet::add(const std::string& key,
+                    std::vector<std::string>& value,
+                    const std::string& help) {
   bind(key, value, help);
 }
 void OptionSet::add(const std::string& key, std::vector<int64_t>& value, const std::string& help) {
@@ -271,12 +308,14 @@ std::string OptionSet::dump() const {
   for (const Implementation::Entry& entry : implementation_->entries) {
     const size_t dot = entry.key.find('.');
     if (dot != std::string::npos) {
-      tables[entry.key.substr(0, dot)] += concat(entry.key.substr(dot + 1), " = ", entry.dump(), "\n");
+      tables[entry.key.substr(0, dot)] +=
+          concat(entry.key.substr(dot + 1), " = ", entry.dump(), "\n");
     }
   }
   for (const Implementation::Entry& entry : implementation_->entries) {
     if (entry.key.find('.') != std::string::npos) continue;
-    // TOML has one value per name: a key that shares its name with a table is written instead of it if it is set.
+    // TOML has one value per name: a key that shares its name with a table is written instead of it
+    // if it is set.
     if (tables.contains(entry.key)) {
       if (entry.is_empty()) continue;
       tables.erase(entry.key);

@@ -8,10 +8,12 @@
 
 namespace t2r::launch {
 
-/// The options of one sub-command: each is a flag (--batch-size 8) and a key of a TOML file (batch-size = 8). A key with
-/// a dot is a key in a table: --model.layers is layers in [model]. The command line wins over the file.
+/// The options of one sub-command: each is a flag (--batch-size 8) and a key of a TOML file
+/// (batch-size = 8). A key with a dot is a key in a table: --model.layers is layers in [model]. The
+/// command line wins over the file.
 ///
-/// Every command also has --help, --config FILE and --dump-config, which prints the resolved options as TOML.
+/// Every command also has --help, --config FILE and --dump-config, which prints the resolved
+/// options as TOML.
 class OptionSet {
  public:
   OptionSet(const std::string& command, const std::string& description);
@@ -38,7 +40,8 @@ class OptionSet {
 
   enum class Outcome { kRun, kDone };
 
-  /// Reads --config's file, then the arguments. kDone: --help or --dump-config was printed, nothing is left to do.
+  /// Reads --config's file, then the arguments. kDone: --help or --dump-config was printed, nothing
+  /// is left to do.
   /// @throws UsageError   unknown or malformed flag, missing required one; suggests the nearest
   /// @throws ConfigError  unknown key or value in the file, value that is not allowed
   Outcome parse(const std::vector<std::string>& arguments);

@@ -22,7 +22,8 @@ std::vector<Window> cut_windows(int64_t num_tokens, const PerplexityProtocol& pr
   if (protocol.max_tokens > 0) num_targets = std::min(num_targets, protocol.max_tokens);
   std::vector<Window> windows;
   for (int64_t done = 0; done < num_targets;) {
-    const int64_t scored = std::min(num_targets - done, windows.empty() ? protocol.context : protocol.scored);
+    const int64_t scored =
+        std::min(num_targets - done, windows.empty() ? protocol.context : protocol.scored);
     const int64_t end = done + scored, begin = std::max<int64_t>(0, end - protocol.context);
     windows.push_back({begin, end - begin, scored});
     done = end;
@@ -42,7 +43,9 @@ double score_batch(const model::DecoderLM& model,
   }
   targets.copy_(tokens.narrow(1, 1, length));
   for (int64_t b = 0; b < batch; ++b) targets[b].narrow(0, 0, length - windows[b].scored).fill_(-1);
-  return model.token_losses(tokens.narrow(1, 0, length).contiguous(), targets).sum(torch::kFloat64).item<double>();
+  return model.token_losses(tokens.narrow(1, 0, length).contiguous(), targets)
+      .sum(torch::kFloat64)
+      .item<double>();
 }
 
 }  // namespace
@@ -52,7 +55,8 @@ void PerplexityProtocol::validate() const {
   if (scored < 1 || scored > context) {
     throw ConfigError(concat("scored = ", scored, ", allowed: 1 to context = ", context));
   }
-  if (batch_size < 1) throw ConfigError(concat("batch-size = ", batch_size, ", allowed: 1 or more"));
+  if (batch_size < 1)
+    throw ConfigError(concat("batch-size = ", batch_size, ", allowed: 1 or more"));
 }
 
 PerplexityResult score_corpus(const model::DecoderLM& model,

@@ -8,13 +8,14 @@
 
 namespace t2r::launch {
 
-/// How a corpus is cut for scoring: windows of `context` tokens that move by `scored`, the last `scored` targets of each
-/// counting (all of them in the first window). scored = context: windows side by side.
+/// How a corpus is cut for scoring: windows of `context` tokens that move by `scored`, the last
+/// `scored` targets of each counting (all of them in the first window). scored = context: windows
+/// side by side.
 struct PerplexityProtocol {
   int64_t context = 512;
   int64_t scored = 512;
-  int64_t batch_size = 8;   ///< windows at once
-  int64_t max_tokens = 0;   ///< scored tokens at most; 0: all
+  int64_t batch_size = 8;  ///< windows at once
+  int64_t max_tokens = 0;  ///< scored tokens at most; 0: all
 
   /// @throws ConfigError
   void validate() const;

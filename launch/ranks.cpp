@@ -15,7 +15,8 @@ int64_t set_threads(int64_t threads, const dist::World& world) {
   if (threads == 0) {
     cpu_set_t allowed;
     const int64_t online = ::sysconf(_SC_NPROCESSORS_ONLN);
-    const int64_t bound = ::sched_getaffinity(0, sizeof(allowed), &allowed) == 0 ? CPU_COUNT(&allowed) : online;
+    const int64_t bound =
+        ::sched_getaffinity(0, sizeof(allowed), &allowed) == 0 ? CPU_COUNT(&allowed) : online;
     threads = std::max<int64_t>(1, std::min<int64_t>(bound, online / world.local_size()));
   }
   at::set_num_threads(static_cast<int>(threads));
@@ -29,8 +30,12 @@ void check_same_options(dist::Communicator& communicator, const OptionSet& optio
     std::string line_first, line_other;
     while (std::getline(first, line_first) && std::getline(other, line_other)) {
       if (line_first != line_other) {
-        throw ConfigError(concat("ranks were started with different options: rank 0 has ", line_first, ", rank ", rank,
-                                 " has ", line_other));
+        throw ConfigError(concat("ranks were started with different options: rank 0 has ",
+                                 line_first,
+                                 ", rank ",
+                                 rank,
+                                 " has ",
+                                 line_other));
       }
     }
   }

@@ -22,13 +22,16 @@ int lock_folder(const std::filesystem::path& folder) {
   if (error) throw WriteError(concat(folder.string(), ": cannot create: ", error.message()));
   const std::filesystem::path file = folder / "lock";
   const int descriptor = ::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  if (descriptor < 0) throw WriteError(concat(file.string(), ": cannot create: ", std::strerror(errno)));
+  if (descriptor < 0)
+    throw WriteError(concat(file.string(), ": cannot create: ", std::strerror(errno)));
   if (::flock(descriptor, LOCK_EX | LOCK_NB) != 0) {
     std::array<char, 256> holder{};
     const ssize_t size = ::read(descriptor, holder.data(), holder.size() - 1);
     ::close(descriptor);
-    throw WriteError(concat(folder.string(), ": another run is using this folder",
-                            size > 0 ? concat(" (", holder.data(), ")") : "", "; choose another --output"));
+    throw WriteError(concat(folder.string(),
+                            ": another run is using this folder",
+                            size > 0 ? concat(" (", holder.data(), ")") : "",
+                            "; choose another --output"));
   }
   std::array<char, 256> host{};
   ::gethostname(host.data(), host.size() - 1);
@@ -43,7 +46,8 @@ int lock_folder(const std::filesystem::path& folder) {
 
 }  // namespace
 
-RunFolder::RunFolder(std::filesystem::path path, dist::Communicator& communicator) : path_(std::move(path)) {
+RunFolder::RunFolder(std::filesystem::path path, dist::Communicator& communicator)
+    : path_(std::move(path)) {
   on_first_rank(communicator, [&] { lock_ = lock_folder(path_); });
 }
 

@@ -10,7 +10,8 @@ namespace t2r::launch {
 class RunFolder {
  public:
   /// Makes the folder and takes its lock (rank 0). Collective: every rank, same order.
-  /// @throws WriteError  on every rank, if the folder cannot be made or another run holds it; names the holder
+  /// @throws WriteError  on every rank, if the folder cannot be made or another run holds it; names
+  /// the holder
   RunFolder(std::filesystem::path path, dist::Communicator& communicator);
   ~RunFolder();
   RunFolder(const RunFolder&) = delete;

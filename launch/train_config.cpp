@@ -32,19 +32,25 @@ model::DecoderConfig NewModelConfig::resolve(int64_t vocab_size, int64_t sequenc
         "model.hidden-size",
         std::to_string(hidden_size),
         concat("a multiple of model.heads = ", num_heads));
-  check(!is_gpt2 || config.num_kv_heads == num_heads, "model.kv-heads", std::to_string(num_kv_heads), "0 for gpt2");
+  check(!is_gpt2 || config.num_kv_heads == num_heads,
+        "model.kv-heads",
+        std::to_string(num_kv_heads),
+        "0 for gpt2");
   config.head_dim = hidden_size / num_heads;
   const int64_t gated = (hidden_size * 8 / 3 + 31) / 32 * 32;
-  config.intermediate_size = intermediate_size > 0 ? intermediate_size : is_gpt2 ? 4 * hidden_size : gated;
+  config.intermediate_size = intermediate_size > 0 ? intermediate_size
+                             : is_gpt2             ? 4 * hidden_size
+                                                   : gated;
   config.max_positions = max_positions > 0 ? max_positions : sequence_length;
   config.activation = is_gpt2 ? model::Activation::kGeluTanh : model::Activation::kSilu;
   config.tied_embeddings = tied_embeddings;
   config.attention_bias = is_gpt2;
   config.mlp_bias = is_gpt2;
   if (attention != "softmax") {
-    config.linear = model::LinearAttentionConfig{.feature_map = attention,
-                                                 .feature_size = attention == "elu" ? config.head_dim : feature_size,
-                                                 .softmax_layers = softmax_layers};
+    config.linear = model::LinearAttentionConfig{
+        .feature_map = attention,
+        .feature_size = attention == "elu" ? config.head_dim : feature_size,
+        .softmax_layers = softmax_layers};
   }
   config.validate();
   return config;
@@ -52,22 +58,28 @@ model::DecoderConfig NewModelConfig::resolve(int64_t vocab_size, int64_t sequenc
 
 void TrainConfig::bind(OptionSet& options) {
   options.add_required("output", output, "run folder: checkpoints, metrics.jsonl, config.toml");
-  options.add("model", model, "Hugging Face folder to finetune; without it a [model] table is pretrained");
-  options.add("tokenizer", tokenizer, "tokenizer to keep with the model [default: the model folder's]");
+  options.add(
+      "model", model, "Hugging Face folder to finetune; without it a [model] table is pretrained");
+  options.add(
+      "tokenizer", tokenizer, "tokenizer to keep with the model [default: the model folder's]");
   options.add("train-data", train_data, "shards (files or folders) of `t2r prepare lm`");
   options.add("valid-data", valid_data, "shards for evaluation");
   options.add("sequence-length", sequence_length, "tokens per sequence");
   options.add("batch-size", batch_size, "sequences per step, over all ranks");
-  options.add("micro-batch-size", micro_batch_size, "sequences at once on a rank; 0: its whole share");
+  options.add(
+      "micro-batch-size", micro_batch_size, "sequences at once on a rank; 0: its whole share");
   options.add("steps", steps, "optimizer steps");
   options.add("tokens", tokens, "budget in tokens instead of steps");
   options.add("seed", seed, "of initialisation, data order and dropout");
   options.add("learning-rate", learning_rate, "peak");
   options.add("map-learning-rate", map_learning_rate, "peak for feature maps; 0: learning-rate");
-  options.add("transfer-steps", transfer_steps,
-              "first steps that train the feature maps alone, to give what softmax attention gives (finetuning)");
+  options.add("transfer-steps",
+              transfer_steps,
+              "first steps that train the feature maps alone, to give what softmax attention gives "
+              "(finetuning)");
   options.add("transfer-learning-rate", transfer_learning_rate, "peak of the transfer steps");
-  options.add_choice("schedule", schedule, {"cosine", "linear", "inverse-sqrt", "constant"}, "after the warm-up");
+  options.add_choice(
+      "schedule", schedule, {"cosine", "linear", "inverse-sqrt", "constant"}, "after the warm-up");
   options.add("warmup-steps", warmup_steps, "linear warm-up");
   options.add("final-lr-ratio", final_lr_ratio, "last rate over the peak (cosine, linear)");
   options.add("beta1", beta1, "AdamW");
@@ -78,10 +90,15 @@ void TrainConfig::bind(OptionSet& options) {
   options.add("dropout", dropout, "on embeddings and residual branches");
   options.add("eval-every", eval_every, "steps between evaluations; 0: at the end only");
   options.add("eval-tokens", eval_tokens, "tokens per evaluation; 0: all");
-  options.add("checkpoint-every", checkpoint_every, "steps between checkpoints; 0: at the end only");
+  options.add(
+      "checkpoint-every", checkpoint_every, "steps between checkpoints; 0: at the end only");
   options.add("keep-checkpoints", keep_checkpoints, "newest ones to keep, besides the best");
-  options.add("max-failed-saves", max_failed_saves, "checkpoints in a row that may fail before the run stops");
-  options.add("max-skipped-steps", max_skipped_steps, "steps in a row with gradients that are not finite before the run stops");
+  options.add("max-failed-saves",
+              max_failed_saves,
+              "checkpoints in a row that may fail before the run stops");
+  options.add("max-skipped-steps",
+              max_skipped_steps,
+              "steps in a row with gradients that are not finite before the run stops");
   options.add("log-every", log_every, "steps between log lines");
   options.add("resume", resume, "continue from the newest checkpoint in --output, if there is one");
   options.add("threads", threads, "per rank; 0: this host's processors divided by its ranks");
@@ -89,28 +106,44 @@ void TrainConfig::bind(OptionSet& options) {
   options.add("model.layers", new_model.num_layers, "pretraining: blocks");
   options.add("model.hidden-size", new_model.hidden_size, "pretraining: width");
   options.add("model.heads", new_model.num_heads, "pretraining: attention heads");
-  options.add("model.kv-heads", new_model.num_kv_heads, "pretraining: key/value heads; 0: as many as heads");
-  options.add("model.intermediate-size", new_model.intermediate_size, "pretraining: feed-forward width; 0: the family's");
-  options.add("model.max-positions", new_model.max_positions, "pretraining: longest context; 0: sequence-length");
-  options.add("model.tied-embeddings", new_model.tied_embeddings, "pretraining: output shares the token embedding");
-  options.add_choice("model.attention", new_model.attention, {"softmax", "t2r", "elu"}, "pretraining: attention");
+  options.add("model.kv-heads",
+              new_model.num_kv_heads,
+              "pretraining: key/value heads; 0: as many as heads");
+  options.add("model.intermediate-size",
+              new_model.intermediate_size,
+              "pretraining: feed-forward width; 0: the family's");
+  options.add("model.max-positions",
+              new_model.max_positions,
+              "pretraining: longest context; 0: sequence-length");
+  options.add("model.tied-embeddings",
+              new_model.tied_embeddings,
+              "pretraining: output shares the token embedding");
+  options.add_choice(
+      "model.attention", new_model.attention, {"softmax", "t2r", "elu"}, "pretraining: attention");
   options.add("model.feature-size", new_model.feature_size, "pretraining: features per head (t2r)");
-  options.add("model.softmax-layers", new_model.softmax_layers, "pretraining: layers that keep softmax");
+  options.add(
+      "model.softmax-layers", new_model.softmax_layers, "pretraining: layers that keep softmax");
 }
 
 void TrainConfig::validate() const {
   if (model.empty() == (new_model.num_layers == 0)) {
-    throw ConfigError(model.empty() ? "nothing to train: give --model FOLDER (finetune) or [model] layers (pretrain)"
-                                    : "--model and [model] exclude each other: finetune or pretrain");
+    throw ConfigError(
+        model.empty()
+            ? "nothing to train: give --model FOLDER (finetune) or [model] layers (pretrain)"
+            : "--model and [model] exclude each other: finetune or pretrain");
   }
-  if (train_data.empty()) throw ConfigError("train-data is empty; make shards with `t2r prepare lm`");
+  if (train_data.empty())
+    throw ConfigError("train-data is empty; make shards with `t2r prepare lm`");
   at_least("sequence-length", sequence_length, 1);
   at_least("batch-size", batch_size, 1);
   at_least("micro-batch-size", micro_batch_size, 0);
   if ((steps > 0) == (tokens > 0)) throw ConfigError("give exactly one of steps and tokens");
   at_least("steps", steps, 0);
   at_least("tokens", tokens, 0);
-  check(total_steps() > 0, "tokens", std::to_string(tokens), concat(batch_size * sequence_length, " (one step) or more"));
+  check(total_steps() > 0,
+        "tokens",
+        std::to_string(tokens),
+        concat(batch_size * sequence_length, " (one step) or more"));
   at_least("warmup-steps", warmup_steps, 0);
   at_least("eval-every", eval_every, 0);
   at_least("eval-tokens", eval_tokens, 0);
@@ -126,7 +159,10 @@ void TrainConfig::validate() const {
         "transfer-steps",
         std::to_string(transfer_steps),
         concat("0 to ", total_steps() - 1, " (steps - 1)"));
-  check(transfer_steps == 0 || !model.empty(), "transfer-steps", std::to_string(transfer_steps), "0 when pretraining");
+  check(transfer_steps == 0 || !model.empty(),
+        "transfer-steps",
+        std::to_string(transfer_steps),
+        "0 when pretraining");
   within("map-learning-rate", map_learning_rate, 0.0, 100.0);
   within("final-lr-ratio", final_lr_ratio, 0.0, 1.0);
   within("beta1", beta1, 0.0, 0.9999999);
@@ -141,8 +177,15 @@ int64_t TrainConfig::total_steps() const {
 }
 
 std::string TrainConfig::resume_identity() const {
-  return concat("sequence-length = ", sequence_length, "\nbatch-size = ", batch_size, "\nseed = ", seed, "\ntransfer-steps = ",
-                transfer_steps, "\n");
+  return concat("sequence-length = ",
+                sequence_length,
+                "\nbatch-size = ",
+                batch_size,
+                "\nseed = ",
+                seed,
+                "\ntransfer-steps = ",
+                transfer_steps,
+                "\n");
 }
 
 }  // namespace t2r::launch

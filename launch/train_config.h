@@ -30,7 +30,7 @@ struct NewModelConfig {
 /// Everything that `t2r train` can be told.
 struct TrainConfig {
   std::string output;
-  std::string model;      ///< folder to finetune; empty: pretrain new_model
+  std::string model;  ///< folder to finetune; empty: pretrain new_model
   NewModelConfig new_model;
   std::string tokenizer;  ///< folder or file; empty: the model folder's, if it has one
   std::vector<std::string> train_data;
@@ -45,7 +45,8 @@ struct TrainConfig {
 
   double learning_rate = 3e-4;
   double map_learning_rate = 0.0;  ///< 0: learning_rate
-  int64_t transfer_steps = 0;      ///< of `steps`: attention transfer, which trains the feature maps alone
+  int64_t transfer_steps =
+      0;  ///< of `steps`: attention transfer, which trains the feature maps alone
   double transfer_learning_rate = 1e-2;
   std::string schedule = "cosine";
   int64_t warmup_steps = 0;
@@ -54,8 +55,8 @@ struct TrainConfig {
   double clip_norm = 1.0;  ///< 0: no clipping
   double dropout = 0.0;
 
-  int64_t eval_every = 0;   ///< steps; 0: at the end only
-  int64_t eval_tokens = 0;  ///< at most; 0: all of the validation data
+  int64_t eval_every = 0;        ///< steps; 0: at the end only
+  int64_t eval_tokens = 0;       ///< at most; 0: all of the validation data
   int64_t checkpoint_every = 0;  ///< steps; 0: at the end only
   int64_t keep_checkpoints = 3;
   int64_t max_failed_saves = 3;

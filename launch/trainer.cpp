@@ -33,7 +33,8 @@ std::vector<dist::GradientSlice> gradient_slices(const model::ParameterArena& ar
 data::BatchPlan batch_plan(const TrainConfig& config, const dist::Communicator& communicator) {
   const int64_t largest_share = (config.batch_size + communicator.size() - 1) / communicator.size();
   return {.global_batch = config.batch_size,
-          .micro_batch = config.micro_batch_size > 0 ? config.micro_batch_size : std::max<int64_t>(1, largest_share),
+          .micro_batch = config.micro_batch_size > 0 ? config.micro_batch_size
+                                                     : std::max<int64_t>(1, largest_share),
           .rank = communicator.rank(),
           .world = communicator.size()};
 }
@@ -52,15 +53,23 @@ Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, dist::Communi
       arena_(model_.parameters()),
       optimizer_(arena_, {config.beta1, config.beta2, config.eps, config.weight_decay}),
       reducer_(gradient_slices(arena_), arena_.gradients(), communicator),
-      schedule_{config.schedule, config.learning_rate, config.final_lr_ratio, config.warmup_steps,
+      schedule_{config.schedule,
+                config.learning_rate,
+                config.final_lr_ratio,
+                config.warmup_steps,
                 config.total_steps() - config.transfer_steps},
-      transfer_schedule_{"cosine", config.transfer_learning_rate, 0.0, std::min<int64_t>(20, config.transfer_steps / 2),
+      transfer_schedule_{"cosine",
+                         config.transfer_learning_rate,
+                         0.0,
+                         std::min<int64_t>(20, config.transfer_steps / 2),
                          config.transfer_steps},
-      sampler_(inputs_.train.num_tokens(), config.sequence_length, static_cast<uint64_t>(config.seed)),
+      sampler_(
+          inputs_.train.num_tokens(), config.sequence_length, static_cast<uint64_t>(config.seed)),
       checkpoints_(inputs_.output / "checkpoints", config.keep_checkpoints, communicator) {
   inputs_.model.format.dtypes.clear();  // checkpoints hold float32
   if (communicator.rank() == 0) {
-    metrics_ = std::make_unique<MetricsLog>(inputs_.output / "metrics.jsonl", communicator.size(), config.log_every);
+    metrics_ = std::make_unique<MetricsLog>(
+        inputs_.output / "metrics.jsonl", communicator.size(), config.log_every);
   }
   dist::broadcast_parameters(communicator, arena_.values());
   resume();
@@ -76,8 +85,12 @@ Trainer::Outcome Trainer::run() {
     const StepMetrics metrics = train_step();
     if (metrics_) metrics_->step(metrics);
     if (num_skipped_in_row_ > config_.max_skipped_steps) {
-      throw NumericError(concat("step ", position_.step, ": loss or gradients were not finite in ", num_skipped_in_row_,
-                                " steps in a row (max-skipped-steps = ", config_.max_skipped_steps,
+      throw NumericError(concat("step ",
+                                position_.step,
+                                ": loss or gradients were not finite in ",
+                                num_skipped_in_row_,
+                                " steps in a row (max-skipped-steps = ",
+                                config_.max_skipped_steps,
                                 "); try a smaller learning-rate or a longer warm-up"));
     }
     if (is_stop_requested_) break;
@@ -91,7 +104,8 @@ Trainer::Outcome Trainer::run() {
   }
   if (last_evaluated_step_ != position_.step) evaluate();
   save();
-  if (last_saved_step_ != position_.step) throw WriteError("the last checkpoint could not be written");
+  if (last_saved_step_ != position_.step)
+    throw WriteError("the last checkpoint could not be written");
   return Outcome::kFinished;
 }
 
@@ -114,7 +128,8 @@ StepMetrics Trainer::train_step() {
   position_.num_tokens += totals.num_tokens;
   is_stop_requested_ = totals.is_stop_requested;
 
-  metrics.epoch = static_cast<double>(position_.sample_cursor) / static_cast<double>(sampler_.num_windows());
+  metrics.epoch =
+      static_cast<double>(position_.sample_cursor) / static_cast<double>(sampler_.num_windows());
   metrics.loss = totals.loss_sum / static_cast<double>(totals.num_tokens);
   metrics.loss_max_rank = totals.loss_max_rank;
   metrics.num_tokens = totals.num_tokens;
@@ -127,25 +142,28 @@ StepMetrics Trainer::train_step() {
 
 void Trainer::forward_backward(StepTotals& totals) {
   // The dropout of a step depends on the step alone, so a resumed run needs no generator state.
-  torch::manual_seed(derive_seed(static_cast<uint64_t>(config_.seed),
-                                 SeedStream::kDropout,
-                                 {static_cast<uint64_t>(position_.step), static_cast<uint64_t>(communicator_.rank())}));
+  torch::manual_seed(derive_seed(
+      static_cast<uint64_t>(config_.seed),
+      SeedStream::kDropout,
+      {static_cast<uint64_t>(position_.step), static_cast<uint64_t>(communicator_.rank())}));
   bool is_last = false;
   while (!is_last) {
     const data::Batch batch = loader_->next();
     is_last = batch.ends_step;
     reducer_.begin_micro_step(is_last);
     const Tensor inputs = view_of(batch.buffer.inputs, batch);
-    const Tensor loss = is_transfer_step()
-                            ? model_.transfer_loss_sum(inputs)
-                            : model_.loss_sum(inputs, view_of(batch.buffer.targets, batch), config_.dropout);
+    const Tensor loss =
+        is_transfer_step()
+            ? model_.transfer_loss_sum(inputs)
+            : model_.loss_sum(inputs, view_of(batch.buffer.targets, batch), config_.dropout);
     loss.backward();
     totals.loss_sum += loss.item<double>();
     totals.num_tokens += batch.batch_size * batch.length;
   }
 }
 
-// One small reduction carries everything that ranks have to agree on: sums, a stop signal, and each rank's mean.
+// One small reduction carries everything that ranks have to agree on: sums, a stop signal, and each
+// rank's mean.
 Trainer::StepTotals Trainer::reduce_totals(const StepTotals& local) {
   constexpr int kFixed = 3;
   const Tensor values = torch::zeros({kFixed + communicator_.size()}, torch::kFloat64);
@@ -169,7 +187,8 @@ bool Trainer::update_parameters(const StepTotals& totals, StepMetrics& metrics) 
   model::AdamW::Step update = learning_rates();
   metrics.learning_rate = std::max(update.learning_rate, update.map_learning_rate);
   if (!std::isfinite(norm) || !std::isfinite(totals.loss_sum)) return false;
-  const double clip = config_.clip_norm > 0.0 && norm > config_.clip_norm ? config_.clip_norm / norm : 1.0;
+  const double clip =
+      config_.clip_norm > 0.0 && norm > config_.clip_norm ? config_.clip_norm / norm : 1.0;
   position_.num_updates += 1;
   update.number = position_.num_updates;
   update.gradient_scale = normaliser * clip;
@@ -186,7 +205,8 @@ bool Trainer::update_parameters(const StepTotals& totals, StepMetrics& metrics) 
 model::AdamW::Step Trainer::learning_rates() const {
   const int64_t step = position_.step + 1;
   if (is_transfer_step()) return {.map_learning_rate = transfer_schedule_.rate(step)};
-  const double map_ratio = config_.map_learning_rate > 0.0 ? config_.map_learning_rate / config_.learning_rate : 1.0;
+  const double map_ratio =
+      config_.map_learning_rate > 0.0 ? config_.map_learning_rate / config_.learning_rate : 1.0;
   const double rate = schedule_.rate(step - config_.transfer_steps);
   return {.learning_rate = rate, .map_learning_rate = rate * map_ratio};
 }
@@ -196,7 +216,10 @@ void Trainer::evaluate() {
   if (inputs_.valid == nullptr) return;
   const int64_t length = config_.sequence_length;
   const PerplexityResult result =
-      score_corpus(model_, *inputs_.valid, {.context = length, .scored = length, .max_tokens = config_.eval_tokens}, communicator_);
+      score_corpus(model_,
+                   *inputs_.valid,
+                   {.context = length, .scored = length, .max_tokens = config_.eval_tokens},
+                   communicator_);
   const bool is_best = !position_.has_best || result.loss() < position_.best_loss;
   if (is_best) {
     position_.best_loss = result.loss();
@@ -211,18 +234,29 @@ void Trainer::evaluate() {
                      {"perplexity", std::exp(result.loss())},
                      {"tokens", static_cast<double>(result.num_tokens)}});
   }
-  log::info(concat("step ", position_.step, ": validation loss ", result.loss(), ", perplexity ", std::exp(result.loss()),
-                   " per token (", result.num_tokens, " tokens, windows of ", length, ")", is_best ? ", the best so far" : ""));
+  log::info(concat("step ",
+                   position_.step,
+                   ": validation loss ",
+                   result.loss(),
+                   ", perplexity ",
+                   std::exp(result.loss()),
+                   " per token (",
+                   result.num_tokens,
+                   " tokens, windows of ",
+                   length,
+                   ")",
+                   is_best ? ", the best so far" : ""));
   if (is_best && config_.checkpoint_every > 0) save();
 }
 
 CheckpointContent Trainer::checkpoint_content() {
-  return {.model = model_,
-          .format = inputs_.model.format,
-          .arena = arena_,
-          .optimizer = optimizer_,
-          .identity = config_.resume_identity() + "train-data = " + inputs_.train.content_hash() + "\n",
-          .copies = inputs_.tokenizer_files};
+  return {
+      .model = model_,
+      .format = inputs_.model.format,
+      .arena = arena_,
+      .optimizer = optimizer_,
+      .identity = config_.resume_identity() + "train-data = " + inputs_.train.content_hash() + "\n",
+      .copies = inputs_.tokenizer_files};
 }
 
 void Trainer::save() {
@@ -232,8 +266,12 @@ void Trainer::save() {
     checkpoints_.save(checkpoint_content(), position_, is_best_pending_);
   } catch (const WriteError& error) {
     ++num_failed_saves_;
-    log::warning(concat(error.what(), " (", num_failed_saves_, " in a row; the run stops after ",
-                        config_.max_failed_saves, ")"));
+    log::warning(concat(error.what(),
+                        " (",
+                        num_failed_saves_,
+                        " in a row; the run stops after ",
+                        config_.max_failed_saves,
+                        ")"));
     if (num_failed_saves_ >= config_.max_failed_saves) throw;
     return;
   }
@@ -245,7 +283,9 @@ void Trainer::save() {
 
 void Trainer::resume() {
   if (!checkpoints_.empty() && !config_.resume) {
-    throw ConfigError(concat(inputs_.output.string(), " holds a run already; continue it with --resume, or choose another --output"));
+    throw ConfigError(
+        concat(inputs_.output.string(),
+               " holds a run already; continue it with --resume, or choose another --output"));
   }
   const std::optional<TrainingPosition> found = checkpoints_.load(checkpoint_content());
   if (!found.has_value()) return;

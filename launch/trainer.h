@@ -76,7 +76,8 @@ class Trainer {
 
   TrainingPosition position_;
   bool is_stop_requested_ = false;
-  bool is_best_pending_ = false;  ///< the newest evaluation was the best: the next checkpoint becomes `best`
+  bool is_best_pending_ =
+      false;  ///< the newest evaluation was the best: the next checkpoint becomes `best`
   int64_t num_skipped_ = 0, num_skipped_in_row_ = 0, num_failed_saves_ = 0;
   int64_t last_saved_step_ = -1, last_evaluated_step_ = -1;
 };

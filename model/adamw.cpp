@@ -23,19 +23,20 @@ AdamW::AdamW(const ParameterArena& arena, const AdamWOptions& options)
 
 void AdamW::update(const Step& step) {
   const auto number = static_cast<double>(step.number);
-  kernels::AdamW args{.parameter = arena_.values().data_ptr<float>(),
-                      .gradient = arena_.gradients().data_ptr<float>(),
-                      .first_moment = first_moment_.data_ptr<float>(),
-                      .second_moment = second_moment_.data_ptr<float>(),
-                      .gradient_scale = static_cast<float>(step.gradient_scale),
-                      .learning_rate = 0.0f,
-                      .beta1 = static_cast<float>(options_.beta1),
-                      .beta2 = static_cast<float>(options_.beta2),
-                      .eps = static_cast<float>(options_.eps),
-                      .weight_decay = 0.0f,
-                      .bias_correction1 = static_cast<float>(1.0 - std::pow(options_.beta1, number)),
-                      .bias_correction2_sqrt =
-                          static_cast<float>(std::sqrt(1.0 - std::pow(options_.beta2, number)))};
+  kernels::AdamW args{
+      .parameter = arena_.values().data_ptr<float>(),
+      .gradient = arena_.gradients().data_ptr<float>(),
+      .first_moment = first_moment_.data_ptr<float>(),
+      .second_moment = second_moment_.data_ptr<float>(),
+      .gradient_scale = static_cast<float>(step.gradient_scale),
+      .learning_rate = 0.0f,
+      .beta1 = static_cast<float>(options_.beta1),
+      .beta2 = static_cast<float>(options_.beta2),
+      .eps = static_cast<float>(options_.eps),
+      .weight_decay = 0.0f,
+      .bias_correction1 = static_cast<float>(1.0 - std::pow(options_.beta1, number)),
+      .bias_correction2_sqrt =
+          static_cast<float>(std::sqrt(1.0 - std::pow(options_.beta2, number)))};
   const auto& table = kernels::pointwise_kernels();
   for (const ParameterArena::Slice& slice : arena_.slices()) {
     const Parameter& parameter = arena_.parameters().all()[slice.index];
@@ -43,7 +44,8 @@ void AdamW::update(const Step& step) {
     args.learning_rate = static_cast<float>(is_map ? step.map_learning_rate : step.learning_rate);
     args.weight_decay = parameter.decays ? static_cast<float>(options_.weight_decay) : 0.0f;
     const int64_t begin = slice.offset, end = slice.offset + slice.numel;
-    at::parallel_for(begin, end, kBlock, [&](int64_t first, int64_t last) { table.adamw(args, first, last); });
+    at::parallel_for(
+        begin, end, kBlock, [&](int64_t first, int64_t last) { table.adamw(args, first, last); });
   }
 }
 

@@ -13,13 +13,14 @@ struct AdamWOptions {
   double weight_decay = 0.1;  ///< on matrices only
 };
 
-/// AdamW with decoupled decay over an arena. Source: Loshchilov & Hutter 2019, as torch.optim.AdamW computes it.
+/// AdamW with decoupled decay over an arena. Source: Loshchilov & Hutter 2019, as torch.optim.AdamW
+/// computes it.
 class AdamW {
  public:
   AdamW(const ParameterArena& arena, const AdamWOptions& options);
 
   struct Step {
-    int64_t number = 1;            ///< 1 for the first: bias correction
+    int64_t number = 1;  ///< 1 for the first: bias correction
     double learning_rate = 0.0;
     double map_learning_rate = 0.0;  ///< of the parameters that T2R added
     double gradient_scale = 1.0;     ///< 1 / normaliser times the clipping factor

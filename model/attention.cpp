@@ -14,8 +14,10 @@ using torch::Tensor;
 void append(Tensor& buffer_BHTd, int64_t length, const Tensor& rows_BHTd) {
   const int64_t wanted = length + rows_BHTd.size(2);
   if (!buffer_BHTd.defined() || buffer_BHTd.size(2) < wanted) {
-    const int64_t capacity = std::max<int64_t>(wanted, buffer_BHTd.defined() ? 2 * buffer_BHTd.size(2) : 64);
-    Tensor grown = torch::zeros({rows_BHTd.size(0), rows_BHTd.size(1), capacity, rows_BHTd.size(3)}, rows_BHTd.options());
+    const int64_t capacity =
+        std::max<int64_t>(wanted, buffer_BHTd.defined() ? 2 * buffer_BHTd.size(2) : 64);
+    Tensor grown = torch::zeros({rows_BHTd.size(0), rows_BHTd.size(1), capacity, rows_BHTd.size(3)},
+                                rows_BHTd.options());
     if (length > 0) grown.narrow(2, 0, length).copy_(buffer_BHTd.narrow(2, 0, length));
     buffer_BHTd = grown;
   }
@@ -34,7 +36,8 @@ int64_t AttentionState::num_bytes() const {
     return (linear->s_BHKV.numel() + linear->z_BHK.numel()) * linear->s_BHKV.element_size();
   }
   if (!keys_BHTd.defined()) return 0;
-  return 2 * keys_BHTd.size(0) * keys_BHTd.size(1) * length * keys_BHTd.size(3) * keys_BHTd.element_size();
+  return 2 * keys_BHTd.size(0) * keys_BHTd.size(1) * length * keys_BHTd.size(3) *
+         keys_BHTd.element_size();
 }
 
 Attention::Attention(const DecoderConfig& config, int64_t layer, ParameterSet& parameters)
@@ -43,33 +46,44 @@ Attention::Attention(const DecoderConfig& config, int64_t layer, ParameterSet& p
       head_dim_(config.head_dim),
       query_scale_(config.query_scale(layer)),
       has_rope_(config.family == Family::kLlama) {
-  const int64_t group = layer + 1, q_width = num_heads_ * head_dim_, kv_width = num_kv_heads_ * head_dim_;
+  const int64_t group = layer + 1, q_width = num_heads_ * head_dim_,
+                kv_width = num_kv_heads_ * head_dim_;
   std::string prefix = block_prefix(config, layer);
   if (config.family == Family::kGpt2) {
     prefix += ".attn.";
-    qkv_ = add_linear(config, {{prefix + "c_attn"}, {3 * q_width}}, config.hidden_size, true, group, parameters);
-    output_ = add_linear(config, {{prefix + "c_proj"}, {config.hidden_size}}, q_width, true, group, parameters);
+    qkv_ = add_linear(
+        config, {{prefix + "c_attn"}, {3 * q_width}}, config.hidden_size, true, group, parameters);
+    output_ = add_linear(
+        config, {{prefix + "c_proj"}, {config.hidden_size}}, q_width, true, group, parameters);
   } else {
     prefix += ".self_attn.";
-    qkv_ = add_linear(config,
-                      {{prefix + "q_proj", prefix + "k_proj", prefix + "v_proj"}, {q_width, kv_width, kv_width}},
-                      config.hidden_size,
-                      config.attention_bias,
-                      group,
-                      parameters);
-    output_ = add_linear(
-        config, {{prefix + "o_proj"}, {config.hidden_size}}, q_width, config.attention_bias, group, parameters);
+    qkv_ = add_linear(
+        config,
+        {{prefix + "q_proj", prefix + "k_proj", prefix + "v_proj"}, {q_width, kv_width, kv_width}},
+        config.hidden_size,
+        config.attention_bias,
+        group,
+        parameters);
+    output_ = add_linear(config,
+                         {{prefix + "o_proj"}, {config.hidden_size}},
+                         q_width,
+                         config.attention_bias,
+                         group,
+                         parameters);
   }
   if (config.is_linear_layer(layer)) {
     feature_map_ = make_feature_map(config, prefix + "feature_map", group, parameters);
   }
 }
 
-Attention::Heads Attention::project(const Tensor& x_BTD, const RotaryEmbedding::Tables* rope) const {
+Attention::Heads Attention::project(const Tensor& x_BTD,
+                                    const RotaryEmbedding::Tables* rope) const {
   const int64_t all_heads = num_heads_ + 2 * num_kv_heads_;
   Tensor qkv_BTHd = qkv_(x_BTD).view({x_BTD.size(0), x_BTD.size(1), all_heads, head_dim_});
-  if (rope != nullptr) qkv_BTHd = rotate_heads(qkv_BTHd, num_heads_ + num_kv_heads_, rope->cosine_Td, rope->sine_Td);
-  const std::vector<Tensor> parts = qkv_BTHd.split_with_sizes({num_heads_, num_kv_heads_, num_kv_heads_}, 2);
+  if (rope != nullptr)
+    qkv_BTHd = rotate_heads(qkv_BTHd, num_heads_ + num_kv_heads_, rope->cosine_Td, rope->sine_Td);
+  const std::vector<Tensor> parts =
+      qkv_BTHd.split_with_sizes({num_heads_, num_kv_heads_, num_kv_heads_}, 2);
   return {parts[0], parts[1], parts[2]};
 }
 
@@ -91,8 +105,8 @@ Tensor Attention::softmax_attention(const Heads& heads, AttentionState* state) c
     }
   }
   const bool is_grouped = num_heads_ != num_kv_heads_;
-  const Tensor o_BHTd =
-      at::scaled_dot_product_attention(q_BHTd, k_BHTd, v_BHTd, mask, 0.0, is_causal, query_scale_, is_grouped);
+  const Tensor o_BHTd = at::scaled_dot_product_attention(
+      q_BHTd, k_BHTd, v_BHTd, mask, 0.0, is_causal, query_scale_, is_grouped);
   return o_BHTd.transpose(1, 2);
 }
 
@@ -100,9 +114,10 @@ Tensor Attention::linear_attention(const Tensor& phi_q_BTHK,
                                    const Tensor& phi_k_BTHK,
                                    const Tensor& v_BTHd,
                                    AttentionState* state) const {
-  const LinearAttentionState* initial = state != nullptr && state->linear.has_value() ? &*state->linear : nullptr;
-  LinearAttentionOutput output =
-      causal_linear_attention(phi_q_BTHK, phi_k_BTHK, v_BTHd, initial, feature_map_->denominator_rule());
+  const LinearAttentionState* initial =
+      state != nullptr && state->linear.has_value() ? &*state->linear : nullptr;
+  LinearAttentionOutput output = causal_linear_attention(
+      phi_q_BTHK, phi_k_BTHK, v_BTHd, initial, feature_map_->denominator_rule());
   if (state != nullptr) {
     state->linear = output.state;
     state->length += v_BTHd.size(1);
@@ -120,19 +135,28 @@ void Attention::merge_feature_map() {
       {num_heads_ * head_dim_, num_kv_heads_ * head_dim_, num_kv_heads_ * head_dim_}, 0);
   const std::vector<Tensor> biases = qkv_.bias.split_with_sizes(
       {num_heads_ * head_dim_, num_kv_heads_ * head_dim_, num_kv_heads_ * head_dim_}, 0);
-  // [heads of the result, K, D] and [heads, K]: head h is mapped by map h * M / heads (or shares its key head).
-  const auto merge = [&](const Tensor& weight, const Tensor& bias, int64_t heads, double scale, Tensor& merged_bias) {
+  // [heads of the result, K, D] and [heads, K]: head h is mapped by map h * M / heads (or shares
+  // its key head).
+  const auto merge = [&](const Tensor& weight,
+                         const Tensor& bias,
+                         int64_t heads,
+                         double scale,
+                         Tensor& merged_bias) {
     const int64_t results = std::max(heads, maps);
     const Tensor map = affine->weight_MKd.repeat_interleave(results / maps, 0);
-    const Tensor projection = weight.reshape({heads, head_dim_, -1}).repeat_interleave(results / heads, 0);
+    const Tensor projection =
+        weight.reshape({heads, head_dim_, -1}).repeat_interleave(results / heads, 0);
     const Tensor offset = bias.reshape({heads, head_dim_, 1}).repeat_interleave(results / heads, 0);
-    merged_bias = (scale * at::bmm(map, offset).squeeze(-1) + affine->bias_MK.repeat_interleave(results / maps, 0)).flatten();
+    merged_bias = (scale * at::bmm(map, offset).squeeze(-1) +
+                   affine->bias_MK.repeat_interleave(results / maps, 0))
+                      .flatten();
     return (scale * at::bmm(map, projection)).flatten(0, 1);
   };
   Tensor q_bias, k_bias;
   const Tensor q_weight = merge(weights[0], biases[0], num_heads_, query_scale_, q_bias);
   const Tensor k_weight = merge(weights[1], biases[1], num_kv_heads_, 1.0, k_bias);
-  merged_ = {torch::cat({q_weight, k_weight, weights[2]}), torch::cat({q_bias, k_bias, biases[2]}), false};
+  merged_ = {
+      torch::cat({q_weight, k_weight, weights[2]}), torch::cat({q_bias, k_bias, biases[2]}), false};
 }
 
 Tensor Attention::merged_attention(const Tensor& x_BTD, AttentionState* state) const {
@@ -140,14 +164,18 @@ Tensor Attention::merged_attention(const Tensor& x_BTD, AttentionState* state) c
   const int64_t features = feature_map_->feature_size(), maps = feature_map_->state_heads();
   const std::vector<Tensor> parts = merged_(x_BTD).split_with_sizes(
       {num_heads_ * features, maps * features, num_kv_heads_ * head_dim_}, -1);
-  return linear_attention(feature_map_->activate(parts[0]).view({batch, length, num_heads_, features}),
-                          feature_map_->activate(parts[1]).view({batch, length, maps, features}),
-                          parts[2].unflatten(-1, {num_kv_heads_, head_dim_}),
-                          state);
+  return linear_attention(
+      feature_map_->activate(parts[0]).view({batch, length, num_heads_, features}),
+      feature_map_->activate(parts[1]).view({batch, length, maps, features}),
+      parts[2].unflatten(-1, {num_kv_heads_, head_dim_}),
+      state);
 }
 
-Tensor Attention::forward(const Tensor& x_BTD, const RotaryEmbedding::Tables* rope, AttentionState* state) const {
-  require((rope != nullptr) == has_rope_, "Attention: RoPE tables are given exactly to families with RoPE");
+Tensor Attention::forward(const Tensor& x_BTD,
+                          const RotaryEmbedding::Tables* rope,
+                          AttentionState* state) const {
+  require((rope != nullptr) == has_rope_,
+          "Attention: RoPE tables are given exactly to families with RoPE");
   Tensor o_BTHd;
   if (merged_.weight.defined()) {
     require(!torch::GradMode::is_enabled(), "Attention: a merged layer has no gradients");
@@ -164,9 +192,12 @@ Tensor Attention::forward(const Tensor& x_BTD, const RotaryEmbedding::Tables* ro
   return join_heads(o_BTHd);
 }
 
-Tensor Attention::join_heads(const Tensor& o_BTHd) const { return output_(o_BTHd.flatten(2, 3)); }
+Tensor Attention::join_heads(const Tensor& o_BTHd) const {
+  return output_(o_BTHd.flatten(2, 3));
+}
 
-Attention::Transfer Attention::forward_transfer(const Tensor& x_BTD, const RotaryEmbedding::Tables* rope) const {
+Attention::Transfer Attention::forward_transfer(const Tensor& x_BTD,
+                                                const RotaryEmbedding::Tables* rope) const {
   Heads heads;
   Tensor target_BTHd;
   Transfer result;
@@ -181,8 +212,8 @@ Attention::Transfer Attention::forward_transfer(const Tensor& x_BTD, const Rotar
                                            feature_map_->key_features(heads.k_BTHd),
                                            heads.v_BTHd,
                                            nullptr);
-    result.error_sum =
-        (o_BTHd - target_BTHd).square().sum(torch::kFloat64) / static_cast<double>(num_heads_ * head_dim_);
+    result.error_sum = (o_BTHd - target_BTHd).square().sum(torch::kFloat64) /
+                       static_cast<double>(num_heads_ * head_dim_);
   }
   return result;
 }

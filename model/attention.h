@@ -13,8 +13,8 @@
 
 namespace t2r::model {
 
-/// What one layer carries from token to token while generating: a key/value cache that grows (softmax), or a state of
-/// constant size (linear).
+/// What one layer carries from token to token while generating: a key/value cache that grows
+/// (softmax), or a state of constant size (linear).
 struct AttentionState {
   torch::Tensor keys_BHTd, values_BHTd;  ///< buffers with room for more tokens than `length`
   int64_t length = 0;
@@ -24,7 +24,8 @@ struct AttentionState {
   int64_t num_bytes() const;
 };
 
-/// Causal self-attention of one layer: projections, positions, softmax or linear attention, output projection.
+/// Causal self-attention of one layer: projections, positions, softmax or linear attention, output
+/// projection.
 ///
 /// Legend: B batch, T tokens, D hidden size, H query heads, Hkv key/value heads, d head dimension.
 class Attention {
@@ -33,19 +34,22 @@ class Attention {
 
   /// x_BTD -> [B, T, D]. With a state, x follows what the state has seen, and the state moves on.
   /// @param rope  tables of the positions of x; nullptr for families without RoPE
-  torch::Tensor forward(const torch::Tensor& x_BTD, const RotaryEmbedding::Tables* rope, AttentionState* state) const;
+  torch::Tensor forward(const torch::Tensor& x_BTD,
+                        const RotaryEmbedding::Tables* rope,
+                        AttentionState* state) const;
 
-  /// Softmax attention of the pretrained model, and how far this layer's linear attention is from it: the squared error
-  /// of the heads' outputs, averaged over H d and summed over tokens. Gradients reach the feature map alone.
+  /// Softmax attention of the pretrained model, and how far this layer's linear attention is from
+  /// it: the squared error of the heads' outputs, averaged over H d and summed over tokens.
+  /// Gradients reach the feature map alone.
   struct Transfer {
     torch::Tensor y_BTD;
     torch::Tensor error_sum;  ///< scalar, undefined for a softmax layer
   };
   Transfer forward_transfer(const torch::Tensor& x_BTD, const RotaryEmbedding::Tables* rope) const;
 
-  /// Merges the feature map into the projections: phi(q) = relu(scale W Wq x + ...), so that generation never forms q
-  /// and k. Exact where nothing (RoPE) stands between, elsewhere a no-op; without gradients, and stale once a parameter
-  /// changes. Source: Kasai et al. 2021, section 2.2.
+  /// Merges the feature map into the projections: phi(q) = relu(scale W Wq x + ...), so that
+  /// generation never forms q and k. Exact where nothing (RoPE) stands between, elsewhere a no-op;
+  /// without gradients, and stale once a parameter changes. Source: Kasai et al. 2021, section 2.2.
   void merge_feature_map();
 
   const Linear& output() const { return output_; }

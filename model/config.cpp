@@ -9,15 +9,22 @@ namespace t2r::model {
 namespace {
 
 void check(bool condition, const char* field, int64_t value, const std::string& allowed) {
-  if (!condition) throw ConfigError(concat("model config: ", field, " = ", value, ", allowed: ", allowed));
+  if (!condition)
+    throw ConfigError(concat("model config: ", field, " = ", value, ", allowed: ", allowed));
 }
 
-void check_positive(const char* field, int64_t value) { check(value > 0, field, value, "1 or more"); }
+void check_positive(const char* field, int64_t value) {
+  check(value > 0, field, value, "1 or more");
+}
 
 void validate_linear(const LinearAttentionConfig& linear, const DecoderConfig& config) {
   const bool known = linear.feature_map == "t2r" || linear.feature_map == "elu";
-  if (!known) throw ConfigError(concat("feature_map = \"", linear.feature_map, "\", allowed: t2r, elu"));
-  check(linear.feature_size >= 1 && linear.feature_size <= 4096, "feature_size", linear.feature_size, "1 to 4096");
+  if (!known)
+    throw ConfigError(concat("feature_map = \"", linear.feature_map, "\", allowed: t2r, elu"));
+  check(linear.feature_size >= 1 && linear.feature_size <= 4096,
+        "feature_size",
+        linear.feature_size,
+        "1 to 4096");
   if (linear.feature_map == "elu") {
     check(linear.feature_size == config.head_dim,
           "feature_size",
@@ -25,7 +32,8 @@ void validate_linear(const LinearAttentionConfig& linear, const DecoderConfig& c
           concat(config.head_dim, " (elu maps each head dimension to one feature)"));
   }
   if (!(linear.denominator_floor > 0.0)) {
-    throw ConfigError(concat("denominator_floor = ", linear.denominator_floor, ", allowed: above 0"));
+    throw ConfigError(
+        concat("denominator_floor = ", linear.denominator_floor, ", allowed: above 0"));
   }
   for (const int64_t layer : linear.softmax_layers) {
     check(layer >= 0 && layer < config.num_layers,
@@ -61,7 +69,8 @@ void DecoderConfig::validate() const {
         "num_kv_heads",
         num_kv_heads,
         concat("a divisor of num_heads = ", num_heads));
-  if (family == Family::kLlama) check(head_dim % 2 == 0, "head_dim", head_dim, "an even number (RoPE)");
+  if (family == Family::kLlama)
+    check(head_dim % 2 == 0, "head_dim", head_dim, "an even number (RoPE)");
   if (family == Family::kGpt2) {
     check(num_heads * head_dim == hidden_size,
           "hidden_size",

@@ -22,10 +22,10 @@ struct RopeConfig {
 
 /// The part of a config that T2R adds: which layers are linear, and with which feature map.
 struct LinearAttentionConfig {
-  std::string feature_map = "t2r";   ///< t2r, elu
-  int64_t feature_size = 32;         ///< features per head; elu: the head dimension
-  double denominator_floor = 1e-2;   ///< t2r clamps phi(q) . z from below
-  bool map_per_query_head = false;   ///< grouped queries: a map (and a state) per query head
+  std::string feature_map = "t2r";      ///< t2r, elu
+  int64_t feature_size = 32;            ///< features per head; elu: the head dimension
+  double denominator_floor = 1e-2;      ///< t2r clamps phi(q) . z from below
+  bool map_per_query_head = false;      ///< grouped queries: a map (and a state) per query head
   std::vector<int64_t> softmax_layers;  ///< layers that keep softmax attention, ascending
 };
 
@@ -46,8 +46,8 @@ struct DecoderConfig {
   bool tied_embeddings = false;
   bool attention_bias = false;
   bool mlp_bias = false;
-  bool scale_attention = true;             ///< divide scores by sqrt(head_dim)
-  bool scale_by_inverse_layer = false;     ///< and by layer + 1 (GPT-2 option)
+  bool scale_attention = true;          ///< divide scores by sqrt(head_dim)
+  bool scale_by_inverse_layer = false;  ///< and by layer + 1 (GPT-2 option)
   double initializer_range = 0.02;
   int64_t bos_token_id = -1;
   std::vector<int64_t> eos_token_ids;
@@ -55,7 +55,8 @@ struct DecoderConfig {
 
   bool is_linear_layer(int64_t layer) const;
 
-  /// Factor on the queries of a layer: what softmax multiplies its scores with, and T2R its queries before the map.
+  /// Factor on the queries of a layer: what softmax multiplies its scores with, and T2R its queries
+  /// before the map.
   double query_scale(int64_t layer) const;
 
   /// @throws ConfigError  naming field, value and what is allowed

@@ -5,11 +5,15 @@
 
 namespace t2r::model {
 
-Conversion convert_to_linear(const std::filesystem::path& folder, const LinearAttentionConfig& linear, uint64_t seed) {
+Conversion convert_to_linear(const std::filesystem::path& folder,
+                             const LinearAttentionConfig& linear,
+                             uint64_t seed) {
   const std::filesystem::path config_file = folder / kConfigFile;
   DecoderConfig config = parse_config(read_file(config_file), config_file.string());
   if (config.linear.has_value()) {
-    throw ConfigError(concat(folder.string(), " is converted already (feature map ", config.linear->feature_map,
+    throw ConfigError(concat(folder.string(),
+                             " is converted already (feature map ",
+                             config.linear->feature_map,
                              "); convert its softmax original"));
   }
   config.linear = linear;

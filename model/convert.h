@@ -17,11 +17,14 @@ struct Conversion {
   int64_t num_new = 0;         ///< scalars that were added
 };
 
-/// Swaps the softmax attention of a pretrained model for linear attention: every pretrained weight stays as it is, and
-/// the feature maps get random parameters from `seed`. Source: Kasai et al. 2021, section 2.3.
+/// Swaps the softmax attention of a pretrained model for linear attention: every pretrained weight
+/// stays as it is, and the feature maps get random parameters from `seed`. Source: Kasai et al.
+/// 2021, section 2.3.
 ///
 /// @param folder  Hugging Face folder of a softmax model
 /// @throws ConfigError  if the model is converted already, or `linear` does not fit it
-Conversion convert_to_linear(const std::filesystem::path& folder, const LinearAttentionConfig& linear, uint64_t seed);
+Conversion convert_to_linear(const std::filesystem::path& folder,
+                             const LinearAttentionConfig& linear,
+                             uint64_t seed);
 
 }  // namespace t2r::model

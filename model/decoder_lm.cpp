@@ -17,7 +17,9 @@ torch::Generator generator_for(uint64_t seed) {
   return at::detail::createCPUGenerator(derive_seed(seed, SeedStream::kInit));
 }
 
-Tensor apply_dropout(const Tensor& x, double rate) { return rate > 0.0 ? at::dropout(x, rate, true) : x; }
+Tensor apply_dropout(const Tensor& x, double rate) {
+  return rate > 0.0 ? at::dropout(x, rate, true) : x;
+}
 
 }  // namespace
 
@@ -31,24 +33,32 @@ DecoderLM::DecoderLM(const DecoderConfig& config) : config_(config) {
   config_.validate();
   const bool is_gpt2 = config.family == Family::kGpt2;
   const int64_t hidden = config.hidden_size, last_group = config.num_layers + 1;
-  token_embedding_VD_ = parameters_.add(
-      is_gpt2 ? "transformer.wte.weight" : "model.embed_tokens.weight", {config.vocab_size, hidden}, 0, true);
+  token_embedding_VD_ =
+      parameters_.add(is_gpt2 ? "transformer.wte.weight" : "model.embed_tokens.weight",
+                      {config.vocab_size, hidden},
+                      0,
+                      true);
   if (is_gpt2) {
-    position_embedding_ = parameters_.add("transformer.wpe.weight", {config.max_positions, hidden}, 0, true);
+    position_embedding_ =
+        parameters_.add("transformer.wpe.weight", {config.max_positions, hidden}, 0, true);
   } else {
     rope_ = std::make_unique<RotaryEmbedding>(config.rope, config.head_dim);
   }
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
     const std::string prefix = block_prefix(config, layer);
-    Norm attention_norm =
-        add_norm(config_, prefix + (is_gpt2 ? ".ln_1" : ".input_layernorm"), layer + 1, parameters_);
+    Norm attention_norm = add_norm(
+        config_, prefix + (is_gpt2 ? ".ln_1" : ".input_layernorm"), layer + 1, parameters_);
     Attention attention(config_, layer, parameters_);
-    Norm mlp_norm =
-        add_norm(config_, prefix + (is_gpt2 ? ".ln_2" : ".post_attention_layernorm"), layer + 1, parameters_);
+    Norm mlp_norm = add_norm(config_,
+                             prefix + (is_gpt2 ? ".ln_2" : ".post_attention_layernorm"),
+                             layer + 1,
+                             parameters_);
     Mlp mlp(config_, layer, parameters_);
-    blocks_.push_back({std::move(attention_norm), std::move(attention), std::move(mlp_norm), std::move(mlp)});
+    blocks_.push_back(
+        {std::move(attention_norm), std::move(attention), std::move(mlp_norm), std::move(mlp)});
   }
-  final_norm_ = add_norm(config_, is_gpt2 ? "transformer.ln_f" : "model.norm", last_group, parameters_);
+  final_norm_ =
+      add_norm(config_, is_gpt2 ? "transformer.ln_f" : "model.norm", last_group, parameters_);
   head_VD_ = config.tied_embeddings
                  ? token_embedding_VD_
                  : parameters_.add("lm_head.weight", {config.vocab_size, hidden}, last_group, true);
@@ -67,7 +77,8 @@ void DecoderLM::initialize(uint64_t seed) {
   }
   const double residual_scale = 1.0 / std::sqrt(2.0 * static_cast<double>(config_.num_layers));
   for (Block& block : blocks_) {
-    Tensor attention_output = block.attention.output().weight, mlp_output = block.mlp.output().weight;
+    Tensor attention_output = block.attention.output().weight,
+           mlp_output = block.mlp.output().weight;
     attention_output.mul_(residual_scale);
     mlp_output.mul_(residual_scale);
   }
@@ -77,22 +88,30 @@ void DecoderLM::initialize(uint64_t seed) {
 void DecoderLM::initialize_feature_maps(uint64_t seed) {
   torch::Generator generator = generator_for(seed + 1);
   for (Block& block : blocks_) {
-    if (block.attention.feature_map() != nullptr) block.attention.feature_map()->initialize(generator);
+    if (block.attention.feature_map() != nullptr)
+      block.attention.feature_map()->initialize(generator);
   }
 }
 
 Tensor DecoderLM::embed(const Tensor& tokens_BT, int64_t position) const {
   const int64_t length = tokens_BT.size(1);
-  const int64_t smallest = tokens_BT.min().item<int64_t>(), largest = tokens_BT.max().item<int64_t>();
+  const int64_t smallest = tokens_BT.min().item<int64_t>(),
+                largest = tokens_BT.max().item<int64_t>();
   if (smallest < 0 || largest >= config_.vocab_size) {
-    throw DataError(concat("token id ", smallest < 0 ? smallest : largest, " is outside the model's vocabulary [0, ",
-                           config_.vocab_size, ")"));
+    throw DataError(concat("token id ",
+                           smallest < 0 ? smallest : largest,
+                           " is outside the model's vocabulary [0, ",
+                           config_.vocab_size,
+                           ")"));
   }
   const Tensor x_BTD = at::embedding(token_embedding_VD_, tokens_BT);
   if (!position_embedding_.defined()) return x_BTD;
   if (position + length > config_.max_positions) {
-    throw ConfigError(concat("position ", position + length - 1, " is past the model's learned position table of ",
-                             config_.max_positions, " rows"));
+    throw ConfigError(concat("position ",
+                             position + length - 1,
+                             " is past the model's learned position table of ",
+                             config_.max_positions,
+                             " rows"));
   }
   return x_BTD + position_embedding_.narrow(0, position, length);
 }
@@ -106,8 +125,8 @@ Tensor DecoderLM::hidden(const Tensor& tokens_BT, const ForwardOptions& options)
   for (size_t layer = 0; layer < blocks_.size(); ++layer) {
     const Block& block = blocks_[layer];
     AttentionState* layer_state = state != nullptr ? &state->layers[layer] : nullptr;
-    const Tensor attended =
-        block.attention.forward(block.attention_norm(x_BTD), rope.has_value() ? &*rope : nullptr, layer_state);
+    const Tensor attended = block.attention.forward(
+        block.attention_norm(x_BTD), rope.has_value() ? &*rope : nullptr, layer_state);
     x_BTD = x_BTD + apply_dropout(attended, options.dropout);
     x_BTD = x_BTD + apply_dropout(block.mlp.forward(block.mlp_norm(x_BTD)), options.dropout);
   }
@@ -115,9 +134,13 @@ Tensor DecoderLM::hidden(const Tensor& tokens_BT, const ForwardOptions& options)
   return final_norm_(x_BTD);
 }
 
-Tensor DecoderLM::logits(const Tensor& hidden) const { return at::linear(hidden, head_VD_); }
+Tensor DecoderLM::logits(const Tensor& hidden) const {
+  return at::linear(hidden, head_VD_);
+}
 
-Tensor DecoderLM::loss_sum(const Tensor& tokens_BT, const Tensor& targets_BT, double dropout) const {
+Tensor DecoderLM::loss_sum(const Tensor& tokens_BT,
+                           const Tensor& targets_BT,
+                           double dropout) const {
   const Tensor x = hidden(tokens_BT, {.dropout = dropout});
   return linear_cross_entropy_sum(x.flatten(0, 1), head_VD_, targets_BT.flatten());
 }
@@ -133,15 +156,18 @@ Tensor DecoderLM::transfer_loss_sum(const Tensor& tokens_BT) const {
   Tensor x_BTD = without_gradient([&] { return embed(tokens_BT, 0); });
   for (const Block& block : blocks_) {
     const Tensor normalised = without_gradient([&] { return block.attention_norm(x_BTD); });
-    const Attention::Transfer transfer = block.attention.forward_transfer(normalised, rope.has_value() ? &*rope : nullptr);
-    if (transfer.error_sum.defined()) total = total.defined() ? total + transfer.error_sum : transfer.error_sum;
+    const Attention::Transfer transfer =
+        block.attention.forward_transfer(normalised, rope.has_value() ? &*rope : nullptr);
+    if (transfer.error_sum.defined())
+      total = total.defined() ? total + transfer.error_sum : transfer.error_sum;
     x_BTD = without_gradient([&] {
       const Tensor attended = x_BTD + transfer.y_BTD;
       return attended + block.mlp.forward(block.mlp_norm(attended));
     });
   }
   if (!total.defined() || !total.requires_grad()) {
-    throw ConfigError("attention transfer needs linear layers whose feature map has parameters (t2r)");
+    throw ConfigError(
+        "attention transfer needs linear layers whose feature map has parameters (t2r)");
   }
   return total;
 }
@@ -149,7 +175,8 @@ Tensor DecoderLM::transfer_loss_sum(const Tensor& tokens_BT) const {
 Tensor DecoderLM::token_losses(const Tensor& tokens_BT, const Tensor& targets_BT) const {
   const torch::NoGradGuard no_grad;
   const Tensor x = hidden(tokens_BT);
-  return linear_cross_entropy_values(x.flatten(0, 1), head_VD_, targets_BT.flatten()).view(targets_BT.sizes());
+  return linear_cross_entropy_values(x.flatten(0, 1), head_VD_, targets_BT.flatten())
+      .view(targets_BT.sizes());
 }
 
 DecoderState DecoderLM::new_state() const {

@@ -30,15 +30,15 @@ class DecoderLM {
   /// @throws ConfigError  if the config does not hold together
   explicit DecoderLM(const DecoderConfig& config);
 
-  /// Random parameters: normal(0, initializer_range), residual outputs scaled by 1 / sqrt(2 layers), norms one, biases
-  /// zero, feature maps their own. Depends on the seed alone.
+  /// Random parameters: normal(0, initializer_range), residual outputs scaled by 1 / sqrt(2
+  /// layers), norms one, biases zero, feature maps their own. Depends on the seed alone.
   void initialize(uint64_t seed);
 
   /// Random parameters of the feature maps only: what conversion does to a pretrained model.
   void initialize_feature_maps(uint64_t seed);
 
   struct ForwardOptions {
-    double dropout = 0.0;           ///< on embeddings and residual branches; torch's default generator
+    double dropout = 0.0;  ///< on embeddings and residual branches; torch's default generator
     DecoderState* state = nullptr;  ///< continue from, and move on
   };
 
@@ -52,12 +52,14 @@ class DecoderLM {
   torch::Tensor logits(const torch::Tensor& hidden) const;
 
   /// Sum of the token losses in nats, float64 scalar; targets below 0 do not count.
-  torch::Tensor loss_sum(const torch::Tensor& tokens_BT, const torch::Tensor& targets_BT, double dropout = 0.0) const;
+  torch::Tensor loss_sum(const torch::Tensor& tokens_BT,
+                         const torch::Tensor& targets_BT,
+                         double dropout = 0.0) const;
 
-  /// Attention transfer: how far each linear layer's attention output is from that of softmax attention on the same
-  /// queries, keys and values, with softmax attention carrying the hidden states. Mean square per head element, summed over
-  /// layers and tokens, float64 scalar; gradients reach the feature maps alone. Source: Zhang et al. 2024 (LoLCATs),
-  /// section 3.2.
+  /// Attention transfer: how far each linear layer's attention output is from that of softmax
+  /// attention on the same queries, keys and values, with softmax attention carrying the hidden
+  /// states. Mean square per head element, summed over layers and tokens, float64 scalar; gradients
+  /// reach the feature maps alone. Source: Zhang et al. 2024 (LoLCATs), section 3.2.
   /// @throws ConfigError  if no layer has a feature map with parameters
   torch::Tensor transfer_loss_sum(const torch::Tensor& tokens_BT) const;
 
@@ -67,7 +69,8 @@ class DecoderLM {
   /// Empty state for generation.
   DecoderState new_state() const;
 
-  /// Merges the feature maps into the projections where that is exact. The model can only generate afterwards.
+  /// Merges the feature maps into the projections where that is exact. The model can only generate
+  /// afterwards.
   void prepare_generation();
 
   const DecoderConfig& config() const { return config_; }

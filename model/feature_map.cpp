@@ -9,21 +9,28 @@ namespace {
 
 using torch::Tensor;
 
-/// phi(x) = relu(W x + b), learned. Source: Kasai et al. 2021, equation 3; initialisation as released (nn.Linear's).
+/// phi(x) = relu(W x + b), learned. Source: Kasai et al. 2021, equation 3; initialisation as
+/// released (nn.Linear's).
 class T2rMap : public FeatureMap {
  public:
-  T2rMap(const DecoderConfig& config, const std::string& prefix, int64_t group, ParameterSet& parameters)
+  T2rMap(const DecoderConfig& config,
+         const std::string& prefix,
+         int64_t group,
+         ParameterSet& parameters)
       : num_maps_(config.linear->map_per_query_head ? config.num_heads : config.num_kv_heads),
         feature_size_(config.linear->feature_size),
         head_dim_(config.head_dim),
         floor_(config.linear->denominator_floor) {
-    weight_MKd_ = parameters.add(prefix + ".weight", {num_maps_, feature_size_, head_dim_}, group, true);
+    weight_MKd_ =
+        parameters.add(prefix + ".weight", {num_maps_, feature_size_, head_dim_}, group, true);
     parameters.mark_last_as_new();
     bias_MK_ = parameters.add(prefix + ".bias", {num_maps_, feature_size_}, group, false);
     parameters.mark_last_as_new();
   }
 
-  Tensor query_features(const Tensor& q_BTHd, double scale) const override { return features(q_BTHd, scale); }
+  Tensor query_features(const Tensor& q_BTHd, double scale) const override {
+    return features(q_BTHd, scale);
+  }
   Tensor key_features(const Tensor& k_BTHd) const override { return features(k_BTHd, 1.0); }
 
   int64_t feature_size() const override { return feature_size_; }
@@ -48,7 +55,8 @@ class T2rMap : public FeatureMap {
     };
     Tensor y_BTHK;
     if (heads == num_maps_) {
-      const Tensor y_MNK = product(x_BTHd.reshape({batch * length, heads, head_dim_}).transpose(0, 1));
+      const Tensor y_MNK =
+          product(x_BTHd.reshape({batch * length, heads, head_dim_}).transpose(0, 1));
       y_BTHK = y_MNK.view({heads, batch, length, feature_size_}).permute({1, 2, 0, 3});
     } else if (heads > num_maps_) {
       const int64_t shared = heads / num_maps_;
@@ -70,12 +78,16 @@ class T2rMap : public FeatureMap {
   Tensor weight_MKd_, bias_MK_;
 };
 
-/// phi(x) = elu(x) + 1, no parameters, 1e-6 added to the denominator. Source: Katharopoulos et al. 2020.
+/// phi(x) = elu(x) + 1, no parameters, 1e-6 added to the denominator. Source: Katharopoulos et al.
+/// 2020.
 class EluMap : public FeatureMap {
  public:
-  explicit EluMap(const DecoderConfig& config) : heads_(config.num_kv_heads), head_dim_(config.head_dim) {}
+  explicit EluMap(const DecoderConfig& config)
+      : heads_(config.num_kv_heads), head_dim_(config.head_dim) {}
 
-  Tensor query_features(const Tensor& q_BTHd, double) const override { return at::elu(q_BTHd) + 1.0; }
+  Tensor query_features(const Tensor& q_BTHd, double) const override {
+    return at::elu(q_BTHd) + 1.0;
+  }
   Tensor key_features(const Tensor& k_BTHd) const override { return at::elu(k_BTHd) + 1.0; }
   int64_t feature_size() const override { return head_dim_; }
   int64_t state_heads() const override { return heads_; }

@@ -14,16 +14,18 @@ namespace t2r::model {
 
 /// The map phi of linear attention: similarity(q, s) = phi(q) . phi(s).
 ///
-/// Legend: B batch, T tokens, H heads, d head dimension, K features, M maps (one per key/value or per query head).
+/// Legend: B batch, T tokens, H heads, d head dimension, K features, M maps (one per key/value or
+/// per query head).
 class FeatureMap {
  public:
   virtual ~FeatureMap() = default;
 
-  /// phi of queries: q_BTHd -> [B, T, H, K]. `scale` is DecoderConfig::query_scale; a map whose definition does not
-  /// scale the queries leaves it out.
+  /// phi of queries: q_BTHd -> [B, T, H, K]. `scale` is DecoderConfig::query_scale; a map whose
+  /// definition does not scale the queries leaves it out.
   virtual torch::Tensor query_features(const torch::Tensor& q_BTHd, double scale) const = 0;
 
-  /// phi of keys: k_BTHd -> [B, T, M, K]; with a map per query head, every map of a group sees its one key head.
+  /// phi of keys: k_BTHd -> [B, T, M, K]; with a map per query head, every map of a group sees its
+  /// one key head.
   virtual torch::Tensor key_features(const torch::Tensor& k_BTHd) const = 0;
 
   virtual int64_t feature_size() const = 0;
@@ -33,7 +35,8 @@ class FeatureMap {
 
   virtual DenominatorRule denominator_rule() const = 0;
 
-  /// A map of the form activate(scale W x + b): W [M, K, d] and b [M, K] can be merged into the projections before it.
+  /// A map of the form activate(scale W x + b): W [M, K, d] and b [M, K] can be merged into the
+  /// projections before it.
   struct Affine {
     torch::Tensor weight_MKd;
     torch::Tensor bias_MK;

@@ -19,8 +19,15 @@ constexpr int64_t kRowGrain = 16;         // rows per parallel task
 constexpr int64_t kElementGrain = 16384;  // elements per parallel task
 
 void check_cpu_float(const Tensor& x, const char* op, const char* name) {
-  if (!x.device().is_cpu() || (x.scalar_type() != torch::kFloat32 && x.scalar_type() != torch::kFloat64)) {
-    throw ContractError(concat(op, ": ", name, " is ", x.scalar_type(), " on ", x.device().str(),
+  if (!x.device().is_cpu() ||
+      (x.scalar_type() != torch::kFloat32 && x.scalar_type() != torch::kFloat64)) {
+    throw ContractError(concat(op,
+                               ": ",
+                               name,
+                               " is ",
+                               x.scalar_type(),
+                               " on ",
+                               x.device().str(),
                                ", allowed: float32 or float64 on cpu"));
   }
 }
@@ -37,17 +44,25 @@ auto select(Float float_kernel, Double double_kernel) {
 
 class RmsNorm : public torch::autograd::Function<RmsNorm> {
  public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& x_in, const Tensor& weight_in, double eps) {
+  static Tensor forward(AutogradContext* ctx,
+                        const Tensor& x_in,
+                        const Tensor& weight_in,
+                        double eps) {
     const Tensor x = x_in.contiguous(), weight = weight_in.contiguous();
     const int64_t width = x.size(-1), rows = x.numel() / width;
     require(weight.dim() == 1 && weight.size(0) == width, "rms_norm: weight must be [width of x]");
     const Tensor y = torch::empty_like(x), inverse_rms = torch::empty({rows}, x.options());
     AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "rms_norm", [&] {
-      const kernels::RmsNormForward<scalar_t> args{x.data_ptr<scalar_t>(), weight.data_ptr<scalar_t>(),
-                                                   y.data_ptr<scalar_t>(), inverse_rms.data_ptr<scalar_t>(), width, eps};
+      const kernels::RmsNormForward<scalar_t> args{x.data_ptr<scalar_t>(),
+                                                   weight.data_ptr<scalar_t>(),
+                                                   y.data_ptr<scalar_t>(),
+                                                   inverse_rms.data_ptr<scalar_t>(),
+                                                   width,
+                                                   eps};
       const auto& table = kernels::pointwise_kernels();
       const auto kernel = select<scalar_t>(table.rms_norm_f32, table.rms_norm_f64);
-      at::parallel_for(0, rows, kRowGrain, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+      at::parallel_for(
+          0, rows, kRowGrain, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
     });
     ctx->save_for_backward({x, weight, inverse_rms});
     return y;
@@ -57,17 +72,25 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
     const auto saved = ctx->get_saved_variables();
     const Tensor &x = saved[0], &weight = saved[1], grad_y = gradients[0].contiguous();
     const int64_t width = x.size(-1), rows = x.numel() / width;
-    // Partial sums by fixed blocks of rows, so that the result does not depend on the number of threads.
-    const int64_t block = std::max<int64_t>(kRowGrain, (rows + 31) / 32), num_blocks = (rows + block - 1) / block;
-    const Tensor grad_x = torch::empty_like(x), partial = torch::zeros({num_blocks, width}, x.options());
+    // Partial sums by fixed blocks of rows, so that the result does not depend on the number of
+    // threads.
+    const int64_t block = std::max<int64_t>(kRowGrain, (rows + 31) / 32),
+                  num_blocks = (rows + block - 1) / block;
+    const Tensor grad_x = torch::empty_like(x),
+                 partial = torch::zeros({num_blocks, width}, x.options());
     AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "rms_norm_backward", [&] {
       const auto& table = kernels::pointwise_kernels();
-      const auto kernel = select<scalar_t>(table.rms_norm_backward_f32, table.rms_norm_backward_f64);
+      const auto kernel =
+          select<scalar_t>(table.rms_norm_backward_f32, table.rms_norm_backward_f64);
       at::parallel_for(0, num_blocks, 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
-          const kernels::RmsNormBackward<scalar_t> args{
-              x.data_ptr<scalar_t>(), weight.data_ptr<scalar_t>(), saved[2].data_ptr<scalar_t>(),
-              grad_y.data_ptr<scalar_t>(), grad_x.data_ptr<scalar_t>(), partial.data_ptr<scalar_t>() + i * width, width};
+          const kernels::RmsNormBackward<scalar_t> args{x.data_ptr<scalar_t>(),
+                                                        weight.data_ptr<scalar_t>(),
+                                                        saved[2].data_ptr<scalar_t>(),
+                                                        grad_y.data_ptr<scalar_t>(),
+                                                        grad_x.data_ptr<scalar_t>(),
+                                                        partial.data_ptr<scalar_t>() + i * width,
+                                                        width};
           kernel(args, i * block, std::min(rows, (i + 1) * block));
         }
       });
@@ -91,7 +114,11 @@ class SwiGlu : public torch::autograd::Function<SwiGlu> {
       scalar_t* out = y.data_ptr<scalar_t>();
       at::parallel_for(0, y.numel() / width, kRowGrain, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
-          kernel({.gate = in + 2 * row * width, .up = in + (2 * row + 1) * width, .y = out + row * width}, 0, width);
+          kernel({.gate = in + 2 * row * width,
+                  .up = in + (2 * row + 1) * width,
+                  .y = out + row * width},
+                 0,
+                 width);
         }
       });
     });
@@ -111,9 +138,13 @@ class SwiGlu : public torch::autograd::Function<SwiGlu> {
       at::parallel_for(0, grad_y.numel() / width, kRowGrain, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
           const int64_t gate = 2 * row * width, up = gate + width;
-          kernel({.gate = in + gate, .up = in + up, .grad_y = dy + row * width, .grad_gate = out + gate,
+          kernel({.gate = in + gate,
+                  .up = in + up,
+                  .grad_y = dy + row * width,
+                  .grad_gate = out + gate,
                   .grad_up = out + up},
-                 0, width);
+                 0,
+                 width);
         }
       });
     });
@@ -133,8 +164,17 @@ Tensor rotated(const Tensor& x_BTHd, int64_t num_heads, const Tensor& cosine, co
     at::parallel_for(0, x_BTHd.size(0) * length, kRowGrain, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const int64_t t = row % length, start = row * heads * dim;
-        kernel({in + start, result + start, c + t * dim / 2, s + t * dim / 2, num_heads, dim / 2, dim, dim});
-        std::copy(in + start + num_heads * dim, in + start + heads * dim, result + start + num_heads * dim);
+        kernel({in + start,
+                result + start,
+                c + t * dim / 2,
+                s + t * dim / 2,
+                num_heads,
+                dim / 2,
+                dim,
+                dim});
+        std::copy(in + start + num_heads * dim,
+                  in + start + heads * dim,
+                  result + start + num_heads * dim);
       }
     });
   });
@@ -143,8 +183,11 @@ Tensor rotated(const Tensor& x_BTHd, int64_t num_heads, const Tensor& cosine, co
 
 class RotateHeads : public torch::autograd::Function<RotateHeads> {
  public:
-  static Tensor forward(
-      AutogradContext* ctx, const Tensor& x, int64_t num_heads, const Tensor& cosine, const Tensor& sine) {
+  static Tensor forward(AutogradContext* ctx,
+                        const Tensor& x,
+                        int64_t num_heads,
+                        const Tensor& cosine,
+                        const Tensor& sine) {
     ctx->save_for_backward({cosine, sine});
     ctx->saved_data["num_heads"] = num_heads;
     return rotated(x.contiguous(), num_heads, cosine.contiguous(), sine.contiguous());
@@ -152,18 +195,26 @@ class RotateHeads : public torch::autograd::Function<RotateHeads> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
     const auto saved = ctx->get_saved_variables();
-    const Tensor grad = rotated(
-        gradients[0].contiguous(), ctx->saved_data["num_heads"].toInt(), saved[0].contiguous(), saved[1].neg());
+    const Tensor grad = rotated(gradients[0].contiguous(),
+                                ctx->saved_data["num_heads"].toInt(),
+                                saved[0].contiguous(),
+                                saved[1].neg());
     return {grad, Tensor(), Tensor(), Tensor()};
   }
 };
 
-// Rows of logits that are held at once: about 16 MB. Fewer rows would read and write the gradient of W more often.
-int64_t logits_rows(int64_t vocab_size) { return std::clamp<int64_t>((1 << 22) / vocab_size, 64, 1024); }
+// Rows of logits that are held at once: about 16 MB. Fewer rows would read and write the gradient
+// of W more often.
+int64_t logits_rows(int64_t vocab_size) {
+  return std::clamp<int64_t>((1 << 22) / vocab_size, 64, 1024);
+}
 
 class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> {
  public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Tensor& targets) {
+  static Tensor forward(AutogradContext* ctx,
+                        const Tensor& x,
+                        const Tensor& weight,
+                        const Tensor& targets) {
     const bool needs_gradient = x.requires_grad() || weight.requires_grad();
     const int64_t num_rows = x.size(0), vocab_size = weight.size(0), step = logits_rows(vocab_size);
     const Tensor grad_x = needs_gradient ? torch::empty_like(x) : Tensor();
@@ -181,8 +232,9 @@ class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> 
         for (int64_t i = first; i < last; ++i) {
           float* row = logit + i * vocab_size;
           if (target[begin + i] >= 0) {
-            loss[i] = needs_gradient ? table.cross_entropy_row(row, vocab_size, target[begin + i])
-                                     : table.cross_entropy_value(row, vocab_size, target[begin + i]);
+            loss[i] = needs_gradient
+                          ? table.cross_entropy_row(row, vocab_size, target[begin + i])
+                          : table.cross_entropy_value(row, vocab_size, target[begin + i]);
           } else if (needs_gradient) {
             std::fill(row, row + vocab_size, 0.0f);
           }
@@ -200,8 +252,10 @@ class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> 
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
-    Tensor grad_x = ctx->saved_data["grad_x"].toTensor(), grad_weight = ctx->saved_data["grad_weight"].toTensor();
-    ctx->saved_data.clear();  // the buffers are handed over: a second backward is refused by autograd's own rule
+    Tensor grad_x = ctx->saved_data["grad_x"].toTensor(),
+           grad_weight = ctx->saved_data["grad_weight"].toTensor();
+    ctx->saved_data.clear();  // the buffers are handed over: a second backward is refused by
+                              // autograd's own rule
     const double scale = gradients[0].item<double>();
     if (scale != 1.0) {
       grad_x.mul_(scale);
@@ -212,12 +266,17 @@ class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> 
 };
 
 void check_targets(const Tensor& x, const Tensor& weight, const Tensor& targets) {
-  require(x.dim() == 2 && weight.dim() == 2 && targets.dim() == 1, "cross entropy: x [N, D], weight [V, D], targets [N]");
-  require(x.size(0) == targets.size(0) && x.size(1) == weight.size(1), "cross entropy: sizes of x, weight, targets differ");
-  require(x.scalar_type() == torch::kFloat32 && weight.scalar_type() == torch::kFloat32, "cross entropy: float32 only");
+  require(x.dim() == 2 && weight.dim() == 2 && targets.dim() == 1,
+          "cross entropy: x [N, D], weight [V, D], targets [N]");
+  require(x.size(0) == targets.size(0) && x.size(1) == weight.size(1),
+          "cross entropy: sizes of x, weight, targets differ");
+  require(x.scalar_type() == torch::kFloat32 && weight.scalar_type() == torch::kFloat32,
+          "cross entropy: float32 only");
   require(targets.scalar_type() == torch::kInt64, "cross entropy: targets must be int64");
   if (targets.numel() > 0 && targets.max().item<int64_t>() >= weight.size(0)) {
-    throw DataError(concat("target token ", targets.max().item<int64_t>(), " is outside the vocabulary of ",
+    throw DataError(concat("target token ",
+                           targets.max().item<int64_t>(),
+                           " is outside the vocabulary of ",
                            weight.size(0)));
   }
 }
@@ -235,22 +294,32 @@ Tensor swiglu(const Tensor& gate_up) {
   return SwiGlu::apply(gate_up);
 }
 
-Tensor rotate_heads(const Tensor& x_BTHd, int64_t num_heads, const Tensor& cosine_Td, const Tensor& sine_Td) {
+Tensor rotate_heads(const Tensor& x_BTHd,
+                    int64_t num_heads,
+                    const Tensor& cosine_Td,
+                    const Tensor& sine_Td) {
   check_cpu_float(x_BTHd, "rotate_heads", "x");
   require(x_BTHd.dim() == 4 && num_heads <= x_BTHd.size(2), "rotate_heads: x must be [B, T, H, d]");
-  require(cosine_Td.size(0) == x_BTHd.size(1) && cosine_Td.size(1) * 2 == x_BTHd.size(3), "rotate_heads: cosine [T, d/2]");
+  require(cosine_Td.size(0) == x_BTHd.size(1) && cosine_Td.size(1) * 2 == x_BTHd.size(3),
+          "rotate_heads: cosine [T, d/2]");
   return RotateHeads::apply(x_BTHd, num_heads, cosine_Td, sine_Td);
 }
 
-Tensor linear_cross_entropy_sum(const Tensor& x_ND, const Tensor& weight_VD, const Tensor& targets_N) {
+Tensor linear_cross_entropy_sum(const Tensor& x_ND,
+                                const Tensor& weight_VD,
+                                const Tensor& targets_N) {
   check_targets(x_ND, weight_VD, targets_N);
-  return LinearCrossEntropy::apply(x_ND.contiguous(), weight_VD.contiguous(), targets_N.contiguous());
+  return LinearCrossEntropy::apply(
+      x_ND.contiguous(), weight_VD.contiguous(), targets_N.contiguous());
 }
 
-Tensor linear_cross_entropy_values(const Tensor& x_ND, const Tensor& weight_VD, const Tensor& targets_N) {
+Tensor linear_cross_entropy_values(const Tensor& x_ND,
+                                   const Tensor& weight_VD,
+                                   const Tensor& targets_N) {
   check_targets(x_ND, weight_VD, targets_N);
   const torch::NoGradGuard no_grad;
-  const Tensor targets = targets_N.contiguous(), losses = torch::zeros({x_ND.size(0)}, x_ND.options());
+  const Tensor targets = targets_N.contiguous(),
+               losses = torch::zeros({x_ND.size(0)}, x_ND.options());
   const int64_t vocab_size = weight_VD.size(0), step = logits_rows(vocab_size);
   const auto& table = kernels::pointwise_kernels();
   for (int64_t begin = 0; begin < x_ND.size(0); begin += step) {
@@ -261,7 +330,8 @@ Tensor linear_cross_entropy_values(const Tensor& x_ND, const Tensor& weight_VD, 
     const int64_t* target = targets.data_ptr<int64_t>() + begin;
     at::parallel_for(0, count, 4, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
-        if (target[i] >= 0) loss[i] = table.cross_entropy_value(logit + i * vocab_size, vocab_size, target[i]);
+        if (target[i] >= 0)
+          loss[i] = table.cross_entropy_value(logit + i * vocab_size, vocab_size, target[i]);
       }
     });
   }

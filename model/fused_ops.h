@@ -4,16 +4,16 @@
 
 namespace t2r::model {
 
-/// Root-mean-square normalisation of the last dimension in one pass: y = x w / sqrt(mean(x^2) + eps).
-/// Differentiable in x and w. Source: Zhang & Sennrich 2019.
+/// Root-mean-square normalisation of the last dimension in one pass: y = x w / sqrt(mean(x^2) +
+/// eps). Differentiable in x and w. Source: Zhang & Sennrich 2019.
 torch::Tensor rms_norm(const torch::Tensor& x, const torch::Tensor& weight, double eps);
 
-/// silu(gate) * up, where gate_up holds both halves of the last dimension: [.., 2 F] -> [.., F]. Differentiable.
-/// Source: Shazeer 2020.
+/// silu(gate) * up, where gate_up holds both halves of the last dimension: [.., 2 F] -> [.., F].
+/// Differentiable. Source: Shazeer 2020.
 torch::Tensor swiglu(const torch::Tensor& gate_up);
 
-/// Rotates the first `num_heads` heads of x_BTHd by position (RoPE, halves layout), the others pass unchanged: queries
-/// and keys of a fused projection are turned in one pass. Differentiable in x.
+/// Rotates the first `num_heads` heads of x_BTHd by position (RoPE, halves layout), the others pass
+/// unchanged: queries and keys of a fused projection are turned in one pass. Differentiable in x.
 ///
 /// @param cosine_Td, sine_Td  [T, d / 2] of the positions at hand, x's dtype
 /// Source: Su et al. 2021, in the layout of transformers' rotate_half.
@@ -24,8 +24,8 @@ torch::Tensor rotate_heads(const torch::Tensor& x_BTHd,
 
 /// Sum over tokens of -log softmax(x W^T)[target], in nats, as a float64 scalar.
 ///
-/// The logits exist for a few rows at a time only, and the gradients are made in the same pass: [N, vocabulary] is
-/// never held. Differentiable in x and W.
+/// The logits exist for a few rows at a time only, and the gradients are made in the same pass: [N,
+/// vocabulary] is never held. Differentiable in x and W.
 ///
 /// @param x_ND        float32
 /// @param weight_VD   float32

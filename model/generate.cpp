@@ -23,13 +23,15 @@ Tensor draw(Tensor logits_BV, const SamplingOptions& options, torch::Generator& 
   if (options.temperature == 0.0) return logits_BV.argmax(-1);
   logits_BV = logits_BV / options.temperature;
   if (options.top_k > 0 && options.top_k < logits_BV.size(-1)) {
-    const Tensor smallest = std::get<0>(logits_BV.topk(options.top_k)).narrow(-1, options.top_k - 1, 1);
+    const Tensor smallest =
+        std::get<0>(logits_BV.topk(options.top_k)).narrow(-1, options.top_k - 1, 1);
     logits_BV = logits_BV.masked_fill(logits_BV < smallest, -INFINITY);
   }
   Tensor probabilities = logits_BV.softmax(-1);
   if (options.top_p < 1.0) {
     const auto [sorted, order] = probabilities.sort(-1, /*descending=*/true);
-    const Tensor before = sorted.cumsum(-1) - sorted;  // mass of the tokens in front: the first always stays
+    const Tensor before =
+        sorted.cumsum(-1) - sorted;  // mass of the tokens in front: the first always stays
     const Tensor kept = sorted.masked_fill(before >= options.top_p, 0.0);
     probabilities = torch::zeros_like(probabilities).scatter_(-1, order, kept);
   }
@@ -39,9 +41,11 @@ Tensor draw(Tensor logits_BV, const SamplingOptions& options, torch::Generator& 
 }  // namespace
 
 void SamplingOptions::validate() const {
-  if (!(temperature >= 0.0)) throw ConfigError(concat("temperature = ", temperature, ", allowed: 0 (greedy) or more"));
+  if (!(temperature >= 0.0))
+    throw ConfigError(concat("temperature = ", temperature, ", allowed: 0 (greedy) or more"));
   if (top_k < 0) throw ConfigError(concat("top-k = ", top_k, ", allowed: 0 (all) or more"));
-  if (!(top_p > 0.0 && top_p <= 1.0)) throw ConfigError(concat("top-p = ", top_p, ", allowed: above 0, up to 1"));
+  if (!(top_p > 0.0 && top_p <= 1.0))
+    throw ConfigError(concat("top-p = ", top_p, ", allowed: above 0, up to 1"));
 }
 
 GenerationResult generate(const DecoderLM& model,
@@ -50,10 +54,12 @@ GenerationResult generate(const DecoderLM& model,
                           const std::vector<int64_t>& end_tokens,
                           const SamplingOptions& options,
                           const std::function<void(const Tensor&)>& on_tokens) {
-  require(prompt_BT.dim() == 2 && prompt_BT.size(1) > 0, "generate: the prompt must be [B, T] with T >= 1");
+  require(prompt_BT.dim() == 2 && prompt_BT.size(1) > 0,
+          "generate: the prompt must be [B, T] with T >= 1");
   options.validate();
   const torch::InferenceMode inference;
-  torch::Generator generator = at::detail::createCPUGenerator(derive_seed(options.seed, SeedStream::kSampling));
+  torch::Generator generator =
+      at::detail::createCPUGenerator(derive_seed(options.seed, SeedStream::kSampling));
   DecoderState state = model.new_state();
   std::vector<Tensor> columns{prompt_BT};
   Tensor is_done = torch::zeros({prompt_BT.size(0)}, torch::kBool), last;
@@ -63,7 +69,8 @@ GenerationResult generate(const DecoderLM& model,
   for (int64_t i = 0; i < max_new_tokens; ++i) {
     const Tensor input = i == 0 ? prompt_BT : last.unsqueeze(-1);
     const Tensor hidden_BTD = model.hidden(input, {.state = &state});
-    const Tensor next = draw(model.logits(hidden_BTD.select(1, hidden_BTD.size(1) - 1)), options, generator);
+    const Tensor next =
+        draw(model.logits(hidden_BTD.select(1, hidden_BTD.size(1) - 1)), options, generator);
     last = last.defined() ? torch::where(is_done, last, next) : next;
     for (const int64_t end : end_tokens) is_done = is_done.logical_or(last == end);
     columns.push_back(last.unsqueeze(-1));

@@ -21,15 +21,17 @@ struct SamplingOptions {
 };
 
 struct GenerationResult {
-  torch::Tensor tokens_BT;      ///< int64, prompt and continuation; after an end token the row repeats it
+  torch::Tensor
+      tokens_BT;  ///< int64, prompt and continuation; after an end token the row repeats it
   double prompt_seconds = 0.0;
   double decode_seconds = 0.0;  ///< of the tokens after the first
   int64_t num_decoded = 0;      ///< steps in decode_seconds
   int64_t state_bytes = 0;      ///< at the end, all rows and layers
 };
 
-/// Continues each row of a prompt by up to `max_new_tokens`, one token per step: linear layers carry their state,
-/// softmax layers a key/value cache. Stops early when every row has produced one of `end_tokens`.
+/// Continues each row of a prompt by up to `max_new_tokens`, one token per step: linear layers
+/// carry their state, softmax layers a key/value cache. Stops early when every row has produced one
+/// of `end_tokens`.
 ///
 /// @param prompt_BT  int64, at least one token
 /// @param on_tokens  called with each step's tokens [B] as soon as they are known; may be empty

@@ -19,24 +19,35 @@ constexpr const char* kGpt2Prefix = "transformer.";
 
 torch::ScalarType scalar_type(DType dtype, const std::string& name) {
   switch (dtype) {
-    case DType::f32: return torch::kFloat32;
-    case DType::f16: return torch::kFloat16;
-    case DType::bf16: return torch::kBFloat16;
-    case DType::f64: return torch::kFloat64;
+    case DType::f32:
+      return torch::kFloat32;
+    case DType::f16:
+      return torch::kFloat16;
+    case DType::bf16:
+      return torch::kBFloat16;
+    case DType::f64:
+      return torch::kFloat64;
     default:
-      throw DataError(concat("tensor \"", name, "\" has type ", dtype_name(dtype), ", allowed: F32, F16, BF16, F64"));
+      throw DataError(concat(
+          "tensor \"", name, "\" has type ", dtype_name(dtype), ", allowed: F32, F16, BF16, F64"));
   }
 }
 
 // Buffers that old files carry and that are no parameters: masks and RoPE tables.
 bool is_buffer(const std::string& name) {
-  return name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") || name.ends_with(".inv_freq");
+  return name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") ||
+         name.ends_with(".inv_freq");
 }
 
 void copy_tensor(const TensorView& view, const Tensor& to, const std::string& folder) {
   if (torch::IntArrayRef(view.shape) != to.sizes()) {
-    throw DataError(concat(folder, ": tensor \"", view.name, "\" has shape ", shape_text(view.shape),
-                           ", the config asks for ", shape_text(to.sizes().vec())));
+    throw DataError(concat(folder,
+                           ": tensor \"",
+                           view.name,
+                           "\" has shape ",
+                           shape_text(view.shape),
+                           ", the config asks for ",
+                           shape_text(to.sizes().vec())));
   }
   // A clone first: the file may place elements at any address.
   Tensor bytes = torch::empty({static_cast<int64_t>(view.num_bytes)}, torch::kUInt8);
@@ -46,7 +57,9 @@ void copy_tensor(const TensorView& view, const Tensor& to, const std::string& fo
 
 }  // namespace
 
-SourceFormat load_weights(DecoderLM& model, const std::filesystem::path& folder, bool may_lack_new) {
+SourceFormat load_weights(DecoderLM& model,
+                          const std::filesystem::path& folder,
+                          bool may_lack_new) {
   const torch::NoGradGuard no_grad;
   const ModelWeights weights = open_model_weights(folder);
   SourceFormat format;
@@ -59,11 +72,15 @@ SourceFormat load_weights(DecoderLM& model, const std::filesystem::path& folder,
   for (const Parameter& parameter : model.parameters().all()) {
     for (const ParameterPiece& piece : parameter.pieces) {
       std::string name = piece.name;
-      if (name.starts_with(format.name_prefix_removed)) name.erase(0, format.name_prefix_removed.size());
+      if (name.starts_with(format.name_prefix_removed))
+        name.erase(0, format.name_prefix_removed.size());
       const TensorView* view = weights.find(name);
       if (view == nullptr) {
         if (piece.is_new && may_lack_new) continue;
-        throw DataError(concat(folder.string(), ": tensor \"", name, "\" is missing",
+        throw DataError(concat(folder.string(),
+                               ": tensor \"",
+                               name,
+                               "\" is missing",
                                piece.is_new ? " (a feature map: is this a converted model?)" : ""));
       }
       copy_tensor(*view, parameter.piece_value(piece), folder.string());
@@ -74,7 +91,11 @@ SourceFormat load_weights(DecoderLM& model, const std::filesystem::path& folder,
   for (const TensorView* view : weights.tensors()) {
     const bool is_tied_head = view->name == kTiedHead && model.config().tied_embeddings;
     if (!used.contains(view->name) && !is_buffer(view->name) && !is_tied_head) {
-      throw DataError(concat(folder.string(), ": tensor \"", view->name, "\" is not part of the model in ", kConfigFile));
+      throw DataError(concat(folder.string(),
+                             ": tensor \"",
+                             view->name,
+                             "\" is not part of the model in ",
+                             kConfigFile));
     }
   }
   return format;
@@ -83,16 +104,21 @@ SourceFormat load_weights(DecoderLM& model, const std::filesystem::path& folder,
 LoadedModel load_model(const std::filesystem::path& folder) {
   const std::filesystem::path config_file = folder / kConfigFile;
   if (!std::filesystem::is_directory(folder)) {
-    throw ConfigError(concat(folder.string(), " is not a folder; a model is a Hugging Face folder with config.json and "
-                             "model.safetensors"));
+    throw ConfigError(
+        concat(folder.string(),
+               " is not a folder; a model is a Hugging Face folder with config.json and "
+               "model.safetensors"));
   }
   LoadedModel loaded;
-  loaded.model = std::make_unique<DecoderLM>(parse_config(read_file(config_file), config_file.string()));
+  loaded.model =
+      std::make_unique<DecoderLM>(parse_config(read_file(config_file), config_file.string()));
   loaded.format = load_weights(*loaded.model, folder, /*may_lack_new=*/false);
   return loaded;
 }
 
-void save_model(const DecoderLM& model, const SourceFormat& format, const std::filesystem::path& folder) {
+void save_model(const DecoderLM& model,
+                const SourceFormat& format,
+                const std::filesystem::path& folder) {
   const torch::NoGradGuard no_grad;
   std::error_code error;
   std::filesystem::create_directories(folder, error);
@@ -102,12 +128,17 @@ void save_model(const DecoderLM& model, const SourceFormat& format, const std::f
   for (const Parameter& parameter : model.parameters().all()) {
     for (const ParameterPiece& piece : parameter.pieces) {
       std::string name = piece.name;
-      if (name.starts_with(format.name_prefix_removed)) name.erase(0, format.name_prefix_removed.size());
+      if (name.starts_with(format.name_prefix_removed))
+        name.erase(0, format.name_prefix_removed.size());
       const auto stored = format.dtypes.find(name);
       const DType dtype = stored == format.dtypes.end() ? DType::f32 : stored->second;
       const Tensor value = parameter.piece_value(piece).to(scalar_type(dtype, name)).contiguous();
       keep_alive.push_back(value);
-      views.push_back({name, dtype, value.sizes().vec(), static_cast<const std::byte*>(value.data_ptr()), value.nbytes()});
+      views.push_back({name,
+                       dtype,
+                       value.sizes().vec(),
+                       static_cast<const std::byte*>(value.data_ptr()),
+                       value.nbytes()});
     }
   }
   const Metadata metadata = format.metadata.empty() ? Metadata{{"format", "pt"}} : format.metadata;

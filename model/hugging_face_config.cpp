@@ -27,7 +27,8 @@ class Fields {
     try {
       return json_.at(name).get<T>();
     } catch (const Json::exception&) {
-      throw DataError(concat(file_, ": field \"", name, "\" has the wrong type: ", json_.at(name).dump()));
+      throw DataError(
+          concat(file_, ": field \"", name, "\" has the wrong type: ", json_.at(name).dump()));
     }
   }
 
@@ -35,7 +36,8 @@ class Fields {
   template <class T>
   void only(const char* name, T allowed) const {
     if (has(name) && get<T>(name) != allowed) {
-      throw ConfigError(concat(file_, ": ", name, " = ", json_.at(name).dump(), ", allowed: ", Json(allowed).dump()));
+      throw ConfigError(concat(
+          file_, ": ", name, " = ", json_.at(name).dump(), ", allowed: ", Json(allowed).dump()));
     }
   }
 
@@ -86,7 +88,8 @@ RopeConfig parse_rope(const Fields& fields) {
   rope.theta = inner.get_or("rope_theta", rope.theta);
   rope.type = inner.get_or<std::string>("rope_type", inner.get_or<std::string>("type", "default"));
   if (rope.type != "default" && rope.type != "linear" && rope.type != "llama3") {
-    throw ConfigError(concat(fields.file(), ": rope_type = \"", rope.type, "\", allowed: default, linear, llama3"));
+    throw ConfigError(concat(
+        fields.file(), ": rope_type = \"", rope.type, "\", allowed: default, linear, llama3"));
   }
   inner.only("partial_rotary_factor", 1.0);
   if (rope.type != "default") rope.factor = inner.get<double>("factor");
@@ -106,14 +109,17 @@ void parse_gpt2(const Fields& fields, DecoderConfig& config) {
   config.num_heads = fields.get<int64_t>("n_head");
   config.num_kv_heads = config.num_heads;
   if (config.num_heads < 1 || config.hidden_size % config.num_heads != 0) {
-    throw ConfigError(concat(fields.file(), ": n_embd = ", config.hidden_size, ", allowed: a multiple of n_head = ",
+    throw ConfigError(concat(fields.file(),
+                             ": n_embd = ",
+                             config.hidden_size,
+                             ", allowed: a multiple of n_head = ",
                              config.num_heads));
   }
   config.head_dim = config.hidden_size / config.num_heads;
   config.intermediate_size = fields.get_or<int64_t>("n_inner", 4 * config.hidden_size);
   config.max_positions = fields.get<int64_t>("n_positions");
-  config.activation =
-      parse_activation(fields.get_or<std::string>("activation_function", "gelu_new"), fields.file());
+  config.activation = parse_activation(
+      fields.get_or<std::string>("activation_function", "gelu_new"), fields.file());
   config.norm_eps = fields.get_or("layer_norm_epsilon", 1e-5);
   config.tied_embeddings = fields.get_or("tie_word_embeddings", true);
   config.attention_bias = true;
@@ -128,11 +134,13 @@ void parse_llama(const Fields& fields, DecoderConfig& config) {
   config.num_layers = fields.get<int64_t>("num_hidden_layers");
   config.num_heads = fields.get<int64_t>("num_attention_heads");
   config.num_kv_heads = fields.get_or("num_key_value_heads", config.num_heads);
-  if (config.num_heads < 1) throw ConfigError(concat(fields.file(), ": num_attention_heads must be 1 or more"));
+  if (config.num_heads < 1)
+    throw ConfigError(concat(fields.file(), ": num_attention_heads must be 1 or more"));
   config.head_dim = fields.get_or("head_dim", config.hidden_size / config.num_heads);
   config.intermediate_size = fields.get<int64_t>("intermediate_size");
   config.max_positions = fields.get_or<int64_t>("max_position_embeddings", 2048);
-  config.activation = parse_activation(fields.get_or<std::string>("hidden_act", "silu"), fields.file());
+  config.activation =
+      parse_activation(fields.get_or<std::string>("hidden_act", "silu"), fields.file());
   config.norm_eps = fields.get_or("rms_norm_eps", 1e-6);
   config.rope = parse_rope(fields);
   config.tied_embeddings = fields.get_or("tie_word_embeddings", false);

@@ -10,10 +10,14 @@ using torch::Tensor;
 
 Tensor activate(Activation activation, const Tensor& x) {
   switch (activation) {
-    case Activation::kGeluTanh: return at::gelu(x, "tanh");
-    case Activation::kGeluErf: return at::gelu(x);
-    case Activation::kRelu: return at::relu(x);
-    case Activation::kSilu: return at::silu(x);
+    case Activation::kGeluTanh:
+      return at::gelu(x, "tanh");
+    case Activation::kGeluErf:
+      return at::gelu(x);
+    case Activation::kRelu:
+      return at::relu(x);
+    case Activation::kSilu:
+      return at::silu(x);
   }
   throw ContractError("activation out of range");
 }
@@ -55,7 +59,10 @@ Tensor Norm::operator()(const Tensor& x) const {
   return rms_norm(x, weight, eps);
 }
 
-Norm add_norm(const DecoderConfig& config, const std::string& prefix, int64_t group, ParameterSet& parameters) {
+Norm add_norm(const DecoderConfig& config,
+              const std::string& prefix,
+              int64_t group,
+              ParameterSet& parameters) {
   Norm norm;
   norm.eps = config.norm_eps;
   norm.weight = parameters.add(prefix + ".weight", {config.hidden_size}, group, false);
@@ -74,9 +81,14 @@ Mlp::Mlp(const DecoderConfig& config, int64_t layer, ParameterSet& parameters)
   const std::string prefix = block_prefix(config, layer) + ".mlp.";
   const int64_t hidden = config.hidden_size, inner = config.intermediate_size, group = layer + 1;
   if (is_gated_) {
-    up_ = add_linear(
-        config, {{prefix + "gate_proj", prefix + "up_proj"}, {inner, inner}}, hidden, config.mlp_bias, group, parameters);
-    down_ = add_linear(config, {{prefix + "down_proj"}, {hidden}}, inner, config.mlp_bias, group, parameters);
+    up_ = add_linear(config,
+                     {{prefix + "gate_proj", prefix + "up_proj"}, {inner, inner}},
+                     hidden,
+                     config.mlp_bias,
+                     group,
+                     parameters);
+    down_ = add_linear(
+        config, {{prefix + "down_proj"}, {hidden}}, inner, config.mlp_bias, group, parameters);
   } else {
     up_ = add_linear(config, {{prefix + "c_fc"}, {inner}}, hidden, true, group, parameters);
     down_ = add_linear(config, {{prefix + "c_proj"}, {hidden}}, inner, true, group, parameters);

@@ -45,7 +45,10 @@ struct Norm {
   torch::Tensor operator()(const torch::Tensor& x) const;
 };
 
-Norm add_norm(const DecoderConfig& config, const std::string& prefix, int64_t group, ParameterSet& parameters);
+Norm add_norm(const DecoderConfig& config,
+              const std::string& prefix,
+              int64_t group,
+              ParameterSet& parameters);
 
 /// The feed-forward part of a block: plain (GPT-2) or gated (Llama).
 class Mlp {

@@ -22,18 +22,22 @@ struct LinearAttentionOutput {
 
 /// Causal linear attention from features, in its chunked form: cost linear in T.
 ///
-/// o_t = phi(q_t) S_t / max(phi(q_t) . z_t + added, floor),  S_t = S_{t-1} + phi(k_t) v_t^T,  z_t = z_{t-1} + phi(k_t)
+/// o_t = phi(q_t) S_t / max(phi(q_t) . z_t + added, floor),  S_t = S_{t-1} + phi(k_t) v_t^T,  z_t =
+/// z_{t-1} + phi(k_t)
 ///
-/// @param phi_q_BTHK  features of the queries, Hq heads; float32 or float64, last dimension contiguous (other strides
+/// @param phi_q_BTHK  features of the queries, Hq heads; float32 or float64, last dimension
+/// contiguous (other strides
 ///                    are taken as they are, e.g. of a fused projection)
 /// @param phi_k_BTHK  features of the keys, Hs heads; Hq is a multiple of Hs
 /// @param v_BTHV      values, Hv heads; Hs is a multiple of Hv
 /// @param initial     state before the first token; nullptr means zero
-/// @return            o_BTHV with Hq heads, and the final state. Differentiable in all inputs, the clamp included: a
+/// @return            o_BTHV with Hq heads, and the final state. Differentiable in all inputs, the
+/// clamp included: a
 ///                    denominator on the floor has no gradient.
-/// @throws ContractError  if shapes, dtypes or devices do not fit together; names argument, value and what is allowed
-/// @note  Deterministic: the result does not depend on the number of threads. T = 1 is the recurrent form.
-/// Source: Kasai et al. 2021, section 2.2; chunks after Hua et al. 2022.
+/// @throws ContractError  if shapes, dtypes or devices do not fit together; names argument, value
+/// and what is allowed
+/// @note  Deterministic: the result does not depend on the number of threads. T = 1 is the
+/// recurrent form. Source: Kasai et al. 2021, section 2.2; chunks after Hua et al. 2022.
 LinearAttentionOutput causal_linear_attention(const torch::Tensor& phi_q_BTHK,
                                               const torch::Tensor& phi_k_BTHK,
                                               const torch::Tensor& v_BTHV,

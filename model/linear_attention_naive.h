@@ -4,8 +4,9 @@
 
 namespace t2r::model {
 
-/// Causal linear attention in its parallel masked form, O(T^2): the oracle. Plain tensor operations, differentiated by
-/// autograd, any dtype; arguments and result as causal_linear_attention().
+/// Causal linear attention in its parallel masked form, O(T^2): the oracle. Plain tensor
+/// operations, differentiated by autograd, any dtype; arguments and result as
+/// causal_linear_attention().
 LinearAttentionOutput causal_linear_attention_parallel(const torch::Tensor& phi_q_BTHK,
                                                        const torch::Tensor& phi_k_BTHK,
                                                        const torch::Tensor& v_BTHV,

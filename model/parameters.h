@@ -9,14 +9,14 @@ namespace t2r::model {
 
 /// A tensor of the Hugging Face layout that lives in some rows of a parameter.
 struct ParameterPiece {
-  std::string name;      ///< its Hugging Face name
+  std::string name;  ///< its Hugging Face name
   int64_t begin_row = 0;
   int64_t end_row = 0;
-  bool is_new = false;   ///< added by T2R: absent from the pretrained model
+  bool is_new = false;  ///< added by T2R: absent from the pretrained model
 };
 
-/// A leaf of the graph. Projections that read the same input are one parameter with several pieces, so that they cost
-/// one matrix product.
+/// A leaf of the graph. Projections that read the same input are one parameter with several pieces,
+/// so that they cost one matrix product.
 struct Parameter {
   torch::Tensor value;
   std::vector<ParameterPiece> pieces;
@@ -32,7 +32,10 @@ struct Parameter {
 class ParameterSet {
  public:
   /// Adds an uninitialised float32 parameter made of one piece.
-  torch::Tensor add(const std::string& name, std::vector<int64_t> shape, int64_t group, bool decays);
+  torch::Tensor add(const std::string& name,
+                    std::vector<int64_t> shape,
+                    int64_t group,
+                    bool decays);
 
   /// Adds one parameter of several pieces stacked along dimension 0; `rows` has the height of each.
   torch::Tensor add_stacked(const std::vector<std::string>& names,
@@ -56,7 +59,8 @@ class ParameterSet {
 
 /// One flat float32 buffer that all parameters, and one that all gradients, are views into.
 ///
-/// Order: the last parameter of the forward pass first, since its gradient is ready first. No gaps between slices.
+/// Order: the last parameter of the forward pass first, since its gradient is ready first. No gaps
+/// between slices.
 class ParameterArena {
  public:
   struct Slice {
@@ -65,7 +69,8 @@ class ParameterArena {
     int64_t numel;
   };
 
-  /// Moves the parameters' values into the arena and points value and grad at it. The set must outlive the arena.
+  /// Moves the parameters' values into the arena and points value and grad at it. The set must
+  /// outlive the arena.
   explicit ParameterArena(ParameterSet& parameters);
 
   torch::Tensor values() const { return values_; }        ///< [size] float32

@@ -10,7 +10,8 @@ namespace t2r::launch {
 namespace {
 
 TEST(LrSchedule, WarmsUpThenFollowsItsShape) {
-  LrSchedule schedule{.shape = "cosine", .peak = 1.0, .final_ratio = 0.1, .warmup_steps = 10, .total_steps = 110};
+  LrSchedule schedule{
+      .shape = "cosine", .peak = 1.0, .final_ratio = 0.1, .warmup_steps = 10, .total_steps = 110};
   EXPECT_DOUBLE_EQ(schedule.rate(1), 0.1);
   EXPECT_DOUBLE_EQ(schedule.rate(10), 1.0);
   EXPECT_NEAR(schedule.rate(60), 0.55, 1e-12);

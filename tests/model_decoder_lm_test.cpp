@@ -30,10 +30,14 @@ std::vector<Variant> variants() {
   per_query.map_per_query_head = true;
   mixed.softmax_layers = {1};
   const LinearAttentionConfig elu{.feature_map = "elu", .feature_size = 6};
-  return {{"gpt2 softmax", Family::kGpt2, std::nullopt}, {"gpt2 t2r", Family::kGpt2, t2r},
-          {"gpt2 elu", Family::kGpt2, elu},              {"gpt2 mixed", Family::kGpt2, mixed},
-          {"llama softmax", Family::kLlama, std::nullopt}, {"llama t2r", Family::kLlama, t2r},
-          {"llama per query head", Family::kLlama, per_query}, {"llama elu", Family::kLlama, elu},
+  return {{"gpt2 softmax", Family::kGpt2, std::nullopt},
+          {"gpt2 t2r", Family::kGpt2, t2r},
+          {"gpt2 elu", Family::kGpt2, elu},
+          {"gpt2 mixed", Family::kGpt2, mixed},
+          {"llama softmax", Family::kLlama, std::nullopt},
+          {"llama t2r", Family::kLlama, t2r},
+          {"llama per query head", Family::kLlama, per_query},
+          {"llama elu", Family::kLlama, elu},
           {"llama mixed", Family::kLlama, mixed}};
 }
 
@@ -49,7 +53,9 @@ std::unique_ptr<DecoderLM> make(const Variant& variant) {
   return model;
 }
 
-Tensor random_tokens(int64_t batch, int64_t length) { return torch::randint(61, {batch, length}, torch::kInt64); }
+Tensor random_tokens(int64_t batch, int64_t length) {
+  return torch::randint(61, {batch, length}, torch::kInt64);
+}
 
 TEST(DecoderLM, TokenByTokenGivesWhatTheWholeSequenceGives) {
   for (const Variant& variant : variants()) {
@@ -62,10 +68,13 @@ TEST(DecoderLM, TokenByTokenGivesWhatTheWholeSequenceGives) {
       if (merges) model->prepare_generation();
       DecoderState state = model->new_state();
       std::vector<Tensor> parts;
-      for (const auto& [begin, count] : {std::pair<int64_t, int64_t>{0, 70}, {70, 1}, {71, 1}, {72, 13}, {85, 5}}) {
-        parts.push_back(model->logits(model->hidden(tokens.narrow(1, begin, count).contiguous(), {.state = &state})));
+      for (const auto& [begin, count] :
+           {std::pair<int64_t, int64_t>{0, 70}, {70, 1}, {71, 1}, {72, 13}, {85, 5}}) {
+        parts.push_back(model->logits(
+            model->hidden(tokens.narrow(1, begin, count).contiguous(), {.state = &state})));
       }
-      EXPECT_LE(max_relative_error(torch::cat(parts, 1), whole), 2e-5) << variant.name << " merged " << merges;
+      EXPECT_LE(max_relative_error(torch::cat(parts, 1), whole), 2e-5)
+          << variant.name << " merged " << merges;
       EXPECT_EQ(state.position, 90);
     }
   }
@@ -77,9 +86,13 @@ TEST(DecoderLM, LossIsTheCrossEntropyOfTheLogits) {
     const auto model = make(variant);
     const Tensor tokens = random_tokens(2, 40), targets = random_tokens(2, 40);
     const Tensor logits = model->logits(model->hidden(tokens)).flatten(0, 1);
-    const double expected = at::cross_entropy_loss(logits, targets.flatten(), {}, at::Reduction::Sum).item<double>();
-    EXPECT_NEAR(model->loss_sum(tokens, targets).item<double>(), expected, 1e-5 * expected) << variant.name;
-    EXPECT_NEAR(model->token_losses(tokens, targets).sum().item<double>(), expected, 1e-5 * expected) << variant.name;
+    const double expected =
+        at::cross_entropy_loss(logits, targets.flatten(), {}, at::Reduction::Sum).item<double>();
+    EXPECT_NEAR(model->loss_sum(tokens, targets).item<double>(), expected, 1e-5 * expected)
+        << variant.name;
+    EXPECT_NEAR(
+        model->token_losses(tokens, targets).sum().item<double>(), expected, 1e-5 * expected)
+        << variant.name;
   }
 }
 
@@ -88,18 +101,21 @@ TEST(DecoderLM, EveryParameterGetsTheGradientThatDifferencesGive) {
     torch::manual_seed(3);
     const auto model = make(variant);
     for (Parameter& parameter : model->parameters().all()) {
-      // Features away from relu's kink and denominators away from the floor: differences need a smooth function.
+      // Features away from relu's kink and denominators away from the floor: differences need a
+      // smooth function.
       const torch::NoGradGuard no_grad;
       if (parameter.pieces.front().is_new && !parameter.decays) parameter.value.add_(3.0);
     }
     const Tensor tokens = random_tokens(2, 70), targets = random_tokens(2, 70);
     model->loss_sum(tokens, targets).backward();
     for (const Parameter& parameter : model->parameters().all()) {
-      ASSERT_TRUE(parameter.value.grad().defined()) << variant.name << " " << parameter.pieces.front().name;
+      ASSERT_TRUE(parameter.value.grad().defined())
+          << variant.name << " " << parameter.pieces.front().name;
       // Along the gradient's own direction the loss must change by the gradient's norm.
       const Tensor gradient = parameter.value.grad().clone();
       const double norm = gradient.norm().item<double>();
-      if (norm < 1e-3) continue;  // nothing to measure in float32 (softmax does not see a bias of its keys)
+      if (norm < 1e-3)
+        continue;  // nothing to measure in float32 (softmax does not see a bias of its keys)
       const torch::NoGradGuard no_grad;
       const Tensor kept = parameter.value.detach().clone();
       Tensor value = parameter.value.detach();
@@ -112,7 +128,8 @@ TEST(DecoderLM, EveryParameterGetsTheGradientThatDifferencesGive) {
       const double coarse = (loss_at(step) - loss_at(-step)) / (2 * step);
       const double fine = (loss_at(step / 2) - loss_at(-step / 2)) / step;
       value.copy_(kept);
-      EXPECT_NEAR((4 * fine - coarse) / 3, norm, 0.03 * norm + 0.02) << variant.name << " " << parameter.pieces.front().name;
+      EXPECT_NEAR((4 * fine - coarse) / 3, norm, 0.03 * norm + 0.02)
+          << variant.name << " " << parameter.pieces.front().name;
     }
   }
 }
@@ -125,7 +142,8 @@ TEST(DecoderLM, FoldersGoOutAndInUnchanged) {
     save_model(*model, {}, folder.path() / "first");
     const LoadedModel loaded = load_model(folder.path() / "first");
     save_model(*loaded.model, loaded.format, folder.path() / "second");
-    const SafetensorsFile first(folder.path() / "first/model.safetensors"), second(folder.path() / "second/model.safetensors");
+    const SafetensorsFile first(folder.path() / "first/model.safetensors"),
+        second(folder.path() / "second/model.safetensors");
     ASSERT_EQ(first.tensors().size(), second.tensors().size());
     for (size_t i = 0; i < first.tensors().size(); ++i) {
       const TensorView &a = first.tensors()[i], &b = second.tensors()[i];
@@ -147,7 +165,8 @@ TEST(DecoderLM, ImportAndExportOfTheFixturesGivesTheSameBytes) {
     const TemporaryFolder folder;
     const LoadedModel loaded = load_model(source);
     save_model(*loaded.model, loaded.format, folder.path() / "out");
-    const SafetensorsFile first(source / "model.safetensors"), second(folder.path() / "out/model.safetensors");
+    const SafetensorsFile first(source / "model.safetensors"),
+        second(folder.path() / "out/model.safetensors");
     ASSERT_EQ(first.tensors().size(), second.tensors().size());
     for (const TensorView& view : first.tensors()) {
       const TensorView& other = second.at(view.name);
@@ -162,14 +181,17 @@ TEST(DecoderLM, ConversionKeepsEveryPretrainedBit) {
     const auto model = make({"", family, std::nullopt});
     const TemporaryFolder folder;
     save_model(*model, {}, folder.path() / "soft");
-    const Conversion conversion = convert_to_linear(folder.path() / "soft", {.feature_map = "t2r", .feature_size = 5}, 1);
+    const Conversion conversion =
+        convert_to_linear(folder.path() / "soft", {.feature_map = "t2r", .feature_size = 5}, 1);
     std::map<std::string, Tensor> kept;
     for (const Parameter& parameter : model->parameters().all()) {
-      for (const ParameterPiece& piece : parameter.pieces) kept[piece.name] = parameter.piece_value(piece);
+      for (const ParameterPiece& piece : parameter.pieces)
+        kept[piece.name] = parameter.piece_value(piece);
     }
     for (const Parameter& parameter : conversion.converted.model->parameters().all()) {
       for (const ParameterPiece& piece : parameter.pieces) {
-        if (!piece.is_new) EXPECT_TRUE(parameter.piece_value(piece).equal(kept.at(piece.name))) << piece.name;
+        if (!piece.is_new)
+          EXPECT_TRUE(parameter.piece_value(piece).equal(kept.at(piece.name))) << piece.name;
       }
     }
     const int64_t maps = family == Family::kGpt2 ? 4 : 2;
@@ -184,7 +206,9 @@ TEST(DecoderLM, Gpt2FilesWithoutThePrefixAreRead) {
   SourceFormat format;
   format.name_prefix_removed = "transformer.";
   save_model(*model, format, folder.path() / "bare");
-  EXPECT_NE(SafetensorsFile(folder.path() / "bare/model.safetensors").find("h.0.attn.c_attn.weight"), nullptr);
+  EXPECT_NE(
+      SafetensorsFile(folder.path() / "bare/model.safetensors").find("h.0.attn.c_attn.weight"),
+      nullptr);
   const LoadedModel loaded = load_model(folder.path() / "bare");
   const Tensor tokens = random_tokens(1, 10);
   const torch::NoGradGuard no_grad;
@@ -200,14 +224,18 @@ TEST(DecoderLM, GreedyEqualsArgmaxOfTheWholeSequence) {
     ASSERT_EQ(result.tokens_BT.size(1), 25);
     const torch::NoGradGuard no_grad;
     const Tensor logits = model->logits(model->hidden(result.tokens_BT));
-    EXPECT_TRUE(logits.argmax(-1).narrow(1, 4, 20).equal(result.tokens_BT.narrow(1, 5, 20))) << variant.name;
+    EXPECT_TRUE(logits.argmax(-1).narrow(1, 4, 20).equal(result.tokens_BT.narrow(1, 5, 20)))
+        << variant.name;
   }
 }
 
 TEST(DecoderLM, TransferLossIsTheDistanceToSoftmaxAndTrainsMapsAlone) {
   for (const Family family : {Family::kGpt2, Family::kLlama}) {
     torch::manual_seed(8);
-    const auto model = make({"", family, LinearAttentionConfig{.feature_map = "t2r", .feature_size = 5, .softmax_layers = {1}}});
+    const auto model = make(
+        {"",
+         family,
+         LinearAttentionConfig{.feature_map = "t2r", .feature_size = 5, .softmax_layers = {1}}});
     const Tensor tokens = random_tokens(2, 70);
     double first = 0.0, last = 0.0;
     for (int step = 0; step < 60; ++step) {
@@ -217,9 +245,11 @@ TEST(DecoderLM, TransferLossIsTheDistanceToSoftmaxAndTrainsMapsAlone) {
       if (step == 0) first = last;
       const torch::NoGradGuard no_grad;
       for (Parameter& parameter : model->parameters().all()) {
-        ASSERT_EQ(parameter.value.grad().defined(), parameter.pieces.front().is_new) << parameter.pieces.front().name;
+        ASSERT_EQ(parameter.value.grad().defined(), parameter.pieces.front().is_new)
+            << parameter.pieces.front().name;
         if (!parameter.value.grad().defined()) continue;
-        parameter.value.sub_(parameter.value.grad() * (0.03 / parameter.value.grad().norm().item<double>()));
+        parameter.value.sub_(parameter.value.grad() *
+                             (0.03 / parameter.value.grad().norm().item<double>()));
         parameter.value.mutable_grad().reset();
       }
     }
@@ -231,8 +261,10 @@ TEST(DecoderLM, TransferLossIsTheDistanceToSoftmaxAndTrainsMapsAlone) {
 }
 
 TEST(DecoderLM, StateOfLinearLayersIsConstant) {
-  const auto model = make(variants()[5]);  // llama t2r: 3 layers, 2 key/value heads, 5 features, 6 values
-  const GenerationResult few = generate(*model, random_tokens(1, 3), 2, {}, {}), many = generate(*model, random_tokens(1, 3), 90, {}, {});
+  const auto model =
+      make(variants()[5]);  // llama t2r: 3 layers, 2 key/value heads, 5 features, 6 values
+  const GenerationResult few = generate(*model, random_tokens(1, 3), 2, {}, {}),
+                         many = generate(*model, random_tokens(1, 3), 90, {}, {});
   EXPECT_EQ(few.state_bytes, 3 * 2 * (5 * 6 + 5) * 4);
   EXPECT_EQ(many.state_bytes, few.state_bytes);
 }
@@ -245,15 +277,20 @@ TEST(DecoderLM, TokensAndPositionsOutsideAreRefused) {
 }
 
 TEST(DecoderConfig, RopeScalingAndOptionsAreReadAndOthersRefused) {
-  const std::string llama = R"({"model_type": "llama", "vocab_size": 8, "hidden_size": 8, "num_hidden_layers": 1,
+  const std::string llama =
+      R"({"model_type": "llama", "vocab_size": 8, "hidden_size": 8, "num_hidden_layers": 1,
       "num_attention_heads": 2, "intermediate_size": 8, )";
-  const DecoderConfig scaled = parse_config(llama + R"("rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
-      "high_freq_factor": 4.0, "original_max_position_embeddings": 64}, "rope_theta": 5e5, "eos_token_id": [1, 2]})", "c");
+  const DecoderConfig scaled = parse_config(
+      llama + R"("rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+      "high_freq_factor": 4.0, "original_max_position_embeddings": 64}, "rope_theta": 5e5, "eos_token_id": [1, 2]})",
+      "c");
   EXPECT_EQ(scaled.rope.type, "llama3");
   EXPECT_EQ(scaled.rope.theta, 5e5);
   EXPECT_EQ(scaled.num_kv_heads, 2);
   EXPECT_EQ(scaled.eos_token_ids, (std::vector<int64_t>{1, 2}));
-  EXPECT_THROW(parse_config(llama + R"("rope_scaling": {"rope_type": "yarn", "factor": 8.0}})", "c"), ConfigError);
+  EXPECT_THROW(
+      parse_config(llama + R"("rope_scaling": {"rope_type": "yarn", "factor": 8.0}})", "c"),
+      ConfigError);
   EXPECT_THROW(parse_config(llama + R"("num_key_value_heads": 3})", "c"), ConfigError);
   EXPECT_THROW(parse_config(llama + R"("hidden_act": "tanh"})", "c"), ConfigError);
   EXPECT_THROW(parse_config(llama + R"("vocab_size": "8"})", "c"), DataError);

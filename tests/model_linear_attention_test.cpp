@@ -1,7 +1,7 @@
 #include "model/linear_attention.h"
 
-#include <gtest/gtest.h>
 #include <ATen/Parallel.h>
+#include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include "base/error.h"
@@ -25,20 +25,28 @@ struct Inputs {
 };
 
 // Features are relu of normal numbers, as the map makes them: about half are exactly zero.
-Inputs random_inputs(const Case& c, torch::ScalarType dtype, double value_mean = 0.0, double feature_scale = 1.0) {
+Inputs random_inputs(const Case& c,
+                     torch::ScalarType dtype,
+                     double value_mean = 0.0,
+                     double feature_scale = 1.0) {
   const auto leaf = [](const Tensor& x) { return x.detach().clone().requires_grad_(true); };
   const torch::TensorOptions options = dtype;
   Inputs inputs;
-  inputs.phi_q = leaf(torch::randn({c.batch, c.length, c.query_heads, c.features}, options).relu() * feature_scale);
-  inputs.phi_k = leaf(torch::randn({c.batch, c.length, c.state_heads, c.features}, options).relu() * feature_scale);
+  inputs.phi_q = leaf(torch::randn({c.batch, c.length, c.query_heads, c.features}, options).relu() *
+                      feature_scale);
+  inputs.phi_k = leaf(torch::randn({c.batch, c.length, c.state_heads, c.features}, options).relu() *
+                      feature_scale);
   inputs.v = leaf(torch::randn({c.batch, c.length, c.value_heads, c.values}, options) + value_mean);
   inputs.initial = {leaf(torch::randn({c.batch, c.state_heads, c.features, c.values}, options)),
                     leaf(torch::rand({c.batch, c.state_heads, c.features}, options))};
   return inputs;
 }
 
-using Form = LinearAttentionOutput (*)(
-    const Tensor&, const Tensor&, const Tensor&, const LinearAttentionState*, const DenominatorRule&);
+using Form = LinearAttentionOutput (*)(const Tensor&,
+                                       const Tensor&,
+                                       const Tensor&,
+                                       const LinearAttentionState*,
+                                       const DenominatorRule&);
 
 struct Evaluation {
   std::vector<Tensor> outputs;    // o, S, z
@@ -47,7 +55,8 @@ struct Evaluation {
 
 // A form's outputs and its gradients for fixed random cotangents of all three outputs.
 Evaluation evaluate(Form form, const Inputs& inputs, const DenominatorRule& rule) {
-  const LinearAttentionOutput result = form(inputs.phi_q, inputs.phi_k, inputs.v, &inputs.initial, rule);
+  const LinearAttentionOutput result =
+      form(inputs.phi_q, inputs.phi_k, inputs.v, &inputs.initial, rule);
   const std::vector<Tensor> outputs{result.o_BTHV, result.state.s_BHKV, result.state.z_BHK};
   torch::manual_seed(7);
   std::vector<Tensor> cotangents;
@@ -57,16 +66,21 @@ Evaluation evaluate(Form form, const Inputs& inputs, const DenominatorRule& rule
   return {outputs, torch::autograd::grad(outputs, inputs.all(), cotangents)};
 }
 
-void expect_same(const Evaluation& actual, const Evaluation& expected, double tolerance, const std::string& what) {
+void expect_same(const Evaluation& actual,
+                 const Evaluation& expected,
+                 double tolerance,
+                 const std::string& what) {
   const char* output_names[] = {"o", "S", "z"};
   const char* gradient_names[] = {"dphi_q", "dphi_k", "dv", "dS0", "dz0"};
   for (size_t i = 0; i < expected.outputs.size(); ++i) {
     ASSERT_EQ(actual.outputs[i].sizes(), expected.outputs[i].sizes()) << what;
-    EXPECT_LE(max_relative_error(actual.outputs[i], expected.outputs[i]), tolerance) << what << " " << output_names[i];
+    EXPECT_LE(max_relative_error(actual.outputs[i], expected.outputs[i]), tolerance)
+        << what << " " << output_names[i];
   }
   for (size_t i = 0; i < expected.gradients.size(); ++i) {
     ASSERT_EQ(actual.gradients[i].sizes(), expected.gradients[i].sizes()) << what;
-    EXPECT_LE(max_relative_error(actual.gradients[i], expected.gradients[i]), tolerance) << what << " " << gradient_names[i];
+    EXPECT_LE(max_relative_error(actual.gradients[i], expected.gradients[i]), tolerance)
+        << what << " " << gradient_names[i];
   }
 }
 
@@ -83,8 +97,20 @@ const std::vector<Case> kCases = {
 };
 
 std::string name_of(const Case& c) {
-  return concat("B", c.batch, " T", c.length, " Hq", c.query_heads, " Hs", c.state_heads, " Hv", c.value_heads, " K", c.features,
-                " V", c.values);
+  return concat("B",
+                c.batch,
+                " T",
+                c.length,
+                " Hq",
+                c.query_heads,
+                " Hs",
+                c.state_heads,
+                " Hv",
+                c.value_heads,
+                " K",
+                c.features,
+                " V",
+                c.values);
 }
 
 TEST(LinearAttention, ThreeFormsAgreeInFloat64) {
@@ -94,8 +120,12 @@ TEST(LinearAttention, ThreeFormsAgreeInFloat64) {
     const DenominatorRule rule{.floor = 1e-2};
     const Evaluation expected = evaluate(causal_linear_attention_parallel, inputs, rule);
     // Rounding of float64 through a division by denominators down to 1e-2 leaves 1e-10 of room.
-    expect_same(evaluate(causal_linear_attention, inputs, rule), expected, 1e-10, "chunked " + name_of(c));
-    expect_same(evaluate(causal_linear_attention_recurrent, inputs, rule), expected, 1e-10, "recurrent " + name_of(c));
+    expect_same(
+        evaluate(causal_linear_attention, inputs, rule), expected, 1e-10, "chunked " + name_of(c));
+    expect_same(evaluate(causal_linear_attention_recurrent, inputs, rule),
+                expected,
+                1e-10,
+                "recurrent " + name_of(c));
   }
 }
 
@@ -105,7 +135,9 @@ TEST(LinearAttention, Float32StaysNearFloat64) {
     for (const Case& c : kCases) {
       const Inputs exact = random_inputs(c, torch::kFloat64, mean);
       Inputs rounded;
-      const auto leaf = [](const Tensor& x) { return x.detach().to(torch::kFloat32).requires_grad_(true); };
+      const auto leaf = [](const Tensor& x) {
+        return x.detach().to(torch::kFloat32).requires_grad_(true);
+      };
       rounded.phi_q = leaf(exact.phi_q);
       rounded.phi_k = leaf(exact.phi_k);
       rounded.v = leaf(exact.v);
@@ -127,14 +159,21 @@ TEST(LinearAttention, SplittingTheSequenceAnywhereChangesNothing) {
   for (int trial = 0; trial < 10; ++trial) {
     const Inputs inputs = random_inputs(c, torch::kFloat64);
     const Evaluation whole = evaluate(causal_linear_attention, inputs, rule);
-    const auto split_form = [](const Tensor& q, const Tensor& k, const Tensor& v, const LinearAttentionState* initial,
+    const auto split_form = [](const Tensor& q,
+                               const Tensor& k,
+                               const Tensor& v,
+                               const LinearAttentionState* initial,
                                const DenominatorRule& r) -> LinearAttentionOutput {
       LinearAttentionState state = *initial;
       std::vector<Tensor> parts;
       for (int64_t begin = 0; begin < q.size(1);) {
-        const int64_t count = std::min<int64_t>(q.size(1) - begin, 1 + torch::randint(90, {1}).item<int64_t>());
-        const LinearAttentionOutput part = causal_linear_attention(
-            q.narrow(1, begin, count), k.narrow(1, begin, count), v.narrow(1, begin, count), &state, r);
+        const int64_t count =
+            std::min<int64_t>(q.size(1) - begin, 1 + torch::randint(90, {1}).item<int64_t>());
+        const LinearAttentionOutput part = causal_linear_attention(q.narrow(1, begin, count),
+                                                                   k.narrow(1, begin, count),
+                                                                   v.narrow(1, begin, count),
+                                                                   &state,
+                                                                   r);
         parts.push_back(part.o_BTHV);
         state = part.state;
         begin += count;
@@ -152,7 +191,8 @@ TEST(LinearAttention, GradientsMatchNumericalOnes) {
   const DenominatorRule rule{.floor = 0.5};  // some denominators lie on the floor
   const Evaluation analytic = evaluate(causal_linear_attention, inputs, rule);
   const auto value = [&] {
-    const LinearAttentionOutput result = causal_linear_attention(inputs.phi_q, inputs.phi_k, inputs.v, &inputs.initial, rule);
+    const LinearAttentionOutput result =
+        causal_linear_attention(inputs.phi_q, inputs.phi_k, inputs.v, &inputs.initial, rule);
     torch::manual_seed(7);
     Tensor sum = torch::zeros({}, torch::kFloat64);
     for (const Tensor& output : {result.o_BTHV, result.state.s_BHKV, result.state.z_BHK}) {
@@ -173,7 +213,8 @@ TEST(LinearAttention, GradientsMatchNumericalOnes) {
       data[j] = kept - kStep;
       const double below = value();
       data[j] = kept;
-      EXPECT_NEAR((above - below) / (2 * kStep), gradient.data_ptr<double>()[j], 1e-5) << "input " << i << " element " << j;
+      EXPECT_NEAR((above - below) / (2 * kStep), gradient.data_ptr<double>()[j], 1e-5)
+          << "input " << i << " element " << j;
     }
   }
 }
@@ -190,15 +231,18 @@ TEST(LinearAttention, DeadFeaturesGiveZeroAndFiniteGradients) {
   }
   const Evaluation result = evaluate(causal_linear_attention, inputs, {.floor = 1e-2});
   EXPECT_EQ(result.outputs[0].abs().max().item<float>(), 0.0f);
-  for (const Tensor& gradient : result.gradients) EXPECT_TRUE(gradient.isfinite().all().item<bool>());
+  for (const Tensor& gradient : result.gradients)
+    EXPECT_TRUE(gradient.isfinite().all().item<bool>());
   EXPECT_EQ(result.gradients[2].isfinite().all().item<bool>(), true);
 }
 
 TEST(LinearAttention, ClampedDenominatorHasNoGradient) {
-  // One token, one feature: o = q k v / max(q k, floor). Below the floor do/dq = k v / floor, above it 0.
+  // One token, one feature: o = q k v / max(q k, floor). Below the floor do/dq = k v / floor, above
+  // it 0.
   const auto run = [](double q_value) {
     const Tensor q = torch::full({1, 1, 1, 1}, q_value, torch::kFloat64).requires_grad_(true);
-    const Tensor k = torch::ones({1, 1, 1, 1}, torch::kFloat64), v = torch::full({1, 1, 1, 1}, 3.0, torch::kFloat64);
+    const Tensor k = torch::ones({1, 1, 1, 1}, torch::kFloat64),
+                 v = torch::full({1, 1, 1, 1}, 3.0, torch::kFloat64);
     causal_linear_attention(q, k, v, nullptr, {.floor = 0.5}).o_BTHV.sum().backward();
     return q.grad().item<double>();
   };
@@ -211,7 +255,8 @@ TEST(LinearAttention, StridedViewsOfAFusedProjectionGiveTheSame) {
   const Tensor fused = torch::rand({2, 75, 3 * 2 * 8}, torch::kFloat32);
   const std::vector<Tensor> parts = fused.view({2, 75, 6, 8}).split(2, 2);
   const auto strided = causal_linear_attention(parts[0], parts[1], parts[2], nullptr, {});
-  const auto copied = causal_linear_attention(parts[0].contiguous(), parts[1].contiguous(), parts[2].contiguous(), nullptr, {});
+  const auto copied = causal_linear_attention(
+      parts[0].contiguous(), parts[1].contiguous(), parts[2].contiguous(), nullptr, {});
   EXPECT_TRUE(strided.o_BTHV.equal(copied.o_BTHV));
 }
 
@@ -223,7 +268,8 @@ TEST(LinearAttention, ThreadsDoNotChangeBits) {
   at::set_num_threads(2);
   const Evaluation two = evaluate(causal_linear_attention, inputs, {});
   for (size_t i = 0; i < one.outputs.size(); ++i) EXPECT_TRUE(one.outputs[i].equal(two.outputs[i]));
-  for (size_t i = 0; i < one.gradients.size(); ++i) EXPECT_TRUE(one.gradients[i].equal(two.gradients[i]));
+  for (size_t i = 0; i < one.gradients.size(); ++i)
+    EXPECT_TRUE(one.gradients[i].equal(two.gradients[i]));
 }
 
 TEST(LinearAttention, RefusesWhatDoesNotFitAndNamesIt) {
@@ -236,14 +282,22 @@ TEST(LinearAttention, RefusesWhatDoesNotFitAndNamesIt) {
     return "nothing thrown";
   };
   const auto ones = [](std::vector<int64_t> sizes) { return torch::ones(sizes, torch::kFloat32); };
-  EXPECT_NE(message(ones({1, 4, 2}), ones({1, 4, 2, 8}), ones({1, 4, 2, 8})).find("phi_q has 3 dimensions"), std::string::npos);
-  EXPECT_NE(message(ones({1, 4, 2, 8}), ones({1, 4, 2, 7}), ones({1, 4, 2, 8})).find("phi_k has 7 features, phi_q has 8"),
+  EXPECT_NE(message(ones({1, 4, 2}), ones({1, 4, 2, 8}), ones({1, 4, 2, 8}))
+                .find("phi_q has 3 dimensions"),
             std::string::npos);
-  EXPECT_NE(message(ones({1, 4, 3, 8}), ones({1, 4, 2, 8}), ones({1, 4, 2, 8})).find("3, 2, 2, allowed"), std::string::npos);
-  EXPECT_NE(message(ones({1, 4, 2, 8}), ones({1, 5, 2, 8}), ones({1, 4, 2, 8})).find("phi_k has batch and length 1 x 5"),
+  EXPECT_NE(message(ones({1, 4, 2, 8}), ones({1, 4, 2, 7}), ones({1, 4, 2, 8}))
+                .find("phi_k has 7 features, phi_q has 8"),
             std::string::npos);
-  EXPECT_NE(message(ones({1, 4, 2, 0}), ones({1, 4, 2, 0}), ones({1, 4, 2, 8})).find("K 0"), std::string::npos);
-  EXPECT_NE(message(ones({1, 4, 2, 8}).to(torch::kHalf), ones({1, 4, 2, 8}), ones({1, 4, 2, 8})).find("float32, float64"),
+  EXPECT_NE(
+      message(ones({1, 4, 3, 8}), ones({1, 4, 2, 8}), ones({1, 4, 2, 8})).find("3, 2, 2, allowed"),
+      std::string::npos);
+  EXPECT_NE(message(ones({1, 4, 2, 8}), ones({1, 5, 2, 8}), ones({1, 4, 2, 8}))
+                .find("phi_k has batch and length 1 x 5"),
+            std::string::npos);
+  EXPECT_NE(message(ones({1, 4, 2, 0}), ones({1, 4, 2, 0}), ones({1, 4, 2, 8})).find("K 0"),
+            std::string::npos);
+  EXPECT_NE(message(ones({1, 4, 2, 8}).to(torch::kHalf), ones({1, 4, 2, 8}), ones({1, 4, 2, 8}))
+                .find("float32, float64"),
             std::string::npos);
 }
 

@@ -10,8 +10,8 @@
 
 namespace t2r::test {
 
-/// Largest |actual - expected| over the largest |expected|, or over 0.1 where all is smaller (a gradient that is zero by
-/// cancellation has no relative error); NaN counts as infinite.
+/// Largest |actual - expected| over the largest |expected|, or over 0.1 where all is smaller (a
+/// gradient that is zero by cancellation has no relative error); NaN counts as infinite.
 inline double max_relative_error(const torch::Tensor& actual, const torch::Tensor& expected) {
   const torch::Tensor exact = expected.detach().to(torch::kFloat64);
   const double error = (actual.detach().to(torch::kFloat64) - exact).abs().max().item<double>();
@@ -43,7 +43,8 @@ inline model::DecoderConfig tiny_config(model::Family family) {
 /// ../shared, or T2R_SHARED; empty if it is not there.
 inline std::filesystem::path shared_folder() {
   const char* named = std::getenv("T2R_SHARED");
-  const std::filesystem::path folder = named != nullptr ? named : std::filesystem::path(T2R_SOURCE_DIR) / "../shared";
+  const std::filesystem::path folder =
+      named != nullptr ? named : std::filesystem::path(T2R_SOURCE_DIR) / "../shared";
   return std::filesystem::is_directory(folder) ? folder : std::filesystem::path();
 }
 

@@ -17,8 +17,9 @@ struct View {
   }
 };
 
-/// Sizes of one causal linear attention. query_heads is a multiple of state_heads (heads of phi(k)), which is a
-/// multiple of value_heads: grouped queries, with one feature map per key/value head or per query head.
+/// Sizes of one causal linear attention. query_heads is a multiple of state_heads (heads of
+/// phi(k)), which is a multiple of value_heads: grouped queries, with one feature map per key/value
+/// head or per query head.
 struct CausalShape {
   int64_t batch = 0;
   int64_t length = 0;
@@ -42,9 +43,9 @@ struct CausalForward {
   DenominatorRule rule;
   View<const T> phi_q, phi_k, v;
   View<T> o;
-  T* denominator = nullptr;    ///< [B, T, Hq], before `added` and `floor`; may be null
-  T* state_s = nullptr;        ///< [B, Hs, K, V], in: initial, out: final
-  T* state_z = nullptr;        ///< [B, Hs, K], likewise
+  T* denominator = nullptr;  ///< [B, T, Hq], before `added` and `floor`; may be null
+  T* state_s = nullptr;      ///< [B, Hs, K, V], in: initial, out: final
+  T* state_z = nullptr;      ///< [B, Hs, K], likewise
 };
 
 /// Backward of the chunked form. The states are the *initial* ones of the forward.
@@ -61,8 +62,9 @@ struct CausalBackward {
   T* grad_state_z = nullptr;  ///< [B, Hs, K], likewise
 };
 
-/// Both compute the work item of one batch row and value head: 0 <= item < batch * value_heads. Items touch disjoint
-/// outputs, so they may run on any thread in any order; the result does not depend on the number of threads.
+/// Both compute the work item of one batch row and value head: 0 <= item < batch * value_heads.
+/// Items touch disjoint outputs, so they may run on any thread in any order; the result does not
+/// depend on the number of threads.
 template <class T>
 void causal_forward(const CausalForward<T>& args, int64_t item);
 template <class T>

@@ -1,8 +1,12 @@
-// The chunked form of causal linear attention for one instruction set; compiled once per set by cpu_<isa>.cpp.
+// The chunked form of causal linear attention for one instruction set; compiled once per set by
+// cpu_<isa>.cpp.
 //
-// Legend: C rows of a chunk, K features, V values. Per chunk, with S [K, V] and z [K] the state before it:
-//   A = tril(phi_q phi_k^T)            numerator = A v + phi_q S        denominator = rowsum(A) + phi_q z
-// Backward, with dn = do / den, dd = -(do . o) / den (0 where the floor holds), dS and dz of the state after it:
+// Legend: C rows of a chunk, K features, V values. Per chunk, with S [K, V] and z [K] the state
+// before it:
+//   A = tril(phi_q phi_k^T)            numerator = A v + phi_q S        denominator = rowsum(A) +
+//   phi_q z
+// Backward, with dn = do / den, dd = -(do . o) / den (0 where the floor holds), dS and dz of the
+// state after it:
 //   dA = tril(dn v^T + dd 1^T)         dphi_q = dA phi_k + dn S^T + dd z^T
 //   dphi_k = dA^T phi_q + v dS^T + 1 dz^T        dv = A^T dn + phi_k dS
 
@@ -39,9 +43,11 @@ class Workspace {
   int64_t used_ = 0;
 };
 
-// Rows [t0, t0 + count) of one head into a [kChunk, stride] buffer; padding columns and missing rows become zero.
+// Rows [t0, t0 + count) of one head into a [kChunk, stride] buffer; padding columns and missing
+// rows become zero.
 template <class T>
-void load_rows(View<const T> view, int64_t b, int64_t h, int64_t t0, int64_t count, int64_t width, T* out) {
+void load_rows(
+    View<const T> view, int64_t b, int64_t h, int64_t t0, int64_t count, int64_t width, T* out) {
   const int64_t stride = padded<T>(width);
   for (int64_t i = 0; i < count; ++i) {
     std::memcpy(out + i * stride, view.row(b, t0 + i, h), width * sizeof(T));
@@ -51,7 +57,8 @@ void load_rows(View<const T> view, int64_t b, int64_t h, int64_t t0, int64_t cou
 }
 
 template <class T, bool add>
-void store_rows(View<T> view, int64_t b, int64_t h, int64_t t0, int64_t count, int64_t width, const T* in) {
+void store_rows(
+    View<T> view, int64_t b, int64_t h, int64_t t0, int64_t count, int64_t width, const T* in) {
   const int64_t stride = padded<T>(width);
   for (int64_t i = 0; i < count; ++i) {
     T* row = view.row(b, t0 + i, h);
@@ -105,11 +112,15 @@ void add_scaled(T factor, const T* x, int64_t size, T* y) {
 }
 
 // Columns of the causal triangle that the block of rows starting at i0 needs.
-inline int64_t triangle_width(int64_t i0) { return std::min(kChunk, i0 + kBlock); }
+inline int64_t triangle_width(int64_t i0) {
+  return std::min(kChunk, i0 + kBlock);
+}
 
-// out = tril(left right^T), given right^T [depth, kChunk]; blocks above the diagonal are left untouched.
+// out = tril(left right^T), given right^T [depth, kChunk]; blocks above the diagonal are left
+// untouched.
 template <class T>
-void multiply_triangle(const T* left, const T* right_transposed, int64_t rows, int64_t depth, T* out) {
+void multiply_triangle(
+    const T* left, const T* right_transposed, int64_t rows, int64_t depth, T* out) {
   const int64_t stride = padded<T>(depth);
   for (int64_t i0 = 0; i0 < rows; i0 += kBlock) {
     const int64_t height = std::min(kBlock, rows - i0);
@@ -146,7 +157,8 @@ void triangle_times(const T* triangle, const T* right, int64_t rows, int64_t wid
 
 // out[rows, width] += triangle^T right
 template <class T>
-void transposed_triangle_times(const T* triangle, const T* right, int64_t rows, int64_t width, T* out) {
+void transposed_triangle_times(
+    const T* triangle, const T* right, int64_t rows, int64_t width, T* out) {
   const int64_t stride = padded<T>(width);
   for (int64_t j0 = 0; j0 < rows; j0 += kBlock) {
     multiply<T, true>({triangle + j0 * kChunk + j0, 1, kChunk},
@@ -188,7 +200,8 @@ struct State {
   // S += phi_k^T v, z += sum of phi_k
   void add_chunk(const T* phi_k, const T* v, int64_t rows, int64_t features, int64_t values) {
     const int64_t stride = padded<T>(features);
-    multiply<T, true>({phi_k, 1, stride}, v, padded<T>(values), s, padded<T>(values), features, values, rows);
+    multiply<T, true>(
+        {phi_k, 1, stride}, v, padded<T>(values), s, padded<T>(values), features, values, rows);
     for (int64_t i = 0; i < rows; ++i) add_scaled(T(1), phi_k + i * stride, stride, z);
   }
 };
@@ -217,7 +230,8 @@ void forward_item(const CausalForward<T>& args, int64_t item) {
   const int64_t states_per_value = shape.state_heads / shape.value_heads;
   const int64_t queries_per_state = shape.query_heads / shape.state_heads;
 
-  Workspace<T>& workspace = thread_workspace<T>(kChunk * (3 * Kp + 2 * Vp + 2 * kChunk) + K * Vp + Kp + 256);
+  Workspace<T>& workspace =
+      thread_workspace<T>(kChunk * (3 * Kp + 2 * Vp + 2 * kChunk) + K * Vp + Kp + 256);
   T* phi_k = workspace.take(kChunk * Kp);
   T* phi_k_transposed = workspace.take(Kp * kChunk);
   T* phi_q = workspace.take(kChunk * Kp);
@@ -241,7 +255,8 @@ void forward_item(const CausalForward<T>& args, int64_t item) {
         triangle_times<T, false>(scores, v, rows, V, numerator);
         multiply<T, true>({phi_q, Kp, 1}, state.s, Vp, numerator, Vp, rows, V, K);
         for (int64_t i = 0; i < rows; ++i) {
-          const T raw = sum(scores + i * kChunk, padded<T>(i + 1)) + dot(phi_q + i * Kp, state.z, Kp);
+          const T raw =
+              sum(scores + i * kChunk, padded<T>(i + 1)) + dot(phi_q + i * Kp, state.z, Kp);
           if (args.denominator != nullptr) {
             args.denominator[(b * shape.length + t0 + i) * shape.query_heads + hq] = raw;
           }
@@ -289,8 +304,12 @@ struct BackwardBuffers {
 
 // Gradients of numerator and denominator of a chunk's outputs of one query head.
 template <class T>
-void output_gradients(
-    const CausalBackward<T>& args, int64_t b, int64_t hq, int64_t t0, int64_t rows, BackwardBuffers<T>& buffers) {
+void output_gradients(const CausalBackward<T>& args,
+                      int64_t b,
+                      int64_t hq,
+                      int64_t t0,
+                      int64_t rows,
+                      BackwardBuffers<T>& buffers) {
   const int64_t V = args.shape.value_size;
   const int64_t Vp = padded<T>(V);
   load_rows(args.grad_o, b, hq, t0, rows, V, buffers.grad_numerator);
@@ -306,7 +325,8 @@ void output_gradients(
   }
 }
 
-// One query head of one chunk: writes dphi_q, adds to the buffers of dphi_k and dv and to the state's gradient.
+// One query head of one chunk: writes dphi_q, adds to the buffers of dphi_k and dv and to the
+// state's gradient.
 template <class T>
 void backward_query_head(const CausalBackward<T>& args,
                          int64_t b,
@@ -327,8 +347,14 @@ void backward_query_head(const CausalBackward<T>& args,
     for (int64_t j = 0; j <= i; ++j) row[j] += buffers.grad_denominator[i];
   }
   triangle_times<T, false>(buffers.grad_scores, buffers.phi_k, rows, K, buffers.grad_phi_q);
-  multiply<T, true>(
-      {buffers.grad_numerator, Vp, 1}, buffers.transposed_state, Kp, buffers.grad_phi_q, Kp, rows, K, V);
+  multiply<T, true>({buffers.grad_numerator, Vp, 1},
+                    buffers.transposed_state,
+                    Kp,
+                    buffers.grad_phi_q,
+                    Kp,
+                    rows,
+                    K,
+                    V);
   for (int64_t i = 0; i < rows; ++i) {
     add_scaled(buffers.grad_denominator[i], state_z, Kp, buffers.grad_phi_q + i * Kp);
   }
@@ -336,7 +362,8 @@ void backward_query_head(const CausalBackward<T>& args,
 
   transposed_triangle_times(buffers.grad_scores, buffers.phi_q, rows, K, buffers.grad_phi_k);
   transposed_triangle_times(buffers.scores, buffers.grad_numerator, rows, V, buffers.grad_v);
-  multiply<T, true>({buffers.phi_q, 1, Kp}, buffers.grad_numerator, Vp, grad_state.s, Vp, K, V, rows);
+  multiply<T, true>(
+      {buffers.phi_q, 1, Kp}, buffers.grad_numerator, Vp, grad_state.s, Vp, K, V, rows);
   for (int64_t i = 0; i < rows; ++i) {
     add_scaled(buffers.grad_denominator[i], buffers.phi_q + i * Kp, Kp, grad_state.z);
   }
@@ -401,7 +428,14 @@ void backward_item(const CausalBackward<T>& args, int64_t item) {
       transpose(state_s, K, V, buffers.transposed_state);
       transpose(grad_state.s, K, V, buffers.transposed_grad_state);
 
-      multiply<T, false>({buffers.v, Vp, 1}, buffers.transposed_grad_state, Kp, buffers.grad_phi_k, Kp, rows, K, V);
+      multiply<T, false>({buffers.v, Vp, 1},
+                         buffers.transposed_grad_state,
+                         Kp,
+                         buffers.grad_phi_k,
+                         Kp,
+                         rows,
+                         K,
+                         V);
       for (int64_t i = 0; i < rows; ++i) {
         add_scaled(T(1), grad_state.z, Kp, buffers.grad_phi_k + i * Kp);
       }

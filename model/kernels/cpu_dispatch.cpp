@@ -44,7 +44,9 @@ const CpuKernels& cpu_kernels() {
   return chosen;
 }
 
-const PointwiseKernels& pointwise_kernels() { return cpu_kernels().pointwise; }
+const PointwiseKernels& pointwise_kernels() {
+  return cpu_kernels().pointwise;
+}
 
 template <>
 void causal_forward<float>(const CausalForward<float>& args, int64_t item) {

@@ -15,8 +15,8 @@ struct CpuKernels {
   PointwiseKernels pointwise;
 };
 
-/// The widest set that both this build and this processor have. T2R_CPU_ISA=baseline|avx2|avx512 in the environment
-/// chooses a narrower one (for tests and bug reports).
+/// The widest set that both this build and this processor have. T2R_CPU_ISA=baseline|avx2|avx512 in
+/// the environment chooses a narrower one (for tests and bug reports).
 const CpuKernels& cpu_kernels();
 
 }  // namespace t2r::model::kernels

@@ -4,7 +4,8 @@
 
 namespace t2r::model::kernels {
 
-/// Rows of a root-mean-square normalisation: y = x r w with r = (mean(x^2) + eps)^-1/2, rows of `width`.
+/// Rows of a root-mean-square normalisation: y = x r w with r = (mean(x^2) + eps)^-1/2, rows of
+/// `width`.
 template <class T>
 struct RmsNormForward {
   const T* x;       ///< [rows, width]
@@ -37,15 +38,16 @@ struct SwiGlu {
   T* grad_up = nullptr;       ///< backward only
 };
 
-/// Rotates the head vectors of rows of a [B, T, H, d] tensor: (x1, x2) -> (x1 c - x2 s, x2 c + x1 s), halves of d.
+/// Rotates the head vectors of rows of a [B, T, H, d] tensor: (x1, x2) -> (x1 c - x2 s, x2 c + x1
+/// s), halves of d.
 template <class T>
 struct Rotate {
-  const T* in;      ///< row 0 of this head group: vectors at in + h * stride_in
+  const T* in;  ///< row 0 of this head group: vectors at in + h * stride_in
   T* out;
   const T* cosine;  ///< [d / 2] of this position
   const T* sine;    ///< [d / 2], negated for the inverse rotation
   int64_t heads;
-  int64_t half;      ///< d / 2
+  int64_t half;  ///< d / 2
   int64_t stride_in;
   int64_t stride_out;
 };
@@ -77,7 +79,8 @@ struct PointwiseKernels {
   void (*rotate_f32)(const Rotate<float>&);
   void (*rotate_f64)(const Rotate<double>&);
 
-  /// Loss of one row of logits, -log softmax(logits)[target], in nats; logits become softmax - onehot(target).
+  /// Loss of one row of logits, -log softmax(logits)[target], in nats; logits become softmax -
+  /// onehot(target).
   float (*cross_entropy_row)(float* logits, int64_t width, int64_t target);
   /// The same without the gradient: logits stay as they are.
   float (*cross_entropy_value)(const float* logits, int64_t width, int64_t target);

@@ -25,14 +25,16 @@ T add_lanes(Vector<T> lanes) {
   return total;
 }
 
-// e^x to 2 ulp for x in [-87, 88], clamped outside. Source: Cephes expf (Moshier): x = n ln 2 + r, degree-5 polynomial.
+// e^x to 2 ulp for x in [-87, 88], clamped outside. Source: Cephes expf (Moshier): x = n ln 2 + r,
+// degree-5 polynomial.
 inline Vector<float> exponential(Vector<float> x) {
   typedef int32_t Ints __attribute__((vector_size(kVectorBytes)));
   const Vector<float> low = Vector<float>{} - 87.0f, high = Vector<float>{} + 88.0f;
   x = x < low ? low : x;
   x = x > high ? high : x;
   const Vector<float> scaled = x * 1.44269504088896341f;
-  const Ints n = __builtin_convertvector(scaled + (scaled < 0.0f ? Vector<float>{} - 0.5f : Vector<float>{} + 0.5f), Ints);
+  const Ints n = __builtin_convertvector(
+      scaled + (scaled < 0.0f ? Vector<float>{} - 0.5f : Vector<float>{} + 0.5f), Ints);
   const Vector<float> whole = __builtin_convertvector(n, Vector<float>);
   const Vector<float> r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
   Vector<float> p = r * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -119,11 +121,12 @@ void swiglu(const SwiGlu<T>& args, int64_t begin, int64_t end) {
 
 template <class T>
 void swiglu_backward(const SwiGlu<T>& args, int64_t begin, int64_t end) {
-  const auto gradients = [](Vector<T> gate, Vector<T> up, Vector<T> grad_y, Vector<T>& grad_gate, Vector<T>& grad_up) {
-    const Vector<T> s = sigmoid<T>(gate);
-    grad_up = grad_y * gate * s;
-    grad_gate = grad_y * up * s * (T(1) + gate * (T(1) - s));
-  };
+  const auto gradients =
+      [](Vector<T> gate, Vector<T> up, Vector<T> grad_y, Vector<T>& grad_gate, Vector<T>& grad_up) {
+        const Vector<T> s = sigmoid<T>(gate);
+        grad_up = grad_y * gate * s;
+        grad_gate = grad_y * up * s * (T(1) + gate * (T(1) - s));
+      };
   Vector<T> grad_gate, grad_up;
   int64_t j = begin;
   for (; j + kLanes<T> <= end; j += kLanes<T>) {
@@ -132,8 +135,11 @@ void swiglu_backward(const SwiGlu<T>& args, int64_t begin, int64_t end) {
     at(args.grad_up + j) = grad_up;
   }
   const int64_t tail = end - j;
-  gradients(
-      load_tail(args.gate + j, tail), load_tail(args.up + j, tail), load_tail(args.grad_y + j, tail), grad_gate, grad_up);
+  gradients(load_tail(args.gate + j, tail),
+            load_tail(args.up + j, tail),
+            load_tail(args.grad_y + j, tail),
+            grad_gate,
+            grad_up);
   store_tail<T>(grad_gate, args.grad_gate + j, tail);
   store_tail<T>(grad_up, args.grad_up + j, tail);
 }
@@ -198,8 +204,8 @@ void adamw(const AdamW& args, int64_t begin, int64_t end) {
     const float v = args.beta2 * args.second_moment[j] + (1.0f - args.beta2) * gradient * gradient;
     args.first_moment[j] = m;
     args.second_moment[j] = v;
-    args.parameter[j] =
-        args.parameter[j] * decay - step_size * m / (std::sqrt(v) / args.bias_correction2_sqrt + args.eps);
+    args.parameter[j] = args.parameter[j] * decay -
+                        step_size * m / (std::sqrt(v) / args.bias_correction2_sqrt + args.eps);
   }
 }
 

@@ -1,7 +1,8 @@
 #pragma once
 
-// Small dense products on data in the first-level cache, for the instruction set that the including file is compiled
-// for. Matrices that are read or written by rows have their row length padded to kLanes with zeros.
+// Small dense products on data in the first-level cache, for the instruction set that the including
+// file is compiled for. Matrices that are read or written by rows have their row length padded to
+// kLanes with zeros.
 
 #include <cstdint>
 
@@ -43,8 +44,8 @@ constexpr int64_t padded(int64_t size) {
   return (size + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
 }
 
-/// Left operand of a product: element (i, t) at data[i * row_stride + t * column_stride], so a transposed operand
-/// costs no copy.
+/// Left operand of a product: element (i, t) at data[i * row_stride + t * column_stride], so a
+/// transposed operand costs no copy.
 template <class T>
 struct Left {
   const T* data;
@@ -81,13 +82,8 @@ inline void multiply_tile(
 }
 
 template <class T, int rows, bool accumulate>
-inline void multiply_rows(Left<T> a,
-                          const T* b,
-                          int64_t stride_b,
-                          T* c,
-                          int64_t stride_c,
-                          int64_t width,
-                          int64_t depth) {
+inline void multiply_rows(
+    Left<T> a, const T* b, int64_t stride_b, T* c, int64_t stride_c, int64_t width, int64_t depth) {
   int64_t j = 0;
   for (; j + 2 * kLanes<T> <= width; j += 2 * kLanes<T>) {
     multiply_tile<T, rows, 2, accumulate>(a, b + j, stride_b, c + j, stride_c, depth);
@@ -97,8 +93,8 @@ inline void multiply_rows(Left<T> a,
   }
 }
 
-/// C[height, width] (+)= A[height, depth] B[depth, width]. `width` is rounded up to kLanes: the rows of B and C must be
-/// that long. The order of summation is fixed by the sizes alone.
+/// C[height, width] (+)= A[height, depth] B[depth, width]. `width` is rounded up to kLanes: the
+/// rows of B and C must be that long. The order of summation is fixed by the sizes alone.
 template <class T, bool accumulate>
 inline void multiply(Left<T> a,
                      const T* b,
@@ -111,11 +107,22 @@ inline void multiply(Left<T> a,
   int64_t i = 0;
   for (; i + kRowTile <= height; i += kRowTile) {
     multiply_rows<T, kRowTile, accumulate>(
-        {a.data + i * a.row_stride, a.row_stride, a.column_stride}, b, stride_b, c + i * stride_c, stride_c, width, depth);
+        {a.data + i * a.row_stride, a.row_stride, a.column_stride},
+        b,
+        stride_b,
+        c + i * stride_c,
+        stride_c,
+        width,
+        depth);
   }
   for (; i < height; ++i) {
-    multiply_rows<T, 1, accumulate>(
-        {a.data + i * a.row_stride, a.row_stride, a.column_stride}, b, stride_b, c + i * stride_c, stride_c, width, depth);
+    multiply_rows<T, 1, accumulate>({a.data + i * a.row_stride, a.row_stride, a.column_stride},
+                                    b,
+                                    stride_b,
+                                    c + i * stride_c,
+                                    stride_c,
+                                    width,
+                                    depth);
   }
 }
 

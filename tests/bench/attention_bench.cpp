@@ -1,7 +1,7 @@
-// Training cost of one attention layer on the CPU, forward and backward, by sequence length: linear attention in its
-// chunked form (features, map and all) beside softmax attention (LibTorch's scaled_dot_product_attention).
-// The batch shrinks as the sequence grows, so that every row does the same number of tokens; ns_per_token should be flat
-// for the chunked form.
+// Training cost of one attention layer on the CPU, forward and backward, by sequence length: linear
+// attention in its chunked form (features, map and all) beside softmax attention (LibTorch's
+// scaled_dot_product_attention). The batch shrinks as the sequence grows, so that every row does
+// the same number of tokens; ns_per_token should be flat for the chunked form.
 
 #include <benchmark/benchmark.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -24,13 +24,16 @@ struct Heads {
 };
 
 Heads random_heads(int64_t length) {
-  const auto leaf = [&] { return torch::randn({kTokens / length, length, kHeads, kHeadDim}).requires_grad_(true); };
+  const auto leaf = [&] {
+    return torch::randn({kTokens / length, length, kHeads, kHeadDim}).requires_grad_(true);
+  };
   return {leaf(), leaf(), leaf(), torch::randn({kTokens / length, length, kHeads, kHeadDim})};
 }
 
 void set_rate(benchmark::State& state) {
-  state.counters["ns_per_token"] = benchmark::Counter(static_cast<double>(state.iterations()) * kTokens * 1e-9,
-                                                      benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
+  state.counters["ns_per_token"] =
+      benchmark::Counter(static_cast<double>(state.iterations()) * kTokens * 1e-9,
+                         benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
 }
 
 void BM_ChunkedT2r(benchmark::State& state) {
@@ -73,8 +76,16 @@ void BM_Softmax(benchmark::State& state) {
   set_rate(state);
 }
 
-BENCHMARK(BM_ChunkedT2r)->RangeMultiplier(2)->Range(256, 4096)->Unit(benchmark::kMillisecond)->UseRealTime();
-BENCHMARK(BM_Softmax)->RangeMultiplier(2)->Range(256, 4096)->Unit(benchmark::kMillisecond)->UseRealTime();
+BENCHMARK(BM_ChunkedT2r)
+    ->RangeMultiplier(2)
+    ->Range(256, 4096)
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
+BENCHMARK(BM_Softmax)
+    ->RangeMultiplier(2)
+    ->Range(256, 4096)
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
 
 }  // namespace
 }  // namespace t2r::model
