@@ -15,7 +15,7 @@ runs/quickstart); what is there already is not made again, and an interrupted tr
 EOF
 }
 
-TEACHER_STEPS=${T2R_QUICKSTART_TEACHER_STEPS:-720}
+TEACHER_STEPS=${T2R_QUICKSTART_TEACHER_STEPS:-480}
 RANKS=2
 
 # Seconds of the training steps in a run folder.
@@ -80,7 +80,7 @@ main() {
     train "$map" --config launch/quickstart/finetune.toml --tokens $finetune_tokens --model "$OUT/swapped-$map"
   done
   train scratch --config launch/quickstart/finetune.toml --tokens $finetune_tokens --learning-rate 3e-3 \
-    --model.layers 4 --model.hidden-size 192 --model.heads 3 --model.max-positions 1024 --model.attention t2r
+    --model.family gpt2 --model.layers 4 --model.hidden-size 192 --model.heads 3 --model.max-positions 1024 --model.attention t2r
 
   echo "== evaluation on the test part, windows of 256 tokens; generation from a prompt of 4 tokens"
   rm -f "$OUT/results.jsonl"
