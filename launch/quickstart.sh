@@ -80,7 +80,7 @@ main() {
     train "$map" --config launch/quickstart/finetune.toml --tokens $finetune_tokens --model "$OUT/swapped-$map"
   done
   train scratch --config launch/quickstart/finetune.toml --tokens $finetune_tokens --learning-rate 3e-3 \
-    --model.family gpt2 --model.layers 4 --model.hidden-size 192 --model.heads 3 --model.max-positions 1024 --model.attention t2r
+    --model.family gpt2 --model.layers 4 --model.hidden-size 192 --model.heads 3 --model.max-positions 1088 --model.attention t2r
 
   echo "== evaluation on the test part, windows of 256 tokens; generation from a prompt of 4 tokens"
   rm -f "$OUT/results.jsonl"
