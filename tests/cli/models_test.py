@@ -70,7 +70,12 @@ class Pipeline(Case):
         self.assertEqual(ranks["tokens"], one["tokens"])
         overlapping = self.perplexity(model, "--scored", 8)
         self.assertEqual(overlapping["tokens"], one["tokens"])
-        self.assertLess(overlapping["perplexity_per_token"], one["perplexity_per_token"])  # more context per token
+        self.assertNotEqual(overlapping["perplexity_per_token"], one["perplexity_per_token"])
+        # The first window is scored whole whatever the protocol, and from then on every target has its own number of
+        # tokens in sight: at 64 targets, windows side by side begin anew and windows that move by 8 do not.
+        scored = lambda n, limit: self.perplexity(model, "--scored", n, "--max-tokens", limit)["perplexity_per_token"]
+        self.assertEqual(scored(8, 32), scored(32, 32))
+        self.assertNotAlmostEqual(scored(8, 64), scored(32, 64), places=3)
         # per word: the same nats over words
         import math
         nats = math.log(one["perplexity_per_token"]) * one["tokens"]
