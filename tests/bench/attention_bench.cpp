@@ -32,7 +32,7 @@ Heads random_heads(int64_t length) {
 
 void set_rate(benchmark::State& state) {
   state.counters["ns_per_token"] =
-      benchmark::Counter(static_cast<double>(state.iterations()) * kTokens * 1e-9,
+      benchmark::Counter(static_cast<double>(state.iterations()) * kTokens,
                          benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
 }
 
