@@ -1,7 +1,7 @@
 // Training cost of one attention layer on the CPU, forward and backward, by sequence length: linear
 // attention in its chunked form (features, map and all) beside softmax attention (LibTorch's
 // scaled_dot_product_attention). The batch shrinks as the sequence grows, so that every row does
-// the same number of tokens; ns_per_token should be flat for the chunked form.
+// the same number of tokens; per_token should be flat for the chunked form.
 
 #include <benchmark/benchmark.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -31,7 +31,7 @@ Heads random_heads(int64_t length) {
 }
 
 void set_rate(benchmark::State& state) {
-  state.counters["ns_per_token"] =
+  state.counters["per_token"] =
       benchmark::Counter(static_cast<double>(state.iterations()) * kTokens,
                          benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
 }
