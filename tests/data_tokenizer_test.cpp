@@ -19,9 +19,12 @@
 #include "data/pre_tokenizer.h"
 #include "data/sentencepiece_tokenizer.h"
 #include "data/utf8.h"
+#include "tests/data_shards.h"
 
 namespace t2r::data {
 namespace {
+
+using test::message_of;
 
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
@@ -94,21 +97,6 @@ class ScratchFolder {
 
 std::string hash_ids(const std::vector<int32_t>& ids) {
   return hash_bytes(ids.data(), ids.size() * sizeof(int32_t));
-}
-
-/// Message of the Expected that `action` throws; fails the test if it throws something else.
-template <class Expected>
-std::string message_of(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const Expected& error) {
-    return error.what();
-  } catch (const std::exception& error) {
-    ADD_FAILURE() << "another exception: " << error.what();
-    return "";
-  }
-  ADD_FAILURE() << "no exception";
-  return "";
 }
 
 void expect_mentions(const std::string& message, const std::vector<std::string>& parts) {
