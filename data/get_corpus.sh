@@ -52,10 +52,11 @@ make_libreoffice_help() {
 download() {
   if command -v curl >/dev/null; then
     curl --fail --location --silent --show-error --retry 3 --connect-timeout 20 --output "$2" "$1"
-  elif command -v wget >/dev/null; then
-    wget --quiet --tries 3 --connect-timeout 20 --output-document "$2" "$1"
-  else
-    t2r_fail 1 "neither curl nor wget is here; install one of them"
+  else  # python3 unpacks the archive anyway
+    python3 -c 'import shutil, sys, urllib.request as request
+try:
+  with request.urlopen(sys.argv[1], timeout=60) as page, open(sys.argv[2], "wb") as file: shutil.copyfileobj(page, file)
+except OSError as error: sys.exit(str(error))' "$1" "$2"
   fi
 }
 

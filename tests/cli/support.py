@@ -43,6 +43,16 @@ def start(*arguments, ranks=1):
                             text=True, start_new_session=True)
 
 
+def kill_processes_naming(path):
+    """SIGKILL to every process whose command line has `path`: ranks that outlive a killed mpirun."""
+    for process in pathlib.Path("/proc").iterdir():
+        try:
+            if process.name.isdigit() and str(path).encode() in (process / "cmdline").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
+        except (FileNotFoundError, ProcessLookupError):
+            pass  # it ended by itself
+
+
 def make_text(num_documents, seed):
     """English-like text in which the next word depends on the last: something to learn."""
     rng = random.Random(seed)

@@ -9,7 +9,7 @@ import subprocess
 import time
 import unittest
 
-from support import Case, run, start, step_losses, weights
+from support import Case, kill_processes_naming, run, start, step_losses, weights
 
 
 def relative(a, b):
@@ -150,7 +150,7 @@ class Signals(Case):
                 self.wait_for_step(output, last + 1)
             time.sleep(rng.uniform(0.0, 0.4))
             os.killpg(process.pid, signal.SIGKILL)
-            subprocess.run(["pkill", "-KILL", "-f", str(output)], check=False)
+            kill_processes_naming(output)
             process.communicate()
             latest = output / "checkpoints/latest/manifest.json"
             if latest.exists():
