@@ -1,0 +1,89 @@
+#include <algorithm>
+
+#include "model/kernels/cuda/causal_attention.h"
+#include "model/kernels/cuda/causal_instances.h"
+
+namespace t2r::kernels::cuda {
+namespace {
+
+// Relative time of a sequence cut into n segments: whole waves of blocks, and the second reading that cutting costs.
+double relative_time(int items, int segments, int multiprocessors, bool backward) {
+  const double again = segments == 1 ? 1.0 : backward ? 1.6 : 1.5;
+  const int waves = (items * segments + multiprocessors - 1) / multiprocessors;
+  return again * waves / segments;
+}
+
+__global__ void sum_parts_kernel(PartsSum a) {
+  const int column = blockIdx.x * blockDim.x + threadIdx.x, head = blockIdx.y;
+  const int weights = a.features * a.head_size, group = a.query_heads / a.state_heads;
+  if (column >= weights + a.features) return;
+  const int64_t part_size = weights + 2 * a.features;
+  float sum = 0.0F;
+  for (int batch = 0; batch < a.batch; ++batch) {
+    for (int member = 0; member < group; ++member) {
+      const int64_t item = int64_t{batch} * a.query_heads + head * group + member;
+      for (int i = 0; i < a.parts_per_item; ++i) {
+        const float* const part = a.parts + (item * a.parts_per_item + i) * part_size;
+        sum += part[column];
+        if (column >= weights) sum += part[column + a.features];
+      }
+    }
+  }
+  const bool is_weight = column < weights;
+  const int64_t index = is_weight ? int64_t{head} * weights + column : int64_t{head} * a.features + column - weights;
+  (is_weight ? a.grad_weight : a.grad_bias)[index] = sum;
+}
+
+}  // namespace
+
+Plan plan_causal(const Shape& shape, bool backward, int multiprocessors) {
+  Plan plan;
+  const int padded = shape.feature_size <= 32 ? 32 : shape.feature_size <= 64 ? 64 : 128;
+#define T2R_MATCH(HEAD, FEATURES, CHUNK) \
+  if (shape.head_size == HEAD && padded == FEATURES) plan.chunk = CHUNK;
+  T2R_FOR_EACH_CAUSAL(T2R_MATCH)
+#undef T2R_MATCH
+  if (plan.chunk == 0) return plan;
+  plan.padded_features = padded;
+  plan.chunks = (shape.length + plan.chunk - 1) / plan.chunk;
+  plan.state_record_bytes = int64_t{4} * padded * shape.head_size + 4 * padded;
+  plan.sums_floats = int64_t{shape.feature_size} * shape.head_size + shape.feature_size;
+  const int items = shape.batch * shape.query_heads;
+  int best = 1;
+  for (int segments = 2; segments <= std::min(plan.chunks / 4, 64); ++segments) {
+    if (relative_time(items, segments, multiprocessors, backward) < 0.97 * relative_time(items, best, multiprocessors, backward)) {
+      best = segments;
+    }
+  }
+  plan.chunks_per_segment = (plan.chunks + best - 1) / best;
+  plan.segments = (plan.chunks + plan.chunks_per_segment - 1) / plan.chunks_per_segment;
+  return plan;
+}
+
+#define T2R_LAUNCH(HEAD, FEATURES, CHUNK)                                                            \
+  if (a.shape.head_size == HEAD && a.plan.padded_features == FEATURES) {                             \
+    return a.weight != nullptr ? T2R_PASS<HEAD, FEATURES, CHUNK, true>(a, stream)                    \
+                               : T2R_PASS<HEAD, FEATURES, CHUNK, false>(a, stream);                  \
+  }
+
+cudaError_t causal_forward_bf16(const CausalArguments& a, cudaStream_t stream) {
+#define T2R_PASS launch_forward
+  T2R_FOR_EACH_CAUSAL(T2R_LAUNCH)
+#undef T2R_PASS
+  return cudaErrorInvalidValue;
+}
+
+cudaError_t causal_backward_bf16(const CausalArguments& a, cudaStream_t stream) {
+#define T2R_PASS launch_backward
+  T2R_FOR_EACH_CAUSAL(T2R_LAUNCH)
+#undef T2R_PASS
+  return cudaErrorInvalidValue;
+}
+
+cudaError_t sum_parts(const PartsSum& a, cudaStream_t stream) {
+  const int columns = a.features * (a.head_size + 1);
+  sum_parts_kernel<<<dim3((columns + 127) / 128, a.state_heads), 128, 0, stream>>>(a);
+  return cudaGetLastError();
+}
+
+}  // namespace t2r::kernels::cuda

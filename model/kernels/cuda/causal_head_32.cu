@@ -1,0 +1,11 @@
+#include "model/kernels/cuda/causal_backward.cuh"
+#include "model/kernels/cuda/causal_forward.cuh"
+#include "model/kernels/cuda/causal_instances.h"
+
+namespace t2r::kernels::cuda {
+
+T2R_INSTANTIATE_CAUSAL(32, 32, 128)
+T2R_INSTANTIATE_CAUSAL(32, 64, 128)
+T2R_INSTANTIATE_CAUSAL(32, 128, 128)
+
+}  // namespace t2r::kernels::cuda

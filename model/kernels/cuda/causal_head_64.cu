@@ -1,0 +1,11 @@
+#include "model/kernels/cuda/causal_backward.cuh"
+#include "model/kernels/cuda/causal_forward.cuh"
+#include "model/kernels/cuda/causal_instances.h"
+
+namespace t2r::kernels::cuda {
+
+T2R_INSTANTIATE_CAUSAL(64, 32, 128)
+T2R_INSTANTIATE_CAUSAL(64, 64, 128)
+T2R_INSTANTIATE_CAUSAL(64, 128, 64)
+
+}  // namespace t2r::kernels::cuda

@@ -1,0 +1,30 @@
+#pragma once
+
+#include "model/kernels/cuda/causal_attention.h"
+
+/// The tensor-core kernels that exist, as (head size, padded features, chunk): causal_dispatch.cu chooses, causal_head_*.cu
+/// instantiate. 128 x 128 does not: its accumulators alone would fill the registers.
+#define T2R_FOR_EACH_CAUSAL(F) \
+  F(32, 32, 128)               \
+  F(32, 64, 128)               \
+  F(32, 128, 128)              \
+  F(64, 32, 128)               \
+  F(64, 64, 128)               \
+  F(64, 128, 64)               \
+  F(128, 32, 64)               \
+  F(128, 64, 64)
+
+#define T2R_INSTANTIATE_CAUSAL(HEAD, FEATURES, CHUNK)                                                        \
+  template cudaError_t launch_forward<HEAD, FEATURES, CHUNK, true>(const CausalArguments&, cudaStream_t);    \
+  template cudaError_t launch_forward<HEAD, FEATURES, CHUNK, false>(const CausalArguments&, cudaStream_t);   \
+  template cudaError_t launch_backward<HEAD, FEATURES, CHUNK, true>(const CausalArguments&, cudaStream_t);   \
+  template cudaError_t launch_backward<HEAD, FEATURES, CHUNK, false>(const CausalArguments&, cudaStream_t);
+
+namespace t2r::kernels::cuda {
+
+template <int kHead, int kFeatures, int kChunk, bool kMap>
+cudaError_t launch_forward(const CausalArguments& arguments, cudaStream_t stream);
+template <int kHead, int kFeatures, int kChunk, bool kMap>
+cudaError_t launch_backward(const CausalArguments& arguments, cudaStream_t stream);
+
+}  // namespace t2r::kernels::cuda
