@@ -7,6 +7,9 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <cstdlib>
+#include <string_view>
+
 #include "model/kernels/cuda/causal_simt.h"
 
 namespace t2r::ops {
@@ -63,11 +66,19 @@ struct Gradients {
   Tensor q, k, v, weight, bias, initial_s, initial_z;
 };
 
+/// The plan on the current device. T2R_CUDA_KERNELS=sm80 keeps to the portable kernels (for tests).
+Plan plan_of(const Shape& shape, bool documents, bool backward) {
+  const char* const wanted = std::getenv("T2R_CUDA_KERNELS");
+  const cudaDeviceProp* const device = at::cuda::getCurrentDeviceProperties();
+  const bool hopper = device->major == 9 && device->minor == 0 && (wanted == nullptr || std::string_view(wanted) != "sm80");
+  return kernels::cuda::plan_causal(shape, documents, backward, {.multiprocessors = device->multiProcessorCount, .hopper = hopper});
+}
+
 CausalArguments common_arguments(const Problem& p, bool backward) {
   CausalArguments a;
   a.shape = p.shape;
   a.rule = {static_cast<float>(p.scale), static_cast<float>(p.floor), static_cast<float>(p.added)};
-  a.plan = kernels::cuda::plan_causal(p.shape, backward, at::cuda::getCurrentDeviceProperties()->multiProcessorCount);
+  a.plan = plan_of(p.shape, p.document_start.defined(), backward);
   a.q = view_of(p.q);
   a.k = view_of(p.k);
   a.v = view_of(p.v);
@@ -342,15 +353,35 @@ CausalOutputs run(const CausalInputs& in, bool want_state) {
   return want_state ? CausalOutputs{out[0], out[1], out[2]} : CausalOutputs{out[0], {}, {}};
 }
 
+CausalOutputs causal_any(CausalInputs in, bool want_state);
+
+/// Given features in bfloat16 whose number is no multiple of 8 (16 bytes), with zeros behind them.
+CausalOutputs causal_padded(CausalInputs in, bool want_state) {
+  const int64_t features = in.q_BTHd.size(3), missing = (features + 7) / 8 * 8 - features;
+  in.q_BTHd = at::constant_pad_nd(in.q_BTHd, {0, missing});
+  in.k_BTHd = at::constant_pad_nd(in.k_BTHd, {0, missing});
+  if (in.initial_s_BHKd.has_value()) {
+    in.initial_s_BHKd = at::constant_pad_nd(*in.initial_s_BHKd, {0, 0, 0, missing});
+    in.initial_z_BHK = at::constant_pad_nd(*in.initial_z_BHK, {0, missing});
+  }
+  CausalOutputs out = causal_any(in, want_state);
+  if (want_state) {
+    out.s_BHKd = out.s_BHKd.slice(2, 0, features);
+    out.z_BHK = out.z_BHK.slice(2, 0, features);
+  }
+  return out;
+}
+
 CausalOutputs causal_any(CausalInputs in, bool want_state) {
   const Shape shape = check_causal(in);
   const bool has_map = in.weight_HKd.has_value();
   const auto type = in.q_BTHd.scalar_type();
   if (type == at::kBFloat16) {
+    if (!has_map && shape.feature_size % 8 != 0) return causal_padded(in, want_state);
     check_bf16_strides(in.q_BTHd, "q");
     check_bf16_strides(in.k_BTHd, "k");
     check_bf16_strides(in.v_BTHd, "v");
-    if (kernels::cuda::plan_causal(shape, false, 1).chunk != 0) return run(in, want_state);
+    if (kernels::cuda::plan_causal(shape, false, false, {}).engine != kernels::cuda::Engine::kNone) return run(in, want_state);
     // Too large for the tensor-core kernels: the float32 ones, one rounding at the end.
     for (Tensor* tensor : {&in.q_BTHd, &in.k_BTHd, &in.v_BTHd}) *tensor = tensor->to(at::kFloat);
     if (has_map) in.weight_HKd = in.weight_HKd->to(at::kFloat), in.bias_HK = in.bias_HK->to(at::kFloat);

@@ -34,8 +34,21 @@ struct Rule {
   float added = 0.0F;
 };
 
+/// What the choice of a kernel depends on beside the shape.
+struct Device {
+  int multiprocessors = 1;
+  bool hopper = false;  ///< wgmma: compute capability 9.0 and a build for sm_90a
+};
+
+enum class Engine {
+  kNone,   ///< no tensor-core kernel serves the shape
+  kSm80,   ///< mma.sync: every GPU since Ampere, every shape but 128 x 128
+  kSm90,   ///< wgmma: head size 64, at most 64 features, no document boundaries
+};
+
 /// How the work is cut: `chunk` tokens at a time, `segments` blocks of threads along one sequence.
 struct Plan {
+  Engine engine = Engine::kNone;
   int padded_features = 0;
   int chunk = 0;
   int chunks = 0;    ///< per sequence
@@ -71,9 +84,8 @@ struct CausalArguments {
   float* row_values = nullptr;   ///< [batch, query_heads, 2, length], if segments > 1: denominator, e
 };
 
-/// How a problem of this shape is cut on a device with `multiprocessors` of them.
-/// @returns a plan with chunk == 0 if no tensor-core kernel serves the shape
-Plan plan_causal(const Shape& shape, bool backward, int multiprocessors);
+/// How a problem of this shape is computed; forward and backward of one problem agree on everything but `segments`.
+Plan plan_causal(const Shape& shape, bool documents, bool backward, const Device& device);
 
 /// d W and d b of the map: the sums of what every block of threads left behind.
 struct PartsSum {

@@ -36,7 +36,7 @@ __global__ void sum_parts_kernel(PartsSum a) {
 
 }  // namespace
 
-Plan plan_causal(const Shape& shape, bool backward, int multiprocessors) {
+Plan plan_causal(const Shape& shape, bool documents, bool backward, const Device& device) {
   Plan plan;
   const int padded = shape.feature_size <= 32 ? 32 : shape.feature_size <= 64 ? 64 : 128;
 #define T2R_MATCH(HEAD, FEATURES, CHUNK) \
@@ -44,14 +44,16 @@ Plan plan_causal(const Shape& shape, bool backward, int multiprocessors) {
   T2R_FOR_EACH_CAUSAL(T2R_MATCH)
 #undef T2R_MATCH
   if (plan.chunk == 0) return plan;
+  plan.engine = device.hopper && !documents && shape.head_size == 64 && padded <= 64 ? Engine::kSm90 : Engine::kSm80;
   plan.padded_features = padded;
   plan.chunks = (shape.length + plan.chunk - 1) / plan.chunk;
   plan.state_record_bytes = int64_t{4} * padded * shape.head_size + 4 * padded;
-  plan.sums_floats = int64_t{shape.feature_size} * shape.head_size + shape.feature_size;
+  plan.sums_floats = (int64_t{shape.feature_size} * (shape.head_size + 1) + 3) / 4 * 4;  // aligned for vector stores
   const int items = shape.batch * shape.query_heads;
   int best = 1;
   for (int segments = 2; segments <= std::min(plan.chunks / 4, 64); ++segments) {
-    if (relative_time(items, segments, multiprocessors, backward) < 0.97 * relative_time(items, best, multiprocessors, backward)) {
+    if (relative_time(items, segments, device.multiprocessors, backward) <
+        0.97 * relative_time(items, best, device.multiprocessors, backward)) {
       best = segments;
     }
   }
@@ -66,8 +68,15 @@ Plan plan_causal(const Shape& shape, bool backward, int multiprocessors) {
                                : T2R_PASS<HEAD, FEATURES, CHUNK, false>(a, stream);                  \
   }
 
+#define T2R_LAUNCH_SM90(FEATURES)                                                                                  \
+  if (a.plan.engine == Engine::kSm90 && a.plan.padded_features == FEATURES) {                                       \
+    return a.weight != nullptr ? sm90::T2R_PASS<FEATURES, true>(a, stream) : sm90::T2R_PASS<FEATURES, false>(a, stream); \
+  }
+
 cudaError_t causal_forward_bf16(const CausalArguments& a, cudaStream_t stream) {
 #define T2R_PASS launch_forward
+  T2R_LAUNCH_SM90(32)
+  T2R_LAUNCH_SM90(64)
   T2R_FOR_EACH_CAUSAL(T2R_LAUNCH)
 #undef T2R_PASS
   return cudaErrorInvalidValue;
@@ -75,6 +84,8 @@ cudaError_t causal_forward_bf16(const CausalArguments& a, cudaStream_t stream) {
 
 cudaError_t causal_backward_bf16(const CausalArguments& a, cudaStream_t stream) {
 #define T2R_PASS launch_backward
+  T2R_LAUNCH_SM90(32)
+  T2R_LAUNCH_SM90(64)
   T2R_FOR_EACH_CAUSAL(T2R_LAUNCH)
 #undef T2R_PASS
   return cudaErrorInvalidValue;

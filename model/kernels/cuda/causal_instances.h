@@ -27,4 +27,11 @@ cudaError_t launch_forward(const CausalArguments& arguments, cudaStream_t stream
 template <int kHead, int kFeatures, int kChunk, bool kMap>
 cudaError_t launch_backward(const CausalArguments& arguments, cudaStream_t stream);
 
+namespace sm90 {
+template <int kFeatures, bool kMap>
+cudaError_t launch_forward(const CausalArguments& arguments, cudaStream_t stream);
+template <int kFeatures, bool kMap>
+cudaError_t launch_backward(const CausalArguments& arguments, cudaStream_t stream);
+}  // namespace sm90
+
 }  // namespace t2r::kernels::cuda

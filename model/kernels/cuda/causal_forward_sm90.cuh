@@ -1,0 +1,329 @@
+#pragma once
+
+#include "model/kernels/cuda/causal_common.cuh"
+#include "model/kernels/cuda/tensor_core_sm90.cuh"
+
+namespace t2r::kernels::cuda::sm90 {
+
+constexpr int kHead = 64, kChunk = 128, kThreads = 256;
+
+/// Bytes of a saved state: S^T as hi and lo bf16 tiles ([kHead][kFeatures]), z in float32.
+template <int kFeatures>
+inline constexpr int kRecordBytes = 4 * kFeatures * kHead + 4 * kFeatures;
+
+constexpr int round_up(int bytes, int to) { return (bytes + to - 1) / to * to; }
+
+/// Shared memory of the forward kernel; tiles begin at multiples of 1,024 bytes, where the swizzle's pattern does.
+template <int kFeatures, bool kMap>
+struct ForwardMemory {
+  static constexpr int kInput = kMap ? kHead : kFeatures;
+  static constexpr int kQ = 0;
+  static constexpr int kK = kQ + kChunk * kInput * 2;
+  static constexpr int kV = kK + kChunk * kInput * 2;
+  static constexpr int kStage = kV + kChunk * kHead * 2;
+  static constexpr int kRest = (kMap ? kFeatures * (kHead + kChunk) * 2 : 0) + (kInput < kHead ? kChunk * kHead * 2 : 0) +
+                               2 * round_up(kRecordBytes<kFeatures>, 1024) + 4 * kFeatures + 1024;
+  static constexpr int kStages = (227 * 1024 - kRest) / kStage < 4 ? (227 * 1024 - kRest) / kStage : 4;
+  static constexpr int kWeight = kStages * kStage;
+  static constexpr int kPhiK = kWeight + (kMap ? kFeatures * kHead * 2 : 0);
+  static constexpr int kScratch = kPhiK + (kMap ? kChunk * kFeatures * 2 : 0);
+  static constexpr bool kOwnScratch = kInput < kHead;
+  static constexpr int kState = kScratch + (kOwnScratch ? kChunk * kHead * 2 : 0);  // two records, written in turn
+  static constexpr int kStateStride = round_up(kRecordBytes<kFeatures>, 1024);
+  static constexpr int kBias = kState + 2 * kStateStride;
+  static constexpr int kBytes = kBias + 4 * kFeatures + 1024;  // the base is rounded up
+};
+
+/// Fragments of a 64 x 16 matrix whose row 0 is `row0` and row 1 is `row1` (packed pairs), the rest zero.
+__device__ __forceinline__ void two_rows(uint32_t (&a)[4], int warp_in_group, int lane, uint32_t k0, uint32_t k8) {
+  const bool mine = warp_in_group == 0 && lane < 8;
+  a[0] = mine ? k0 : 0u;
+  a[1] = 0;
+  a[2] = mine ? k8 : 0u;
+  a[3] = 0;
+}
+
+/// causal_forward_kernel on Hopper: the same walk with two warpgroups of 64 rows each. The state is kept transposed in the
+/// first warpgroup's registers, whose share of the triangle is the smaller one.
+template <int kFeatures, bool kMap, bool kSumsOnly>
+__global__ void __launch_bounds__(kThreads, 1) causal_forward_kernel(const __grid_constant__ CausalArguments a) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  using Memory = ForwardMemory<kFeatures, kMap>;
+  constexpr int kInput = Memory::kInput, kSteps = kFeatures / 16, kHeadSteps = kHead / 16;
+  extern __shared__ unsigned char unaligned_memory[];
+  unsigned char* const memory = unaligned_memory + (-shared_address(unaligned_memory) & 1023);
+  const uint32_t base = shared_address(memory);
+  float* const bias = reinterpret_cast<float*>(memory + Memory::kBias);
+  const Tile<kHead> weight{base + Memory::kWeight};
+
+  const Shape& shape = a.shape;
+  const int item = blockIdx.x, segment = blockIdx.y;
+  const int batch = item / shape.query_heads, head = item % shape.query_heads;
+  const int state_head = head / (shape.query_heads / shape.state_heads);
+  const int tid = threadIdx.x, lane = tid & 31, warp = __shfl_sync(0xffffffffu, tid >> 5, 0);  // uniform, and known to be
+  const int group = warp >> 2, row0 = warp * 16;
+  const int low = row0 + lane / 4, high = low + 8;
+  const int features = shape.feature_size;
+  const int chunk_begin = segment * a.plan.chunks_per_segment;
+  const int chunk_end = min(chunk_begin + a.plan.chunks_per_segment, a.plan.chunks);
+  const int input_units = kMap ? kHead / 8 : (features + 7) / 8;
+
+  const bf16* const q = kSumsOnly ? nullptr : rows_of(a.q, batch, head);
+  const bf16* const k = rows_of(a.k, batch, state_head / (shape.state_heads / shape.key_heads));
+  const bf16* const v = rows_of(a.v, batch, state_head / (shape.state_heads / shape.value_heads));
+
+  const auto copy_chunk = [&](int chunk) {
+    if (chunk < chunk_end) {
+      const uint32_t stage = base + (chunk - chunk_begin) % Memory::kStages * Memory::kStage;
+      const int64_t first = int64_t{chunk} * kChunk;
+      const int valid = min(kChunk, shape.length - static_cast<int>(first));
+      copy_rows_async(Tile<kInput>{stage + Memory::kK}, k + first * a.k.token_stride, a.k.token_stride, row0, valid, input_units, lane);
+      if constexpr (!kSumsOnly) {
+        copy_rows_async(Tile<kInput>{stage + Memory::kQ}, q + first * a.q.token_stride, a.q.token_stride, row0, valid, input_units, lane);
+      }
+      copy_rows_async(Tile<kHead>{stage + Memory::kV}, v + first * a.v.token_stride, a.v.token_stride, row0, valid, kHead / 8, lane);
+    }
+    commit_copies();
+  };
+
+  if constexpr (kMap) {
+    const bf16* const w = static_cast<const bf16*>(a.weight) + int64_t{state_head} * features * kHead;
+    for (int i = tid; i < kFeatures * kHead / 8; i += kThreads) {
+      const int row = i / (kHead / 8), unit = i % (kHead / 8);
+      copy_async_16(weight.at(row, unit), w + (row < features ? row * kHead + unit * 8 : 0), row < features);
+    }
+  }
+  for (int ahead = 0; ahead < Memory::kStages - 1; ++ahead) copy_chunk(chunk_begin + ahead);
+  if constexpr (kMap) {
+    const bf16* const b = static_cast<const bf16*>(a.bias) + int64_t{state_head} * features;
+    for (int i = tid; i < kFeatures; i += kThreads) bias[i] = i < features ? __bfloat162float(b[i]) : 0.0F;
+  }
+
+  // S^T ([kHead][kFeatures]) and, in row 0, z: of the first warpgroup.
+  float s[kFeatures / 8][4] = {}, z[kFeatures / 8][4] = {};
+  const auto add_state = [&](const float* from_s, const float* from_z) {
+#pragma unroll
+    for (int n = 0; n < kFeatures / 8; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int feature = n * 8 + 2 * (lane & 3) + (i & 1), column = i < 2 ? low : high;
+        if (feature >= features) continue;
+        s[n][i] += from_s[feature * kHead + column];
+        if (warp == 0 && lane < 4 && i < 2) z[n][i] += from_z[feature];
+      }
+  };
+  if (!kSumsOnly && group == 0) {
+    if (a.initial_s != nullptr) {
+      const int64_t state = int64_t{batch} * shape.state_heads + state_head;
+      add_state(a.initial_s + state * features * kHead, a.initial_z + state * features);
+    }
+    for (int earlier = 0; earlier < segment; ++earlier) {
+      const float* const sums = a.sums + (int64_t{item} * a.plan.segments + earlier) * a.plan.sums_floats;
+      add_state(sums, sums + features * kHead);
+    }
+  }
+  const auto publish_state = [&](int turn) {
+    if constexpr (!kSumsOnly) {
+      const uint32_t record = base + Memory::kState + turn * Memory::kStateStride;
+      const Tile<kFeatures> hi{record}, lo{record + kFeatures * kHead * 2};
+#pragma unroll
+      for (int n = 0; n < kFeatures / 8; ++n)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          uint32_t high_part, low_part;
+          split(s[n][2 * half], s[n][2 * half + 1], high_part, low_part);
+          hi.store_pair(low + 8 * half, n, lane & 3, high_part);
+          lo.store_pair(low + 8 * half, n, lane & 3, low_part);
+        }
+      if (warp == 0 && lane < 4) {
+        float2* const to = reinterpret_cast<float2*>(memory + Memory::kState + turn * Memory::kStateStride + 4 * kFeatures * kHead);
+#pragma unroll
+        for (int n = 0; n < kFeatures / 8; ++n) to[n * 4 + lane] = {z[n][0], z[n][1]};
+      }
+    }
+  };
+  if (group == 0) publish_state(0);
+
+  for (int chunk = chunk_begin; chunk < chunk_end; ++chunk) {
+    const int turn = (chunk - chunk_begin) & 1;
+    const uint32_t stage = base + (chunk - chunk_begin) % Memory::kStages * Memory::kStage;
+    const Tile<kInput> q_tile{stage + Memory::kQ}, k_tile{stage + Memory::kK};
+    const Tile<kHead> v_tile{stage + Memory::kV};
+    const Tile<kFeatures> phi_k{kMap ? base + Memory::kPhiK : stage + Memory::kK};
+    const uint32_t record = base + Memory::kState + turn * Memory::kStateStride;
+    const float* const z_shared = reinterpret_cast<const float*>(memory + Memory::kState + turn * Memory::kStateStride + 4 * kFeatures * kHead);
+    const int first = chunk * kChunk, valid = min(kChunk, shape.length - first);
+
+    wait_copies<Memory::kStages - 2>();
+    make_visible_to_wgmma();
+    __syncthreads();  // the chunk and the state before it are here; everybody is done with the chunk before
+    copy_chunk(chunk + Memory::kStages - 1);
+
+    uint32_t phi_q[kSteps][4];
+    if constexpr (kMap) {
+      float y_k[kFeatures / 8][4], y_q[kFeatures / 8][4];
+      begin_products();
+#pragma unroll
+      for (int step = 0; step < kHeadSteps; ++step)
+        product<Major::kK, Major::kK>(y_k, operand<Major::kK>(k_tile, group * 64, step), operand<Major::kK>(weight, 0, step), step > 0);
+      commit_products();
+      if constexpr (!kSumsOnly) {
+#pragma unroll
+        for (int step = 0; step < kHeadSteps; ++step)
+          product<Major::kK, Major::kK>(y_q, operand<Major::kK>(q_tile, group * 64, step), operand<Major::kK>(weight, 0, step), step > 0);
+      }
+      commit_products();
+      wait_products<1>();
+      settle(y_k);
+      uint32_t phi[kSteps][4];
+      activate<kFeatures>(phi, y_k, bias, 1.0F, low < valid, high < valid, lane);
+      store_rows<kFeatures>(phi_k, row0, phi, lane);
+      make_visible_to_wgmma();
+      wait_products<0>();
+      if constexpr (!kSumsOnly) {
+        settle(y_q);
+        activate<kFeatures>(phi_q, y_q, bias, a.rule.scale, true, true, lane);
+      }
+      __syncthreads();
+    } else if constexpr (!kSumsOnly) {
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) q_tile.load_a(phi_q[step], row0, 2 * step, lane);
+    }
+
+    const auto update_state = [&] {
+      uint32_t ones[4];
+      two_rows(ones, warp, lane, ones_column(lane), ones_column(lane));
+#pragma unroll
+      for (int step = 0; step < kChunk / 16; ++step) {
+        product<Major::kMN, Major::kMN>(s, operand<Major::kMN>(v_tile, 0, step), operand<Major::kMN>(phi_k, 0, step), true);
+        product<Major::kMN>(z, ones, operand<Major::kMN>(phi_k, 0, step), true);
+      }
+      commit_products();
+    };
+    if constexpr (kSumsOnly) {
+      if (group == 0) {
+        begin_products();
+        update_state();
+        wait_products<0>();
+        settle(s);
+        settle(z);
+      }
+    } else {
+      if (a.states != nullptr && (chunk > 0 || a.initial_s != nullptr)) {
+        unsigned char* const to = a.states + (int64_t{item} * a.plan.chunks + chunk) * a.plan.state_record_bytes;
+        for (int i = tid; i < kRecordBytes<kFeatures> / 16; i += kThreads) {
+          reinterpret_cast<uint4*>(to)[i] = load_shared_16(record + 16 * i);
+        }
+      }
+      // kColumns: how many of the chunk's tokens the rows of this warpgroup can see.
+      const auto rows = [&]<int kColumns>() {
+        float p[kColumns / 8][4], num[kHead / 8][4];
+        const Tile<kFeatures> s_hi{record}, s_lo{record + kFeatures * kHead * 2};
+        begin_products();
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step)
+          product<Major::kK>(p, phi_q[step], operand<Major::kK>(phi_k, 0, step), step > 0);
+        commit_products();
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step) {
+          product<Major::kK>(num, phi_q[step], operand<Major::kK>(s_hi, 0, step), step > 0);
+          product<Major::kK>(num, phi_q[step], operand<Major::kK>(s_lo, 0, step), true);
+        }
+        commit_products();
+        if constexpr (kColumns == 64) update_state();
+        float den_low = 0.0F, den_high = 0.0F;
+#pragma unroll
+        for (int n = 0; n < kFeatures / 8; ++n) {
+          const float2 z_pair = *reinterpret_cast<const float2*>(z_shared + 8 * n + 2 * (lane & 3));
+          const float2 phi_low = unpack(phi_q[n / 2][2 * (n & 1)]), phi_high = unpack(phi_q[n / 2][2 * (n & 1) + 1]);
+          den_low = fmaf(phi_low.x, z_pair.x, fmaf(phi_low.y, z_pair.y, den_low));
+          den_high = fmaf(phi_high.x, z_pair.x, fmaf(phi_high.y, z_pair.y, den_high));
+        }
+        wait_products<kColumns == 64 ? 2 : 1>();
+        settle(p);
+        uint32_t weights[kColumns / 16][4];
+#pragma unroll
+        for (int n = 0; n < kColumns / 8; ++n) {
+          if (n * 8 + 7 > kColumns - 64) {
+            const int column = n * 8 + 2 * (lane & 3);
+            if (column > low) p[n][0] = 0.0F;
+            if (column + 1 > low) p[n][1] = 0.0F;
+            if (column > high) p[n][2] = 0.0F;
+            if (column + 1 > high) p[n][3] = 0.0F;
+          }
+          const uint32_t pair_low = pack(p[n][0], p[n][1]), pair_high = pack(p[n][2], p[n][3]);
+          weights[n / 2][2 * (n & 1)] = pair_low;
+          weights[n / 2][2 * (n & 1) + 1] = pair_high;
+          const float2 rounded_low = unpack(pair_low), rounded_high = unpack(pair_high);
+          den_low += rounded_low.x + rounded_low.y;
+          den_high += rounded_high.x + rounded_high.y;
+        }
+        begin_products();
+#pragma unroll
+        for (int step = 0; step < kColumns / 16; ++step)
+          product<Major::kMN>(num, weights[step], operand<Major::kMN>(v_tile, 0, step), true);
+        commit_products();
+        const float scale_low = 1.0F / fmaxf(row_sum(den_low) + a.rule.added, a.rule.floor);
+        const float scale_high = 1.0F / fmaxf(row_sum(den_high) + a.rule.added, a.rule.floor);
+        wait_products<0>();
+        settle(num);
+        if constexpr (kColumns == 64) {
+          settle(s);
+          settle(z);
+          if (chunk + 1 < chunk_end) publish_state(turn ^ 1);
+        }
+        const Tile<kHead> scratch{Memory::kOwnScratch ? base + Memory::kScratch : stage + Memory::kQ};
+        stage_rows<kHead>(scratch, row0, num, scale_low, scale_high, lane);
+        write_rows<kHead>(mutable_rows_of(a.o, batch, head) + first * a.o.token_stride, a.o.token_stride, scratch, row0, row0, valid, kHead / 8, lane);
+      };
+      if (group == 0) {
+        rows.template operator()<64>();
+      } else {
+        rows.template operator()<128>();
+      }
+    }
+  }
+
+  if (group != 0) return;
+  const auto write_state = [&](float* to_s, float* to_z) {
+#pragma unroll
+    for (int n = 0; n < kFeatures / 8; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int feature = n * 8 + 2 * (lane & 3) + (i & 1), column = i < 2 ? low : high;
+        if (feature >= features) continue;
+        to_s[feature * kHead + column] = s[n][i];
+        if (warp == 0 && lane < 4 && i < 2) to_z[feature] = z[n][i];
+      }
+  };
+  if constexpr (kSumsOnly) {
+    float* const sums = a.sums + (int64_t{item} * a.plan.segments + segment) * a.plan.sums_floats;
+    write_state(sums, sums + features * kHead);
+  } else if (a.final_s != nullptr && segment + 1 == a.plan.segments && head % (shape.query_heads / shape.state_heads) == 0) {
+    const int64_t state = int64_t{batch} * shape.state_heads + state_head;
+    write_state(a.final_s + state * features * kHead, a.final_z + state * features);
+  }
+#else
+  __trap();
+#endif
+}
+
+template <int kFeatures, bool kMap>
+cudaError_t launch_forward(const CausalArguments& a, cudaStream_t stream) {
+  constexpr int kBytes = ForwardMemory<kFeatures, kMap>::kBytes;
+  static_assert(kBytes <= 227 * 1024);
+  const dim3 grid(a.shape.batch * a.shape.query_heads, a.plan.segments);
+  const auto launch = [&](auto* kernel, dim3 blocks) {
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+    if (error != cudaSuccess) return error;
+    kernel<<<blocks, kThreads, kBytes, stream>>>(a);
+    return cudaGetLastError();
+  };
+  if (a.plan.segments > 1) {
+    const cudaError_t error = launch(causal_forward_kernel<kFeatures, kMap, true>, dim3(grid.x, grid.y - 1));
+    if (error != cudaSuccess) return error;
+  }
+  return launch(causal_forward_kernel<kFeatures, kMap, false>, grid);
+}
+
+}  // namespace t2r::kernels::cuda::sm90
