@@ -16,7 +16,7 @@ struct BackwardMemory {
   static constexpr int kFeatureTile = kChunk * kFeatures * 2;
   static constexpr int kRecord = round_up(kRecordBytes<kFeatures>, 1024);
   static constexpr int kRest = (kMap ? kFeatures * kHead * 2 + 4 * kFeatureTile : 2 * kFeatureTile) + 2 * kRecord +
-                               52 * kFeatures + 4 * kChunk + 1024;
+                               52 * kFeatures + 4 * kChunk + 32 + 1024;
   static constexpr int kScratchBytes = kMap ? kChunk * kHead * 2 : 0;
   static constexpr int kStages = 2 * kStage + kRest + kScratchBytes <= 227 * 1024 ? 2 : 1;
   static constexpr int kWeight = kStages * kStage;
@@ -30,7 +30,8 @@ struct BackwardMemory {
   static constexpr int kBias = kScratch + kScratchBytes;
   static constexpr int kE = kBias + 4 * kFeatures;
   static constexpr int kDz = kE + (kChunk > 8 * kFeatures ? 4 * kChunk : 32 * kFeatures);  // [warp of the first warpgroup][kFeatures]
-  static constexpr int kBytes = kDz + 16 * kFeatures + 1024;
+  static constexpr int kBarriers = kDz + 16 * kFeatures;  // of the stages, then of the state
+  static constexpr int kBytes = kBarriers + 32 + 1024;
 };
 
 /// Clears what rows `low` (the first two values) and `high` (the others) cannot see: columns `column` and column + 1 after them,
@@ -51,7 +52,8 @@ __device__ __forceinline__ void mask_before(float (&w)[4], int column, int low, 
 /// causal_backward_kernel on Hopper: the same formulas and the same walk with two warpgroups of 64 rows each. dS^T stays in the
 /// first warpgroup's registers, dW^T in the second's.
 template <int kFeatures, bool kMap, BackwardPart kPart>
-__global__ void __launch_bounds__(kThreads, 1) causal_backward_kernel(const __grid_constant__ CausalArguments a) {
+__global__ void __launch_bounds__(kThreads, 1) causal_backward_kernel(const __grid_constant__ CausalArguments a,
+                                                                      const __grid_constant__ TensorMaps maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Memory = BackwardMemory<kFeatures, kMap>;
   constexpr int kInput = Memory::kInput, kSteps = kFeatures / 16, kHeadSteps = kHead / 16;
@@ -78,38 +80,40 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_kernel(const __gr
   const int features = shape.feature_size;
   const int chunk_begin = segment * a.plan.chunks_per_segment;
   const int chunk_end = min(chunk_begin + a.plan.chunks_per_segment, a.plan.chunks);
-  const int input_units = kMap ? kHead / 8 : (features + 7) / 8;
-
-  const bf16* const q = rows_of(a.q, batch, head);
-  const bf16* const k = rows_of(a.k, batch, state_head / (shape.state_heads / shape.key_heads));
-  const bf16* const v = rows_of(a.v, batch, state_head / (shape.state_heads / shape.value_heads));
-  const bf16* const grad_o = rows_of(a.grad_o, batch, head);
+  const int key_head = state_head / (shape.state_heads / shape.key_heads);
+  const int value_head = state_head / (shape.state_heads / shape.value_heads);
   float* const saved_denominator = a.row_values == nullptr ? nullptr : a.row_values + int64_t{item} * 2 * shape.length;
   float* const saved_e = saved_denominator + shape.length;
 
+  const uint32_t state_barrier = base + Memory::kBarriers + 8 * Memory::kStages;
   const auto copy_chunk = [&](int chunk) {
-    if (chunk >= chunk_begin) {
-      const uint32_t stage = base + (Memory::kStages == 2 ? (chunk & 1) * Memory::kStage : 0);
-      const int64_t first = int64_t{chunk} * kChunk;
-      const int valid = min(kChunk, shape.length - static_cast<int>(first));
-      copy_rows_async(Tile<kInput>{stage + Memory::kK}, k + first * a.k.token_stride, a.k.token_stride, row0, valid, input_units, lane);
-      copy_rows_async(Tile<kInput>{stage + Memory::kQ}, q + first * a.q.token_stride, a.q.token_stride, row0, valid, input_units, lane);
-      copy_rows_async(Tile<kHead>{stage + Memory::kV}, v + first * a.v.token_stride, a.v.token_stride, row0, valid, kHead / 8, lane);
-      copy_rows_async(Tile<kHead>{stage + Memory::kGradO}, grad_o + first * a.grad_o.token_stride, a.grad_o.token_stride, row0, valid, kHead / 8, lane);
-    }
-    commit_copies();
+    if (tid != 0 || chunk < chunk_begin) return;
+    const int slot = chunk % Memory::kStages;
+    const uint32_t stage = base + slot * Memory::kStage, barrier = base + Memory::kBarriers + 8 * slot;
+    expect_bytes(barrier, Memory::kStage);
+    load_tile(stage + Memory::kK, maps.k, barrier, chunk * kChunk, key_head, batch);
+    load_tile(stage + Memory::kQ, maps.q, barrier, chunk * kChunk, head, batch);
+    load_tile(stage + Memory::kV, maps.v, barrier, chunk * kChunk, value_head, batch);
+    load_tile(stage + Memory::kGradO, maps.grad_o, barrier, chunk * kChunk, head, batch);
   };
+  const auto has_state = [&](int chunk) { return kRowPart && (chunk > 0 || a.initial_s != nullptr); };
   const auto copy_state = [&](int chunk) {
-    if (kRowPart && chunk >= chunk_begin) {
-      const bool exists = chunk > 0 || a.initial_s != nullptr;
-      const unsigned char* const record = a.states + (int64_t{item} * a.plan.chunks + chunk) * a.plan.state_record_bytes;
-      for (int i = tid; i < kRecordBytes<kFeatures> / 16; i += kThreads) {
-        copy_async_16(base + Memory::kState + 16 * i, record + (exists ? 16 * i : 0), exists);
-      }
+    if (!kRowPart || chunk < chunk_begin) return;
+    if (has_state(chunk)) {
+      if (tid != 0) return;
+      expect_bytes(state_barrier, kRecordBytes<kFeatures>);
+      load_bytes(base + Memory::kState, a.states + (int64_t{item} * a.plan.chunks + chunk) * a.plan.state_record_bytes, kRecordBytes<kFeatures>, state_barrier);
+    } else {
+      for (int i = tid; i < kRecordBytes<kFeatures> / 16; i += kThreads) store_shared_16(base + Memory::kState + 16 * i, uint4{0, 0, 0, 0});
     }
-    commit_copies();
   };
 
+  if (tid == 0) {
+    for (int barrier = 0; barrier <= Memory::kStages; ++barrier) init_barrier(base + Memory::kBarriers + 8 * barrier);
+    publish_barriers();
+    copy_chunk(chunk_end - 1);
+  }
+  copy_state(chunk_end - 1);
   if constexpr (kMap) {
     const bf16* const w = static_cast<const bf16*>(a.weight) + int64_t{state_head} * features * kHead;
     for (int i = tid; i < kFeatures * kHead / 8; i += kThreads) {
@@ -119,13 +123,13 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_kernel(const __gr
     const bf16* const b = static_cast<const bf16*>(a.bias) + int64_t{state_head} * features;
     for (int i = tid; i < kFeatures; i += kThreads) bias[i] = i < features ? __bfloat162float(b[i]) : 0.0F;
   }
-  copy_state(chunk_end - 1);
-  copy_chunk(chunk_end - 1);
+  commit_copies();
 
   // First warpgroup: dS^T [kHead][kFeatures] and every warp's share of dz. Second: dW^T and every warp's share of d b.
   float sum[kFeatures / 8][4] = {};
   WeightedColumnSums<kFeatures> share;
-  const int share_begin = (warp & 3) * (kChunk / 4), share_end = share_begin + kChunk / 4;
+  const int share_begin = (warp & 3) * (kChunk / 4);
+  const auto own_share = [&](const Tile<kFeatures>& tile) { return Tile<kFeatures>{tile.base + share_begin * Tile<kFeatures>::kRowBytes}; };
   if (kColumnPart && group == 0) {
     const auto add_state = [&](const float* from_s, const float* from_z) {
 #pragma unroll
@@ -175,11 +179,14 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_kernel(const __gr
     const Tile<kHead> v_tile{stage + Memory::kV}, grad_o_tile{stage + Memory::kGradO};
     const Tile<kFeatures> phi_k{kMap ? base + Memory::kPhiK : stage + Memory::kK};
     const int first = chunk * kChunk, valid = min(kChunk, shape.length - first);
-
-    wait_copies<0>();
+    const int turn = chunk_end - 1 - chunk;
+    if (turn == 0) wait_copies<0>();  // the map's weights
+    if (lane == 0) wait_stores_read();
     make_visible_to_wgmma();
     __syncthreads();
     if constexpr (Memory::kStages == 2) copy_chunk(chunk - 1);
+    wait_barrier(base + Memory::kBarriers + 8 * (chunk % Memory::kStages), turn / Memory::kStages & 1);
+    if (has_state(chunk)) wait_barrier(state_barrier, turn & 1);
 
     uint32_t phi_q[kSteps][4], own_phi_k[kSteps][4];
     if constexpr (kMap) {
@@ -350,11 +357,10 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_kernel(const __gr
           wait_products<0>();
           settle(grad);
           stage_rows<kHead>(scratch, row0, grad, 1.0F, 1.0F, lane);
-          write_rows<kHead>(mutable_rows_of(a.grad_q, batch, head) + first * a.grad_q.token_stride, a.grad_q.token_stride, scratch, row0, row0, valid, kHead / 8, lane);
+          send_rows(maps.grad_q, scratch, row0, first, head, batch, lane);
         } else {
-          make_visible_to_wgmma();
           stage_rows<kFeatures>(grad_y_k, row0, dphi, inverse_low, inverse_high, lane);
-          write_rows<kFeatures>(mutable_rows_of(a.grad_q, batch, head) + first * a.grad_q.token_stride, a.grad_q.token_stride, grad_y_k, row0, row0, valid, input_units, lane);
+          send_rows(maps.grad_q, grad_y_k, row0, first, head, batch, lane);
         }
       };
       if (group == 0) {
@@ -374,6 +380,10 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_kernel(const __gr
     __syncthreads();
     if constexpr (Memory::kStages == 2) copy_state(chunk - 1);
 
+    const auto free_scratch = [&] {
+      if (lane == 0) wait_stores_read();
+      __syncwarp();
+    };
     // What needs R, e and d y of the queries alone; waited for where the registers are used next.
     const auto start_sums = [&] {
       if (group == 0) {
@@ -389,17 +399,16 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_kernel(const __gr
     };
     const auto share_sums = [&] {
       if (group == 0) {
-        share.template add<kChunk>(scaled_phi_q, share_begin, share_end, lane, [&](int row) {
-          if (lane >= 8) return 0u;
+        share.template add<kChunk / 4>(own_share(scaled_phi_q), 0, kChunk / 4, lane, [&](int row) {
           uint32_t hi, lo;
-          split(e_shared[row], e_shared[row + 1], hi, lo);
-          return lane < 4 ? hi : lo;
+          split(e_shared[share_begin + row], e_shared[share_begin + row + 1], hi, lo);
+          return lane < 4 ? hi : lane < 8 ? lo : 0u;
         });
       } else if constexpr (kMap && kRowPart) {
         uint32_t hi, lo;
         split(1.0F / a.rule.scale, 1.0F / a.rule.scale, hi, lo);
         const uint32_t unscale = lane < 4 ? hi : lane < 8 ? lo : 0u;
-        share.template add<kChunk>(grad_y_q, share_begin, share_end, lane, [unscale](int) { return unscale; });
+        share.template add<kChunk / 4>(own_share(grad_y_q), 0, kChunk / 4, lane, [unscale](int) { return unscale; });
       }
     };
 
@@ -472,7 +481,7 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_kernel(const __gr
         settle(sum);
         // The own rows of v have served everybody: d v leaves through them.
         stage_rows<kHead>(v_tile, row0, dv, 1.0F, 1.0F, lane);
-        write_rows<kHead>(mutable_rows_of(a.grad_v, batch, head) + first * a.grad_v.token_stride, a.grad_v.token_stride, v_tile, row0, row0, valid, kHead / 8, lane);
+        send_rows(maps.grad_v, v_tile, row0, first, head, batch, lane);
 #pragma unroll
         for (int n = 0; n < kFeatures / 8; ++n)
 #pragma unroll
@@ -501,11 +510,13 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_kernel(const __gr
           make_visible_to_wgmma();
           wait_products<0>();
           settle(grad);
+          free_scratch();
           stage_rows<kHead>(scratch, row0, grad, 1.0F, 1.0F, lane);
-          write_rows<kHead>(mutable_rows_of(a.grad_k, batch, head) + first * a.grad_k.token_stride, a.grad_k.token_stride, scratch, row0, row0, valid, kHead / 8, lane);
+          send_rows(maps.grad_k, scratch, row0, first, head, batch, lane);
         } else {
+          free_scratch();
           stage_rows<kFeatures>(grad_y_k, row0, dphi, 1.0F, 1.0F, lane);
-          write_rows<kFeatures>(mutable_rows_of(a.grad_k, batch, head) + first * a.grad_k.token_stride, a.grad_k.token_stride, grad_y_k, row0, row0, valid, input_units, lane);
+          send_rows(maps.grad_k, grad_y_k, row0, first, head, batch, lane);
         }
       };
       if (group == 0) {
@@ -530,17 +541,19 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_kernel(const __gr
         product<Major::kMN, Major::kMN>(sum, operand<Major::kMN>(Tile<kHead>{stage + Memory::kK}, 0, step), operand<Major::kMN>(grad_y_k, 0, step), true);
       commit_products();
       const uint32_t ones = ones_column(lane);
-      share.template add<kChunk>(grad_y_k, share_begin, share_end, lane, [ones](int) { return ones; });
+      share.template add<kChunk / 4>(own_share(grad_y_k), 0, kChunk / 4, lane, [ones](int) { return ones; });
       wait_products<0>();
       settle(sum);
     }
     if constexpr (Memory::kStages == 1) {
+      if (lane == 0) wait_stores_read();
       __syncthreads();
       copy_chunk(chunk - 1);
       copy_state(chunk - 1);
     }
   }
 
+  if (lane == 0) wait_stores_read();
   __syncthreads();
   share.for_each(lane, [&](int feature, float value) { e_shared[warp * kFeatures + feature] = value; });  // e has done its work
   __syncthreads();
@@ -582,14 +595,17 @@ cudaError_t launch_backward(const CausalArguments& a, cudaStream_t stream) {
   constexpr int kBytes = BackwardMemory<kFeatures, kMap>::kBytes;
   static_assert(kBytes <= 227 * 1024);
   const dim3 grid(a.shape.batch * a.shape.query_heads, a.plan.segments);
+  TensorMaps maps;
+  cudaError_t error = make_tensor_maps(a, true, maps);
+  if (error != cudaSuccess) return error;
   const auto launch = [&](auto* kernel) {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-    if (error != cudaSuccess) return error;
-    kernel<<<grid, kThreads, kBytes, stream>>>(a);
+    const cudaError_t failed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+    if (failed != cudaSuccess) return failed;
+    kernel<<<grid, kThreads, kBytes, stream>>>(a, maps);
     return cudaGetLastError();
   };
   if (a.plan.segments == 1) return launch(causal_backward_kernel<kFeatures, kMap, BackwardPart::kAll>);
-  const cudaError_t error = launch(causal_backward_kernel<kFeatures, kMap, BackwardPart::kRows>);
+  error = launch(causal_backward_kernel<kFeatures, kMap, BackwardPart::kRows>);
   if (error != cudaSuccess) return error;
   return launch(causal_backward_kernel<kFeatures, kMap, BackwardPart::kColumns>);
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "model/kernels/cuda/bulk_copy_sm90.cuh"
 #include "model/kernels/cuda/causal_common.cuh"
 #include "model/kernels/cuda/tensor_core_sm90.cuh"
 
@@ -13,6 +14,12 @@ inline constexpr int kRecordBytes = 4 * kFeatures * kHead + 4 * kFeatures;
 
 constexpr int round_up(int bytes, int to) { return (bytes + to - 1) / to * to; }
 
+/// How the copy engine sees the tensors: boxes of kChunk tokens are read, boxes of 16 (a warp's rows) written.
+struct TensorMaps {
+  CUtensorMap q, k, v, o;
+  CUtensorMap grad_o, grad_q, grad_k, grad_v;
+};
+
 /// Shared memory of the forward kernel; tiles begin at multiples of 1,024 bytes, where the swizzle's pattern does.
 template <int kFeatures, bool kMap>
 struct ForwardMemory {
@@ -22,7 +29,7 @@ struct ForwardMemory {
   static constexpr int kV = kK + kChunk * kInput * 2;
   static constexpr int kStage = kV + kChunk * kHead * 2;
   static constexpr int kRest = (kMap ? kFeatures * (kHead + kChunk) * 2 : 0) + (kInput < kHead ? kChunk * kHead * 2 : 0) +
-                               2 * round_up(kRecordBytes<kFeatures>, 1024) + 4 * kFeatures + 1024;
+                               2 * round_up(kRecordBytes<kFeatures>, 1024) + 4 * kFeatures + 64 + 1024;
   static constexpr int kStages = (227 * 1024 - kRest) / kStage < 4 ? (227 * 1024 - kRest) / kStage : 4;
   static constexpr int kWeight = kStages * kStage;
   static constexpr int kPhiK = kWeight + (kMap ? kFeatures * kHead * 2 : 0);
@@ -31,7 +38,8 @@ struct ForwardMemory {
   static constexpr int kState = kScratch + (kOwnScratch ? kChunk * kHead * 2 : 0);  // two records, written in turn
   static constexpr int kStateStride = round_up(kRecordBytes<kFeatures>, 1024);
   static constexpr int kBias = kState + 2 * kStateStride;
-  static constexpr int kBytes = kBias + 4 * kFeatures + 1024;  // the base is rounded up
+  static constexpr int kBarriers = kBias + 4 * kFeatures;
+  static constexpr int kBytes = kBarriers + 8 * kStages + 1024;  // the base is rounded up
 };
 
 /// Fragments of a 64 x 16 matrix whose row 0 is `row0` and row 1 is `row1` (packed pairs), the rest zero.
@@ -46,7 +54,8 @@ __device__ __forceinline__ void two_rows(uint32_t (&a)[4], int warp_in_group, in
 /// causal_forward_kernel on Hopper: the same walk with two warpgroups of 64 rows each. The state is kept transposed in the
 /// first warpgroup's registers, whose share of the triangle is the smaller one.
 template <int kFeatures, bool kMap, bool kSumsOnly>
-__global__ void __launch_bounds__(kThreads, 1) causal_forward_kernel(const __grid_constant__ CausalArguments a) {
+__global__ void __launch_bounds__(kThreads, 1) causal_forward_kernel(const __grid_constant__ CausalArguments a,
+                                                                     const __grid_constant__ TensorMaps maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Memory = ForwardMemory<kFeatures, kMap>;
   constexpr int kInput = Memory::kInput, kSteps = kFeatures / 16, kHeadSteps = kHead / 16;
@@ -66,26 +75,24 @@ __global__ void __launch_bounds__(kThreads, 1) causal_forward_kernel(const __gri
   const int features = shape.feature_size;
   const int chunk_begin = segment * a.plan.chunks_per_segment;
   const int chunk_end = min(chunk_begin + a.plan.chunks_per_segment, a.plan.chunks);
-  const int input_units = kMap ? kHead / 8 : (features + 7) / 8;
-
-  const bf16* const q = kSumsOnly ? nullptr : rows_of(a.q, batch, head);
-  const bf16* const k = rows_of(a.k, batch, state_head / (shape.state_heads / shape.key_heads));
-  const bf16* const v = rows_of(a.v, batch, state_head / (shape.state_heads / shape.value_heads));
+  const int key_head = state_head / (shape.state_heads / shape.key_heads);
+  const int value_head = state_head / (shape.state_heads / shape.value_heads);
 
   const auto copy_chunk = [&](int chunk) {
-    if (chunk < chunk_end) {
-      const uint32_t stage = base + (chunk - chunk_begin) % Memory::kStages * Memory::kStage;
-      const int64_t first = int64_t{chunk} * kChunk;
-      const int valid = min(kChunk, shape.length - static_cast<int>(first));
-      copy_rows_async(Tile<kInput>{stage + Memory::kK}, k + first * a.k.token_stride, a.k.token_stride, row0, valid, input_units, lane);
-      if constexpr (!kSumsOnly) {
-        copy_rows_async(Tile<kInput>{stage + Memory::kQ}, q + first * a.q.token_stride, a.q.token_stride, row0, valid, input_units, lane);
-      }
-      copy_rows_async(Tile<kHead>{stage + Memory::kV}, v + first * a.v.token_stride, a.v.token_stride, row0, valid, kHead / 8, lane);
-    }
-    commit_copies();
+    if (tid != 0 || chunk >= chunk_end) return;
+    const int slot = (chunk - chunk_begin) % Memory::kStages;
+    const uint32_t stage = base + slot * Memory::kStage, barrier = base + Memory::kBarriers + 8 * slot;
+    expect_bytes(barrier, kSumsOnly ? Memory::kStage - Memory::kK : Memory::kStage);
+    load_tile(stage + Memory::kK, maps.k, barrier, chunk * kChunk, key_head, batch);
+    if constexpr (!kSumsOnly) load_tile(stage + Memory::kQ, maps.q, barrier, chunk * kChunk, head, batch);
+    load_tile(stage + Memory::kV, maps.v, barrier, chunk * kChunk, value_head, batch);
   };
 
+  if (tid == 0) {
+    for (int slot = 0; slot < Memory::kStages; ++slot) init_barrier(base + Memory::kBarriers + 8 * slot);
+    publish_barriers();
+    for (int ahead = 0; ahead < Memory::kStages - 1; ++ahead) copy_chunk(chunk_begin + ahead);
+  }
   if constexpr (kMap) {
     const bf16* const w = static_cast<const bf16*>(a.weight) + int64_t{state_head} * features * kHead;
     for (int i = tid; i < kFeatures * kHead / 8; i += kThreads) {
@@ -93,7 +100,7 @@ __global__ void __launch_bounds__(kThreads, 1) causal_forward_kernel(const __gri
       copy_async_16(weight.at(row, unit), w + (row < features ? row * kHead + unit * 8 : 0), row < features);
     }
   }
-  for (int ahead = 0; ahead < Memory::kStages - 1; ++ahead) copy_chunk(chunk_begin + ahead);
+  commit_copies();
   if constexpr (kMap) {
     const bf16* const b = static_cast<const bf16*>(a.bias) + int64_t{state_head} * features;
     for (int i = tid; i < kFeatures; i += kThreads) bias[i] = i < features ? __bfloat162float(b[i]) : 0.0F;
@@ -154,10 +161,12 @@ __global__ void __launch_bounds__(kThreads, 1) causal_forward_kernel(const __gri
     const float* const z_shared = reinterpret_cast<const float*>(memory + Memory::kState + turn * Memory::kStateStride + 4 * kFeatures * kHead);
     const int first = chunk * kChunk, valid = min(kChunk, shape.length - first);
 
-    wait_copies<Memory::kStages - 2>();
+    if (chunk == chunk_begin) wait_copies<0>();  // the map's weights
+    if (lane == 0) wait_stores_read();
     make_visible_to_wgmma();
-    __syncthreads();  // the chunk and the state before it are here; everybody is done with the chunk before
+    __syncthreads();  // the state before the chunk is here; everybody is done with the chunk before
     copy_chunk(chunk + Memory::kStages - 1);
+    wait_barrier(base + Memory::kBarriers + 8 * ((chunk - chunk_begin) % Memory::kStages), (chunk - chunk_begin) / Memory::kStages & 1);
 
     uint32_t phi_q[kSteps][4];
     if constexpr (kMap) {
@@ -210,9 +219,9 @@ __global__ void __launch_bounds__(kThreads, 1) causal_forward_kernel(const __gri
       }
     } else {
       if (a.states != nullptr && (chunk > 0 || a.initial_s != nullptr)) {
-        unsigned char* const to = a.states + (int64_t{item} * a.plan.chunks + chunk) * a.plan.state_record_bytes;
-        for (int i = tid; i < kRecordBytes<kFeatures> / 16; i += kThreads) {
-          reinterpret_cast<uint4*>(to)[i] = load_shared_16(record + 16 * i);
+        if (tid == 0) {
+          store_bytes(a.states + (int64_t{item} * a.plan.chunks + chunk) * a.plan.state_record_bytes, record, kRecordBytes<kFeatures>);
+          commit_stores();
         }
       }
       // kColumns: how many of the chunk's tokens the rows of this warpgroup can see.
@@ -251,12 +260,10 @@ __global__ void __launch_bounds__(kThreads, 1) causal_forward_kernel(const __gri
             if (column > high) p[n][2] = 0.0F;
             if (column + 1 > high) p[n][3] = 0.0F;
           }
-          const uint32_t pair_low = pack(p[n][0], p[n][1]), pair_high = pack(p[n][2], p[n][3]);
-          weights[n / 2][2 * (n & 1)] = pair_low;
-          weights[n / 2][2 * (n & 1) + 1] = pair_high;
-          const float2 rounded_low = unpack(pair_low), rounded_high = unpack(pair_high);
-          den_low += rounded_low.x + rounded_low.y;
-          den_high += rounded_high.x + rounded_high.y;
+          weights[n / 2][2 * (n & 1)] = pack(p[n][0], p[n][1]);
+          weights[n / 2][2 * (n & 1) + 1] = pack(p[n][2], p[n][3]);
+          den_low += p[n][0] + p[n][1];
+          den_high += p[n][2] + p[n][3];
         }
         begin_products();
 #pragma unroll
@@ -274,7 +281,7 @@ __global__ void __launch_bounds__(kThreads, 1) causal_forward_kernel(const __gri
         }
         const Tile<kHead> scratch{Memory::kOwnScratch ? base + Memory::kScratch : stage + Memory::kQ};
         stage_rows<kHead>(scratch, row0, num, scale_low, scale_high, lane);
-        write_rows<kHead>(mutable_rows_of(a.o, batch, head) + first * a.o.token_stride, a.o.token_stride, scratch, row0, row0, valid, kHead / 8, lane);
+        send_rows(maps.o, scratch, row0, first, head, batch, lane);
       };
       if (group == 0) {
         rows.template operator()<64>();
@@ -284,6 +291,7 @@ __global__ void __launch_bounds__(kThreads, 1) causal_forward_kernel(const __gri
     }
   }
 
+  if (lane == 0) wait_stores_read();  // shared memory may not go before
   if (group != 0) return;
   const auto write_state = [&](float* to_s, float* to_z) {
 #pragma unroll
@@ -308,19 +316,25 @@ __global__ void __launch_bounds__(kThreads, 1) causal_forward_kernel(const __gri
 #endif
 }
 
+/// Tensor maps of what `a` names; defined in causal_sm90.cu.
+cudaError_t make_tensor_maps(const CausalArguments& a, bool backward, TensorMaps& maps);
+
 template <int kFeatures, bool kMap>
 cudaError_t launch_forward(const CausalArguments& a, cudaStream_t stream) {
   constexpr int kBytes = ForwardMemory<kFeatures, kMap>::kBytes;
   static_assert(kBytes <= 227 * 1024);
   const dim3 grid(a.shape.batch * a.shape.query_heads, a.plan.segments);
+  TensorMaps maps;
+  cudaError_t error = make_tensor_maps(a, false, maps);
+  if (error != cudaSuccess) return error;
   const auto launch = [&](auto* kernel, dim3 blocks) {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-    if (error != cudaSuccess) return error;
-    kernel<<<blocks, kThreads, kBytes, stream>>>(a);
+    const cudaError_t failed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+    if (failed != cudaSuccess) return failed;
+    kernel<<<blocks, kThreads, kBytes, stream>>>(a, maps);
     return cudaGetLastError();
   };
   if (a.plan.segments > 1) {
-    const cudaError_t error = launch(causal_forward_kernel<kFeatures, kMap, true>, dim3(grid.x, grid.y - 1));
+    error = launch(causal_forward_kernel<kFeatures, kMap, true>, dim3(grid.x, grid.y - 1));
     if (error != cudaSuccess) return error;
   }
   return launch(causal_forward_kernel<kFeatures, kMap, false>, grid);

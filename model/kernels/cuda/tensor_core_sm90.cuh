@@ -40,9 +40,11 @@ __device__ __forceinline__ uint64_t operand(const Tile<kColumns>& tile, int row,
   static_assert(kColumns == 32 || kColumns == 64, "rows of 64 or 128 bytes");
   constexpr uint64_t kLayout = kColumns == 64 ? 1 : 2;  // swizzled over 128 or 64 bytes
   constexpr uint64_t kEightRows = 8 * Tile<kColumns>::kRowBytes;
-  const uint32_t address = kMajor == Major::kK ? tile.base + row * Tile<kColumns>::kRowBytes + step * 32
-                                               : tile.base + (row + step * 16) * Tile<kColumns>::kRowBytes;
-  return uint64_t{(address & 0x3ffff) >> 4} | (uint64_t{1} << 16) | ((kEightRows >> 4) << 32) | (kLayout << 62);
+  const uint32_t offset = kMajor == Major::kK ? row * Tile<kColumns>::kRowBytes + step * 32 : (row + step * 16) * Tile<kColumns>::kRowBytes;
+  // Shared memory ends below 2^18, so the offset (a constant, mostly) cannot carry out of the address field.
+  const uint32_t low = ((tile.base >> 4) | 0x10000u) + (offset >> 4);
+  constexpr uint32_t kHigh = static_cast<uint32_t>(kEightRows >> 4) | static_cast<uint32_t>(kLayout << 30);
+  return uint64_t{kHigh} << 32 | low;
 }
 
 #define T2R_C4(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])

@@ -1,0 +1,71 @@
+#pragma once
+
+// The copy engine of Hopper (TMA): tiles and plain runs of bytes between global and shared memory, and the barriers that tell
+// of their arrival. One thread starts a copy.
+
+#include <cuda.h>
+
+#include "model/kernels/cuda/tensor_core.cuh"
+
+namespace t2r::kernels::cuda::sm90 {
+
+__device__ __forceinline__ void init_barrier(uint32_t barrier) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n" ::"r"(barrier) : "memory");
+}
+/// After init_barrier(), before the first copy.
+__device__ __forceinline__ void publish_barriers() { asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory"); }
+
+/// This phase of the barrier ends when `bytes` have arrived.
+__device__ __forceinline__ void expect_bytes(uint32_t barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ void wait_barrier(uint32_t barrier, int parity) {
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "again:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra ready;\nbra again;\nready:\n}\n" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+
+/// Loads the box of `map` at (column 0, token, head, batch); tokens outside the tensor become zeros.
+__device__ __forceinline__ void load_tile(uint32_t to, const CUtensorMap& map, uint32_t barrier, int token, int head, int batch) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];\n" ::"r"(to),
+      "l"(&map), "r"(barrier), "r"(0), "r"(token), "r"(head), "r"(batch)
+      : "memory");
+}
+
+/// Stores the box of `map`; tokens outside the tensor are left out. Ordinary stores to `from` need make_visible_to_wgmma()
+/// before (it is the same proxy).
+__device__ __forceinline__ void store_tile(const CUtensorMap& map, uint32_t from, int token, int head, int batch) {
+  asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];\n" ::"l"(&map), "r"(from), "r"(0),
+               "r"(token), "r"(head), "r"(batch)
+               : "memory");
+}
+
+__device__ __forceinline__ void load_bytes(uint32_t to, const void* from, int bytes, uint32_t barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(to), "l"(from),
+               "r"(bytes), "r"(barrier)
+               : "memory");
+}
+__device__ __forceinline__ void store_bytes(void* to, uint32_t from, int bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;\n" ::"l"(to), "r"(from), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ void commit_stores() { asm volatile("cp.async.bulk.commit_group;\n" ::: "memory"); }
+/// Until this thread's stores have read their shared memory.
+__device__ __forceinline__ void wait_stores_read() { asm volatile("cp.async.bulk.wait_group.read 0;\n" ::: "memory"); }
+
+/// Sends this warp's 16 rows of `tile`, written by ordinary stores, to global memory.
+template <int kColumns>
+__device__ __forceinline__ void send_rows(const CUtensorMap& map, const Tile<kColumns>& tile, int row, int first, int head, int batch, int lane) {
+  asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+  __syncwarp();
+  if (lane == 0) {
+    store_tile(map, tile.base + row * Tile<kColumns>::kRowBytes, first + row, head, batch);
+    commit_stores();
+  }
+}
+
+}  // namespace t2r::kernels::cuda::sm90
