@@ -6,6 +6,7 @@ if(T2R_CCACHE)
   set(CMAKE_CXX_COMPILER_LAUNCHER
       ${CMAKE_COMMAND} -E env CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime
       ${T2R_CCACHE})
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${T2R_CCACHE})
 endif()
 
 add_library(t2r_warnings INTERFACE)

@@ -8,6 +8,18 @@ find_package(PkgConfig REQUIRED)
 set(TORCH_CUDA_ARCH_LIST "8.0;9.0a" CACHE STRING "CUDA architectures, in Torch's notation")
 find_package(Torch 2.4 REQUIRED)
 
+# CUDA code is built where LibTorch has CUDA, whose package has then found a toolkit and its compiler.
+if(TARGET torch_cuda AND CMAKE_CUDA_COMPILER)
+  set(cuda_found ON)
+else()
+  set(cuda_found OFF)
+endif()
+option(T2R_CUDA "Build the CUDA kernels and what needs a GPU" ${cuda_found})
+if(T2R_CUDA AND NOT cuda_found)
+  message(FATAL_ERROR "T2R_CUDA is on, but there is no LibTorch with CUDA and nvcc of its CUDA version; "
+                      "launch/setup.sh installs both")
+endif()
+
 # Torch's own include folder carries fmt and protobuf headers: only targets that use tensors may see it. The CPU
 # libraries alone are linked; torch_cuda would add a second to the start of every process.
 add_library(t2r_torch INTERFACE)

@@ -159,8 +159,8 @@ Gradients backward_bf16(const Problem& p, const Tensor& states, const Tensor& gr
   const auto stream = c10::cuda::getCurrentCUDAStream();
   check_launch(kernels::cuda::causal_backward_bf16(a, stream), "the backward kernel");
   if (p.weight.defined()) {
-    g.weight = at::empty(p.weight.sizes(), p.state_options());
-    g.bias = at::empty(p.bias.sizes(), p.state_options());
+    g.weight = at::empty(p.weight.sizes(), p.weight.options());
+    g.bias = at::empty(p.bias.sizes(), p.bias.options());
     check_launch(kernels::cuda::sum_parts({.parts = pointer<float>(parts),
                                            .batch = p.shape.batch,
                                            .query_heads = p.shape.query_heads,
@@ -168,12 +168,10 @@ Gradients backward_bf16(const Problem& p, const Tensor& states, const Tensor& gr
                                            .parts_per_item = parts_per_item,
                                            .features = p.shape.feature_size,
                                            .head_size = p.shape.head_size,
-                                           .grad_weight = mutable_pointer<float>(g.weight),
-                                           .grad_bias = mutable_pointer<float>(g.bias)},
+                                           .grad_weight = mutable_pointer<void>(g.weight),
+                                           .grad_bias = mutable_pointer<void>(g.bias)},
                                           stream),
                  "the sum of the map's gradients");
-    g.weight = g.weight.to(p.weight.scalar_type());
-    g.bias = g.bias.to(p.bias.scalar_type());
   }
   return g;
 }

@@ -141,19 +141,12 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_backward_kernel(const __
         }
       }
     };
-    if (a.grad_final_s != nullptr && head % group == 0) {
+    if (a.plan.segments > 1) {
+      const float* const part = a.sums + (int64_t{item} * a.plan.segments + segment) * a.plan.sums_floats;
+      add_state(part, part + features * kHead);
+    } else if (a.grad_final_s != nullptr && head % group == 0) {
       const int64_t state = int64_t{batch} * shape.state_heads + state_head;
       add_state(a.grad_final_s + state * features * kHead, a.grad_final_z + state * features);
-    }
-    for (int later = a.plan.segments - 1; later > segment; --later) {
-      const int first = later * a.plan.chunks_per_segment * kChunk;
-      const int last = min(first + a.plan.chunks_per_segment * kChunk, shape.length) - 1;
-      if (starts != nullptr && starts[last] >= first) {
-        ds.clear();
-        if (warp == kDzWarp) sums.clear();
-      }
-      const float* const part = a.sums + (int64_t{item} * a.plan.segments + later) * a.plan.sums_floats;
-      add_state(part, part + features * kHead);
     }
   }
   const auto publish_state = [&] {
@@ -597,7 +590,8 @@ cudaError_t launch_backward(const CausalArguments& a, cudaStream_t stream) {
     return cudaGetLastError();
   };
   if (a.plan.segments == 1) return launch(causal_backward_kernel<kHead, kFeatures, kChunk, kMap, BackwardPart::kAll>);
-  const cudaError_t error = launch(causal_backward_kernel<kHead, kFeatures, kChunk, kMap, BackwardPart::kRows>);
+  cudaError_t error = launch(causal_backward_kernel<kHead, kFeatures, kChunk, kMap, BackwardPart::kRows>);
+  if (error == cudaSuccess) error = scan_segments(a, true, stream);
   if (error != cudaSuccess) return error;
   return launch(causal_backward_kernel<kHead, kFeatures, kChunk, kMap, BackwardPart::kColumns>);
 }

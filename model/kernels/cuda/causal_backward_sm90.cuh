@@ -148,13 +148,12 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_kernel(const __gr
         }
       }
     };
-    if (a.grad_final_s != nullptr && head % heads_per_state == 0) {
+    if (a.plan.segments > 1) {
+      const float* const part = a.sums + (int64_t{item} * a.plan.segments + segment) * a.plan.sums_floats;
+      add_state(part, part + features * kHead);
+    } else if (a.grad_final_s != nullptr && head % heads_per_state == 0) {
       const int64_t state = int64_t{batch} * shape.state_heads + state_head;
       add_state(a.grad_final_s + state * features * kHead, a.grad_final_z + state * features);
-    }
-    for (int later = a.plan.segments - 1; later > segment; --later) {
-      const float* const part = a.sums + (int64_t{item} * a.plan.segments + later) * a.plan.sums_floats;
-      add_state(part, part + features * kHead);
     }
   }
   const auto publish_state = [&] {
@@ -606,6 +605,7 @@ cudaError_t launch_backward(const CausalArguments& a, cudaStream_t stream) {
   };
   if (a.plan.segments == 1) return launch(causal_backward_kernel<kFeatures, kMap, BackwardPart::kAll>);
   error = launch(causal_backward_kernel<kFeatures, kMap, BackwardPart::kRows>);
+  if (error == cudaSuccess) error = scan_segments(a, true, stream);
   if (error != cudaSuccess) return error;
   return launch(causal_backward_kernel<kFeatures, kMap, BackwardPart::kColumns>);
 }

@@ -5,6 +5,10 @@
 
 namespace t2r::kernels::cuda {
 
+/// Replaces every segment's sums by the state before it (from the initial state on), or, backwards, by the gradient of the
+/// state behind it (from the gradient of the final state on).
+cudaError_t scan_segments(const CausalArguments& arguments, bool backwards, cudaStream_t stream);
+
 /// How the warps of a block share a [kFeatures, kColumns] float32 accumulator whose increments are X^T Y, X and Y being
 /// tiles of a chunk: every warp owns some 16 x 8 tiles of it, in registers.
 template <int kFeatures, int kColumns, int kWarps>

@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "model/kernels/cuda/causal_attention.h"
+#include "model/kernels/cuda/causal_common.cuh"
 #include "model/kernels/cuda/causal_instances.h"
 
 namespace t2r::kernels::cuda {
@@ -11,6 +11,43 @@ double relative_time(int items, int segments, int multiprocessors, bool backward
   const double again = segments == 1 ? 1.0 : backward ? 1.6 : 1.5;
   const int waves = (items * segments + multiprocessors - 1) / multiprocessors;
   return again * waves / segments;
+}
+
+__global__ void scan_segments_kernel(const __grid_constant__ CausalArguments a, bool backwards) {
+  const Shape& shape = a.shape;
+  const int element = blockIdx.x * blockDim.x + threadIdx.x, item = blockIdx.y;
+  const int matrix = shape.feature_size * shape.head_size, segments = a.plan.segments;
+  if (element >= matrix + shape.feature_size) return;
+  const int batch = item / shape.query_heads, head = item % shape.query_heads, group = shape.query_heads / shape.state_heads;
+  const int64_t state = int64_t{batch} * shape.state_heads + head / group;
+  const float* const from_s = backwards ? a.grad_final_s : a.initial_s;
+  const float* const from_z = backwards ? a.grad_final_z : a.initial_z;
+  float running = 0.0F;
+  if (from_s != nullptr && (!backwards || head % group == 0)) {
+    running = element < matrix ? from_s[state * matrix + element] : from_z[state * shape.feature_size + element - matrix];
+  }
+  const int* const starts = a.document_start == nullptr ? nullptr : a.document_start + int64_t{batch} * shape.length;
+  const int tokens = a.plan.chunks_per_segment * a.plan.chunk;
+  float* const sums = a.sums + int64_t{item} * segments * a.plan.sums_floats + element;
+  constexpr int kAtOnce = 8;  // loads on their way at a time
+  for (int begin = 0; begin < segments; begin += kAtOnce) {
+    float own[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      // Nobody computes the sums of what is walked last: nobody needs them.
+      const int segment = backwards ? segments - 1 - begin - i : begin + i;
+      own[i] = begin + i + 1 < segments ? sums[segment * a.plan.sums_floats] : 0.0F;
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int segment = backwards ? segments - 1 - begin - i : begin + i;
+      if (begin + i >= segments) break;
+      sums[segment * a.plan.sums_floats] = running;
+      const int last = min((segment + 1) * tokens, shape.length) - 1;
+      const bool boundary = starts != nullptr && starts[last] >= segment * tokens;
+      running = (boundary ? 0.0F : running) + own[i];
+    }
+  }
 }
 
 __global__ void sum_parts_kernel(PartsSum a) {
@@ -31,7 +68,7 @@ __global__ void sum_parts_kernel(PartsSum a) {
   }
   const bool is_weight = column < weights;
   const int64_t index = is_weight ? int64_t{head} * weights + column : int64_t{head} * a.features + column - weights;
-  (is_weight ? a.grad_weight : a.grad_bias)[index] = sum;
+  static_cast<__nv_bfloat16*>(is_weight ? a.grad_weight : a.grad_bias)[index] = sum;
 }
 
 }  // namespace
@@ -94,6 +131,12 @@ cudaError_t causal_backward_bf16(const CausalArguments& a, cudaStream_t stream) 
 cudaError_t sum_parts(const PartsSum& a, cudaStream_t stream) {
   const int columns = a.features * (a.head_size + 1);
   sum_parts_kernel<<<dim3((columns + 127) / 128, a.state_heads), 128, 0, stream>>>(a);
+  return cudaGetLastError();
+}
+
+cudaError_t scan_segments(const CausalArguments& a, bool backwards, cudaStream_t stream) {
+  const int elements = a.shape.feature_size * (a.shape.head_size + 1);
+  scan_segments_kernel<<<dim3((elements + 127) / 128, a.shape.batch * a.shape.query_heads), 128, 0, stream>>>(a, backwards);
   return cudaGetLastError();
 }
 

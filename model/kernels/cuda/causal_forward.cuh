@@ -104,18 +104,12 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_forward_kernel(const __g
     }
   };
   if (!kSumsOnly) {
-    if (a.initial_s != nullptr) {
+    if (a.plan.segments > 1) {
+      const float* const sums = a.sums + (int64_t{item} * a.plan.segments + segment) * a.plan.sums_floats;
+      add_state(sums, sums + features * kHead);
+    } else if (a.initial_s != nullptr) {
       const int64_t state = int64_t{batch} * shape.state_heads + state_head;
       add_state(a.initial_s + state * features * kHead, a.initial_z + state * features);
-    }
-    for (int earlier = 0; earlier < segment; ++earlier) {
-      const int last = (earlier + 1) * a.plan.chunks_per_segment * kChunk - 1;
-      if (starts != nullptr && starts[last] >= earlier * a.plan.chunks_per_segment * kChunk) {
-        s.clear();
-        z.clear();
-      }
-      const float* const sums = a.sums + (int64_t{item} * a.plan.segments + earlier) * a.plan.sums_floats;
-      add_state(sums, sums + features * kHead);
     }
   }
   const auto publish_state = [&] {
@@ -285,6 +279,8 @@ cudaError_t launch_forward(const CausalArguments& a, cudaStream_t stream) {
     const cudaError_t error =
         launch(causal_forward_kernel<kHead, kFeatures, kChunk, kMap, true>, dim3(grid.x, grid.y - 1));
     if (error != cudaSuccess) return error;
+    const cudaError_t scan_error = scan_segments(a, false, stream);
+    if (scan_error != cudaSuccess) return scan_error;
   }
   return launch(causal_forward_kernel<kHead, kFeatures, kChunk, kMap, false>, grid);
 }

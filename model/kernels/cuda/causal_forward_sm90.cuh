@@ -120,13 +120,12 @@ __global__ void __launch_bounds__(kThreads, 1) causal_forward_kernel(const __gri
       }
   };
   if (!kSumsOnly && group == 0) {
-    if (a.initial_s != nullptr) {
+    if (a.plan.segments > 1) {
+      const float* const sums = a.sums + (int64_t{item} * a.plan.segments + segment) * a.plan.sums_floats;
+      add_state(sums, sums + features * kHead);
+    } else if (a.initial_s != nullptr) {
       const int64_t state = int64_t{batch} * shape.state_heads + state_head;
       add_state(a.initial_s + state * features * kHead, a.initial_z + state * features);
-    }
-    for (int earlier = 0; earlier < segment; ++earlier) {
-      const float* const sums = a.sums + (int64_t{item} * a.plan.segments + earlier) * a.plan.sums_floats;
-      add_state(sums, sums + features * kHead);
     }
   }
   const auto publish_state = [&](int turn) {
@@ -335,6 +334,7 @@ cudaError_t launch_forward(const CausalArguments& a, cudaStream_t stream) {
   };
   if (a.plan.segments > 1) {
     error = launch(causal_forward_kernel<kFeatures, kMap, true>, dim3(grid.x, grid.y - 1));
+    if (error == cudaSuccess) error = scan_segments(a, false, stream);
     if (error != cudaSuccess) return error;
   }
   return launch(causal_forward_kernel<kFeatures, kMap, false>, grid);
