@@ -21,5 +21,6 @@ int run_verify(const Invocation& invocation);
 int run_train(const Invocation& invocation);
 int run_evaluate(const Invocation& invocation);
 int run_generate(const Invocation& invocation);
+int run_bench_attention(const Invocation& invocation);
 
 }  // namespace t2r::launch

@@ -31,6 +31,9 @@ const std::vector<Command> kCommands = {
     {{"train"}, "pretrain or finetune a model, alone or under mpirun", launch::run_train},
     {{"evaluate"}, "perplexity of a model, per token and per word", launch::run_evaluate},
     {{"generate"}, "continue a prompt", launch::run_generate},
+    {{"bench", "attention"},
+     "time attention on this GPU beside its peers",
+     launch::run_bench_attention},
 };
 
 std::string joined(const std::vector<std::string>& words) {
@@ -44,7 +47,7 @@ void print_usage(std::ostream& out) {
          "[options]\n\n";
   for (const Command& command : kCommands) {
     const std::string name = joined(command.words);
-    out << "  " << name << std::string(16 - name.size(), ' ') << command.summary << "\n";
+    out << "  " << name << std::string(18 - name.size(), ' ') << command.summary << "\n";
   }
 }
 
@@ -66,7 +69,9 @@ int dispatch(int argc, char** argv) {
     }
   }
   const std::string word =
-      arguments[0] == "prepare" && arguments.size() > 1 ? "prepare " + arguments[1] : arguments[0];
+      (arguments[0] == "prepare" || arguments[0] == "bench") && arguments.size() > 1
+          ? arguments[0] + " " + arguments[1]
+          : arguments[0];
   const std::string near = launch::nearest(word, names);
   throw UsageError(concat("unknown command \"",
                           word,

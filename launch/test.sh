@@ -9,7 +9,7 @@ usage() {
 Usage: launch/test.sh [--preset NAME] [CTEST_ARGUMENT...]
 
 Runs launch/build.sh NAME (default release), then ctest there with the arguments that follow, e.g. -R Bucket. Ends with
-ctest's code; no test at all counts as a failure.
+ctest's code; no test at all counts as a failure. Without a GPU the tests that need one (label gpu) are named and left out.
 EOF
 }
 
@@ -26,6 +26,10 @@ main() {
   # shellcheck source=launch/env.sh
   source "$T2R_ROOT/launch/env.sh"
   cd "$T2R_ROOT"
+  if ! nvidia-smi >/dev/null 2>&1; then
+    ctest --test-dir "build/$preset" -N -L gpu | sed -n 's/^  Test *#[0-9]*: /test.sh: not run, no GPU here: /p'
+    set -- -LE gpu "$@"
+  fi
   exec ctest --test-dir "build/$preset" --output-on-failure --no-tests=error "$@"
 }
 

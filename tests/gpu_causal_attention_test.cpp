@@ -1,7 +1,7 @@
 // The GPU operators against the float64 oracle, on any GPU since Ampere. Run with T2R_CUDA_KERNELS=sm80 as well, a Hopper GPU
 // tests both families of kernels.
 #include <ATen/cuda/CUDAGraph.h>
-#include <c10/cuda/CUDAStream.h>
+#include <c10/cuda/CUDAGuard.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>

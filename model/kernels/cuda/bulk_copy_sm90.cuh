@@ -28,18 +28,18 @@ __device__ __forceinline__ void wait_barrier(uint32_t barrier, int parity) {
       : "memory");
 }
 
-/// Loads the box of `map` at (column 0, token, head, batch); tokens outside the tensor become zeros.
-__device__ __forceinline__ void load_tile(uint32_t to, const CUtensorMap& map, uint32_t barrier, int token, int head, int batch) {
+/// Loads the box of `map` at (column, token, head, batch); tokens outside the tensor become zeros.
+__device__ __forceinline__ void load_tile(uint32_t to, const CUtensorMap& map, uint32_t barrier, int column, int token, int head, int batch) {
   asm volatile(
       "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];\n" ::"r"(to),
-      "l"(&map), "r"(barrier), "r"(0), "r"(token), "r"(head), "r"(batch)
+      "l"(&map), "r"(barrier), "r"(column), "r"(token), "r"(head), "r"(batch)
       : "memory");
 }
 
 /// Stores the box of `map`; tokens outside the tensor are left out. Ordinary stores to `from` need make_visible_to_wgmma()
 /// before (it is the same proxy).
-__device__ __forceinline__ void store_tile(const CUtensorMap& map, uint32_t from, int token, int head, int batch) {
-  asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];\n" ::"l"(&map), "r"(from), "r"(0),
+__device__ __forceinline__ void store_tile(const CUtensorMap& map, uint32_t from, int column, int token, int head, int batch) {
+  asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];\n" ::"l"(&map), "r"(from), "r"(column),
                "r"(token), "r"(head), "r"(batch)
                : "memory");
 }
@@ -57,13 +57,13 @@ __device__ __forceinline__ void commit_stores() { asm volatile("cp.async.bulk.co
 /// Until this thread's stores have read their shared memory.
 __device__ __forceinline__ void wait_stores_read() { asm volatile("cp.async.bulk.wait_group.read 0;\n" ::: "memory"); }
 
-/// Sends this warp's 16 rows of `tile`, written by ordinary stores, to global memory.
+/// Sends this warp's 16 rows of `tile`, written by ordinary stores, to global memory, where they begin at `column`.
 template <int kColumns>
-__device__ __forceinline__ void send_rows(const CUtensorMap& map, const Tile<kColumns>& tile, int row, int first, int head, int batch, int lane) {
+__device__ __forceinline__ void send_rows(const CUtensorMap& map, const Tile<kColumns>& tile, int row, int column, int first, int head, int batch, int lane) {
   asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
   __syncwarp();
   if (lane == 0) {
-    store_tile(map, tile.base + row * Tile<kColumns>::kRowBytes, first + row, head, batch);
+    store_tile(map, tile.base + row * Tile<kColumns>::kRowBytes, column, first + row, head, batch);
     commit_stores();
   }
 }

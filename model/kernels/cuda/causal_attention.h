@@ -43,7 +43,7 @@ struct Device {
 enum class Engine {
   kNone,   ///< no tensor-core kernel serves the shape
   kSm80,   ///< mma.sync: every GPU since Ampere, every shape but 128 x 128
-  kSm90,   ///< wgmma: head size 64, at most 64 features, no document boundaries
+  kSm90,   ///< wgmma: head size 64 or 128, at most 64 features, no document boundaries
 };
 
 /// How the work is cut: `chunk` tokens at a time, `segments` blocks of threads along one sequence.

@@ -34,21 +34,6 @@ struct BackwardMemory {
   static constexpr int kBytes = kBarriers + 32 + 1024;
 };
 
-/// Clears what rows `low` (the first two values) and `high` (the others) cannot see: columns `column` and column + 1 after them,
-__device__ __forceinline__ void mask_after(float (&w)[4], int column, int low, int high) {
-  if (column > low) w[0] = 0.0F;
-  if (column + 1 > low) w[1] = 0.0F;
-  if (column > high) w[2] = 0.0F;
-  if (column + 1 > high) w[3] = 0.0F;
-}
-/// or before them.
-__device__ __forceinline__ void mask_before(float (&w)[4], int column, int low, int high) {
-  if (column < low) w[0] = 0.0F;
-  if (column + 1 < low) w[1] = 0.0F;
-  if (column < high) w[2] = 0.0F;
-  if (column + 1 < high) w[3] = 0.0F;
-}
-
 /// causal_backward_kernel on Hopper: the same formulas and the same walk with two warpgroups of 64 rows each. dS^T stays in the
 /// first warpgroup's registers, dW^T in the second's.
 template <int kFeatures, bool kMap, BackwardPart kPart>
@@ -91,10 +76,10 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_kernel(const __gr
     const int slot = chunk % Memory::kStages;
     const uint32_t stage = base + slot * Memory::kStage, barrier = base + Memory::kBarriers + 8 * slot;
     expect_bytes(barrier, Memory::kStage);
-    load_tile(stage + Memory::kK, maps.k, barrier, chunk * kChunk, key_head, batch);
-    load_tile(stage + Memory::kQ, maps.q, barrier, chunk * kChunk, head, batch);
-    load_tile(stage + Memory::kV, maps.v, barrier, chunk * kChunk, value_head, batch);
-    load_tile(stage + Memory::kGradO, maps.grad_o, barrier, chunk * kChunk, head, batch);
+    load_tile(stage + Memory::kK, maps.k, barrier, 0, chunk * kChunk, key_head, batch);
+    load_tile(stage + Memory::kQ, maps.q, barrier, 0, chunk * kChunk, head, batch);
+    load_tile(stage + Memory::kV, maps.v, barrier, 0, chunk * kChunk, value_head, batch);
+    load_tile(stage + Memory::kGradO, maps.grad_o, barrier, 0, chunk * kChunk, head, batch);
   };
   const auto has_state = [&](int chunk) { return kRowPart && (chunk > 0 || a.initial_s != nullptr); };
   const auto copy_state = [&](int chunk) {
@@ -356,10 +341,10 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_kernel(const __gr
           wait_products<0>();
           settle(grad);
           stage_rows<kHead>(scratch, row0, grad, 1.0F, 1.0F, lane);
-          send_rows(maps.grad_q, scratch, row0, first, head, batch, lane);
+          send_rows(maps.grad_q, scratch, row0, 0, first, head, batch, lane);
         } else {
           stage_rows<kFeatures>(grad_y_k, row0, dphi, inverse_low, inverse_high, lane);
-          send_rows(maps.grad_q, grad_y_k, row0, first, head, batch, lane);
+          send_rows(maps.grad_q, grad_y_k, row0, 0, first, head, batch, lane);
         }
       };
       if (group == 0) {
@@ -480,7 +465,7 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_kernel(const __gr
         settle(sum);
         // The own rows of v have served everybody: d v leaves through them.
         stage_rows<kHead>(v_tile, row0, dv, 1.0F, 1.0F, lane);
-        send_rows(maps.grad_v, v_tile, row0, first, head, batch, lane);
+        send_rows(maps.grad_v, v_tile, row0, 0, first, head, batch, lane);
 #pragma unroll
         for (int n = 0; n < kFeatures / 8; ++n)
 #pragma unroll
@@ -511,11 +496,11 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_kernel(const __gr
           settle(grad);
           free_scratch();
           stage_rows<kHead>(scratch, row0, grad, 1.0F, 1.0F, lane);
-          send_rows(maps.grad_k, scratch, row0, first, head, batch, lane);
+          send_rows(maps.grad_k, scratch, row0, 0, first, head, batch, lane);
         } else {
           free_scratch();
           stage_rows<kFeatures>(grad_y_k, row0, dphi, 1.0F, 1.0F, lane);
-          send_rows(maps.grad_k, grad_y_k, row0, first, head, batch, lane);
+          send_rows(maps.grad_k, grad_y_k, row0, 0, first, head, batch, lane);
         }
       };
       if (group == 0) {
@@ -589,25 +574,30 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_kernel(const __gr
 #endif
 }
 
+/// Launches one kernel, or, where the sequences are cut, the kernels of the two parts with the scan in between.
+inline cudaError_t launch_backward_kernels(Kernel* all, Kernel* rows, Kernel* columns, int bytes, const CausalArguments& a, cudaStream_t stream) {
+  TensorMaps maps;
+  cudaError_t error = make_tensor_maps(a, true, maps);
+  if (error != cudaSuccess) return error;
+  const auto launch = [&](Kernel* kernel) {
+    const cudaError_t failed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (failed != cudaSuccess) return failed;
+    kernel<<<dim3(a.shape.batch * a.shape.query_heads, a.plan.segments), kThreads, bytes, stream>>>(a, maps);
+    return cudaGetLastError();
+  };
+  if (a.plan.segments == 1) return launch(all);
+  error = launch(rows);
+  if (error == cudaSuccess) error = scan_segments(a, true, stream);
+  return error == cudaSuccess ? launch(columns) : error;
+}
+
 template <int kFeatures, bool kMap>
 cudaError_t launch_backward(const CausalArguments& a, cudaStream_t stream) {
   constexpr int kBytes = BackwardMemory<kFeatures, kMap>::kBytes;
   static_assert(kBytes <= 227 * 1024);
-  const dim3 grid(a.shape.batch * a.shape.query_heads, a.plan.segments);
-  TensorMaps maps;
-  cudaError_t error = make_tensor_maps(a, true, maps);
-  if (error != cudaSuccess) return error;
-  const auto launch = [&](auto* kernel) {
-    const cudaError_t failed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-    if (failed != cudaSuccess) return failed;
-    kernel<<<grid, kThreads, kBytes, stream>>>(a, maps);
-    return cudaGetLastError();
-  };
-  if (a.plan.segments == 1) return launch(causal_backward_kernel<kFeatures, kMap, BackwardPart::kAll>);
-  error = launch(causal_backward_kernel<kFeatures, kMap, BackwardPart::kRows>);
-  if (error == cudaSuccess) error = scan_segments(a, true, stream);
-  if (error != cudaSuccess) return error;
-  return launch(causal_backward_kernel<kFeatures, kMap, BackwardPart::kColumns>);
+  return launch_backward_kernels(&causal_backward_kernel<kFeatures, kMap, BackwardPart::kAll>,
+                                 &causal_backward_kernel<kFeatures, kMap, BackwardPart::kRows>,
+                                 &causal_backward_kernel<kFeatures, kMap, BackwardPart::kColumns>, kBytes, a, stream);
 }
 
 }  // namespace t2r::kernels::cuda::sm90

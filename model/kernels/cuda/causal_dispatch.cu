@@ -81,7 +81,7 @@ Plan plan_causal(const Shape& shape, bool documents, bool backward, const Device
   T2R_FOR_EACH_CAUSAL(T2R_MATCH)
 #undef T2R_MATCH
   if (plan.chunk == 0) return plan;
-  plan.engine = device.hopper && !documents && shape.head_size == 64 && padded <= 64 ? Engine::kSm90 : Engine::kSm80;
+  plan.engine = device.hopper && !documents && shape.head_size >= 64 && padded <= 64 ? Engine::kSm90 : Engine::kSm80;
   plan.padded_features = padded;
   plan.chunks = (shape.length + plan.chunk - 1) / plan.chunk;
   plan.state_record_bytes = int64_t{4} * padded * shape.head_size + 4 * padded;
@@ -105,24 +105,28 @@ Plan plan_causal(const Shape& shape, bool documents, bool backward, const Device
                                : T2R_PASS<HEAD, FEATURES, CHUNK, false>(a, stream);                  \
   }
 
-#define T2R_LAUNCH_SM90(FEATURES)                                                                                  \
-  if (a.plan.engine == Engine::kSm90 && a.plan.padded_features == FEATURES) {                                       \
-    return a.weight != nullptr ? sm90::T2R_PASS<FEATURES, true>(a, stream) : sm90::T2R_PASS<FEATURES, false>(a, stream); \
+#define T2R_LAUNCH_SM90(HEAD, FEATURES, PASS)                                                                        \
+  if (a.plan.engine == Engine::kSm90 && a.shape.head_size == HEAD && a.plan.padded_features == FEATURES) {              \
+    return a.weight != nullptr ? sm90::PASS<FEATURES, true>(a, stream) : sm90::PASS<FEATURES, false>(a, stream);        \
   }
 
 cudaError_t causal_forward_bf16(const CausalArguments& a, cudaStream_t stream) {
+  T2R_LAUNCH_SM90(64, 32, launch_forward)
+  T2R_LAUNCH_SM90(64, 64, launch_forward)
+  T2R_LAUNCH_SM90(128, 32, launch_forward_wide)
+  T2R_LAUNCH_SM90(128, 64, launch_forward_wide)
 #define T2R_PASS launch_forward
-  T2R_LAUNCH_SM90(32)
-  T2R_LAUNCH_SM90(64)
   T2R_FOR_EACH_CAUSAL(T2R_LAUNCH)
 #undef T2R_PASS
   return cudaErrorInvalidValue;
 }
 
 cudaError_t causal_backward_bf16(const CausalArguments& a, cudaStream_t stream) {
+  T2R_LAUNCH_SM90(64, 32, launch_backward)
+  T2R_LAUNCH_SM90(64, 64, launch_backward)
+  T2R_LAUNCH_SM90(128, 32, launch_backward_wide)
+  T2R_LAUNCH_SM90(128, 64, launch_backward_wide)
 #define T2R_PASS launch_backward
-  T2R_LAUNCH_SM90(32)
-  T2R_LAUNCH_SM90(64)
   T2R_FOR_EACH_CAUSAL(T2R_LAUNCH)
 #undef T2R_PASS
   return cudaErrorInvalidValue;

@@ -51,6 +51,21 @@ __device__ __forceinline__ void two_rows(uint32_t (&a)[4], int warp_in_group, in
   a[3] = 0;
 }
 
+/// Clears what rows `low` (the first two values) and `high` (the others) cannot see: columns `column` and column + 1 after them,
+__device__ __forceinline__ void mask_after(float (&w)[4], int column, int low, int high) {
+  if (column > low) w[0] = 0.0F;
+  if (column + 1 > low) w[1] = 0.0F;
+  if (column > high) w[2] = 0.0F;
+  if (column + 1 > high) w[3] = 0.0F;
+}
+/// or before them.
+__device__ __forceinline__ void mask_before(float (&w)[4], int column, int low, int high) {
+  if (column < low) w[0] = 0.0F;
+  if (column + 1 < low) w[1] = 0.0F;
+  if (column < high) w[2] = 0.0F;
+  if (column + 1 < high) w[3] = 0.0F;
+}
+
 /// causal_forward_kernel on Hopper: the same walk with two warpgroups of 64 rows each. The state is kept transposed in the
 /// first warpgroup's registers, whose share of the triangle is the smaller one.
 template <int kFeatures, bool kMap, bool kSumsOnly>
@@ -83,9 +98,9 @@ __global__ void __launch_bounds__(kThreads, 1) causal_forward_kernel(const __gri
     const int slot = (chunk - chunk_begin) % Memory::kStages;
     const uint32_t stage = base + slot * Memory::kStage, barrier = base + Memory::kBarriers + 8 * slot;
     expect_bytes(barrier, kSumsOnly ? Memory::kStage - Memory::kK : Memory::kStage);
-    load_tile(stage + Memory::kK, maps.k, barrier, chunk * kChunk, key_head, batch);
-    if constexpr (!kSumsOnly) load_tile(stage + Memory::kQ, maps.q, barrier, chunk * kChunk, head, batch);
-    load_tile(stage + Memory::kV, maps.v, barrier, chunk * kChunk, value_head, batch);
+    load_tile(stage + Memory::kK, maps.k, barrier, 0, chunk * kChunk, key_head, batch);
+    if constexpr (!kSumsOnly) load_tile(stage + Memory::kQ, maps.q, barrier, 0, chunk * kChunk, head, batch);
+    load_tile(stage + Memory::kV, maps.v, barrier, 0, chunk * kChunk, value_head, batch);
   };
 
   if (tid == 0) {
@@ -280,7 +295,7 @@ __global__ void __launch_bounds__(kThreads, 1) causal_forward_kernel(const __gri
         }
         const Tile<kHead> scratch{Memory::kOwnScratch ? base + Memory::kScratch : stage + Memory::kQ};
         stage_rows<kHead>(scratch, row0, num, scale_low, scale_high, lane);
-        send_rows(maps.o, scratch, row0, first, head, batch, lane);
+        send_rows(maps.o, scratch, row0, 0, first, head, batch, lane);
       };
       if (group == 0) {
         rows.template operator()<64>();
@@ -318,26 +333,32 @@ __global__ void __launch_bounds__(kThreads, 1) causal_forward_kernel(const __gri
 /// Tensor maps of what `a` names; defined in causal_sm90.cu.
 cudaError_t make_tensor_maps(const CausalArguments& a, bool backward, TensorMaps& maps);
 
+using Kernel = void(CausalArguments, TensorMaps);
+
+/// Launches one kernel, or, where the sequences are cut, the kernel that sums segments, the scan and the kernel.
+inline cudaError_t launch_forward_kernels(Kernel* sums_only, Kernel* whole, int bytes, const CausalArguments& a, cudaStream_t stream) {
+  TensorMaps maps;
+  cudaError_t error = make_tensor_maps(a, false, maps);
+  if (error != cudaSuccess) return error;
+  const auto launch = [&](Kernel* kernel, int segments) {
+    const cudaError_t failed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (failed != cudaSuccess) return failed;
+    kernel<<<dim3(a.shape.batch * a.shape.query_heads, segments), kThreads, bytes, stream>>>(a, maps);
+    return cudaGetLastError();
+  };
+  if (a.plan.segments > 1) {
+    error = launch(sums_only, a.plan.segments - 1);
+    if (error == cudaSuccess) error = scan_segments(a, false, stream);
+    if (error != cudaSuccess) return error;
+  }
+  return launch(whole, a.plan.segments);
+}
+
 template <int kFeatures, bool kMap>
 cudaError_t launch_forward(const CausalArguments& a, cudaStream_t stream) {
   constexpr int kBytes = ForwardMemory<kFeatures, kMap>::kBytes;
   static_assert(kBytes <= 227 * 1024);
-  const dim3 grid(a.shape.batch * a.shape.query_heads, a.plan.segments);
-  TensorMaps maps;
-  cudaError_t error = make_tensor_maps(a, false, maps);
-  if (error != cudaSuccess) return error;
-  const auto launch = [&](auto* kernel, dim3 blocks) {
-    const cudaError_t failed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-    if (failed != cudaSuccess) return failed;
-    kernel<<<blocks, kThreads, kBytes, stream>>>(a, maps);
-    return cudaGetLastError();
-  };
-  if (a.plan.segments > 1) {
-    error = launch(causal_forward_kernel<kFeatures, kMap, true>, dim3(grid.x, grid.y - 1));
-    if (error == cudaSuccess) error = scan_segments(a, false, stream);
-    if (error != cudaSuccess) return error;
-  }
-  return launch(causal_forward_kernel<kFeatures, kMap, false>, grid);
+  return launch_forward_kernels(&causal_forward_kernel<kFeatures, kMap, true>, &causal_forward_kernel<kFeatures, kMap, false>, kBytes, a, stream);
 }
 
 }  // namespace t2r::kernels::cuda::sm90

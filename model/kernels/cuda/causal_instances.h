@@ -32,6 +32,12 @@ template <int kFeatures, bool kMap>
 cudaError_t launch_forward(const CausalArguments& arguments, cudaStream_t stream);
 template <int kFeatures, bool kMap>
 cudaError_t launch_backward(const CausalArguments& arguments, cudaStream_t stream);
+
+// Head size 128.
+template <int kFeatures, bool kMap>
+cudaError_t launch_forward_wide(const CausalArguments& arguments, cudaStream_t stream);
+template <int kFeatures, bool kMap>
+cudaError_t launch_backward_wide(const CausalArguments& arguments, cudaStream_t stream);
 }  // namespace sm90
 
 }  // namespace t2r::kernels::cuda

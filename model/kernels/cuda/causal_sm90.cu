@@ -1,4 +1,5 @@
 #include "model/kernels/cuda/causal_backward_sm90.cuh"
+#include "model/kernels/cuda/causal_backward_sm90_wide.cuh"
 
 namespace t2r::kernels::cuda::sm90 {
 namespace {
@@ -42,21 +43,28 @@ cudaError_t make_tensor_maps(const CausalArguments& a, bool backward, TensorMaps
   if (encode == nullptr) return cudaErrorNotSupported;
   const Shape& shape = a.shape;
   const bool has_map = a.weight != nullptr;
-  const int columns = has_map ? kHead : shape.feature_size, box = has_map ? kHead : a.plan.padded_features;
+  const int head_size = shape.head_size, chunk = a.plan.chunk;
+  const int columns = has_map ? head_size : shape.feature_size, box = has_map ? 64 : a.plan.padded_features;
   Encoder make{encode, shape};
-  make(maps.q, a.q, shape.query_heads, columns, box, kChunk);
-  make(maps.k, a.k, shape.key_heads, columns, box, kChunk);
-  make(maps.v, a.v, shape.value_heads, kHead, kHead, kChunk);
+  make(maps.q, a.q, shape.query_heads, columns, box, chunk);
+  make(maps.k, a.k, shape.key_heads, columns, box, chunk);
+  make(maps.v, a.v, shape.value_heads, head_size, 64, chunk);
   if (backward) {
-    make(maps.grad_o, a.grad_o, shape.query_heads, kHead, kHead, kChunk);
+    make(maps.grad_o, a.grad_o, shape.query_heads, head_size, 64, chunk);
     make(maps.grad_q, a.grad_q, shape.query_heads, columns, box, 16);
     make(maps.grad_k, a.grad_k, shape.query_heads, columns, box, 16);
-    make(maps.grad_v, a.grad_v, shape.query_heads, kHead, kHead, 16);
+    make(maps.grad_v, a.grad_v, shape.query_heads, head_size, 64, 16);
   } else {
-    make(maps.o, a.o, shape.query_heads, kHead, kHead, 16);
+    make(maps.o, a.o, shape.query_heads, head_size, 64, 16);
   }
   return make.result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
+
+#define T2R_INSTANTIATE_WIDE(FEATURES)                                                           \
+  template cudaError_t launch_forward_wide<FEATURES, true>(const CausalArguments&, cudaStream_t);  \
+  template cudaError_t launch_forward_wide<FEATURES, false>(const CausalArguments&, cudaStream_t); \
+  template cudaError_t launch_backward_wide<FEATURES, true>(const CausalArguments&, cudaStream_t); \
+  template cudaError_t launch_backward_wide<FEATURES, false>(const CausalArguments&, cudaStream_t);
 
 #define T2R_INSTANTIATE(FEATURES)                                                          \
   template cudaError_t launch_forward<FEATURES, true>(const CausalArguments&, cudaStream_t);  \
@@ -66,5 +74,7 @@ cudaError_t make_tensor_maps(const CausalArguments& a, bool backward, TensorMaps
 
 T2R_INSTANTIATE(32)
 T2R_INSTANTIATE(64)
+T2R_INSTANTIATE_WIDE(32)
+T2R_INSTANTIATE_WIDE(64)
 
 }  // namespace t2r::kernels::cuda::sm90
