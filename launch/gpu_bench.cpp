@@ -2,6 +2,7 @@
 // so that every other command starts without loading CUDA; `t2r bench` becomes it.
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/cuda/CUDAContextLight.h>
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -153,7 +154,7 @@ double time_of(const Attention& attention, const Shape& shape, bool backward) {
     gradients.push_back(at::randn(inputs.back()[2].sizes(), inputs.back()[2].options()));
   }
   const auto call = [&](int i) -> std::vector<Tensor> {
-    const at::AutoGradMode mode(backward);
+    const c10::AutoGradMode mode(backward);
     const Tensor o = attention(inputs[i]);
     if (!backward) return {o};
     return torch::autograd::grad({o}, inputs[i], {gradients[i]}, std::nullopt, false, true);

@@ -39,6 +39,10 @@ pack() {
     strip -o "$to/$name" "$(find_file "$build" "$name")"
   done
   cp "$script" "$to/"
+  # What the programs need from the distribution goes along; LibTorch, CUDA and the compiler's runtime are on the other machine.
+  ldd "$to/t2r_gpu_tests" "$to/t2r_gpu_bench" |
+    awk '$3 ~ "^/(usr/)?lib" && $3 !~ "/lib(c|m|dl|rt|pthread|stdc\\+\\+|gcc_s|gomp|cuda[a-z]*|nv[a-zA-Z-]*)[.]so" {print $3}' |
+    sort -u | xargs -r cp -Lt "$to"
   du -sh "$to"
 }
 
@@ -51,15 +55,16 @@ main() {
       exit 0 ;;
     "" | -*) usage >&2; exit 64 ;;
   esac
-  local build=$1 kernels torch tests bench library script
+  local build=$1 kernels torch tests bench library script packed=''
   tests=$(find_file "$build" t2r_gpu_tests)
   bench=$(find_file "$build" t2r_gpu_bench)
   library=$(find_file "$build" libt2r_ops.so)
   script=$build/load_from_python.py
   [[ -e $script ]] || script=$(dirname "${BASH_SOURCE[0]}")/../tests/load_from_python.py
   nvidia-smi --query-gpu=name,driver_version --format=csv,noheader || fail 1 "no GPU here: nvidia-smi does not run"
+  [[ ! -e $build/load_from_python.py ]] || packed=$build  # libraries that were packed
   torch=$(python3 -c 'import os, torch; print(os.path.dirname(torch.__file__))') || fail 1 "python3 has no torch"
-  LD_LIBRARY_PATH=$(dirname "$library"):$torch/lib:/usr/local/cuda/lib64:${LD_LIBRARY_PATH:-}
+  LD_LIBRARY_PATH=${packed:+$packed:}$(dirname "$library"):$torch/lib:/usr/local/cuda/lib64:${LD_LIBRARY_PATH:-}
   # A symbolised trace for every refused input would take half a minute each.
   export LD_LIBRARY_PATH TORCH_SHOW_CPP_STACKTRACES=0 TORCH_DISABLE_ADDR2LINE=1
   local failed=0
