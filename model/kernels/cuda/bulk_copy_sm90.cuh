@@ -9,6 +9,12 @@
 
 namespace t2r::kernels::cuda::sm90 {
 
+/// Until the kernels before this one in the stream have ended. Everything that touches device memory comes after it; the next
+/// kernel may be brought in from now on, and waits here itself.
+__device__ __forceinline__ void wait_for_earlier_kernels() {
+  asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;\n" ::: "memory");
+}
+
 __device__ __forceinline__ void init_barrier(uint32_t barrier) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n" ::"r"(barrier) : "memory");
 }
@@ -34,6 +40,13 @@ __device__ __forceinline__ void load_tile(uint32_t to, const CUtensorMap& map, u
       "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];\n" ::"r"(to),
       "l"(&map), "r"(barrier), "r"(column), "r"(token), "r"(head), "r"(batch)
       : "memory");
+}
+
+/// Brings the box of `map` near: to the L2 cache.
+__device__ __forceinline__ void prefetch_tile(const CUtensorMap& map, int column, int token, int head, int batch) {
+  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global [%0, {%1, %2, %3, %4}];\n" ::"l"(&map), "r"(column), "r"(token), "r"(head),
+               "r"(batch)
+               : "memory");
 }
 
 /// Stores the box of `map`; tokens outside the tensor are left out. Ordinary stores to `from` need make_visible_to_wgmma()

@@ -96,6 +96,9 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_kernel(const __gr
   if (tid == 0) {
     for (int barrier = 0; barrier <= Memory::kStages; ++barrier) init_barrier(base + Memory::kBarriers + 8 * barrier);
     publish_barriers();
+  }
+  wait_for_earlier_kernels();
+  if (tid == 0) {
     copy_chunk(chunk_end - 1);
   }
   copy_state(chunk_end - 1);
@@ -582,8 +585,7 @@ inline cudaError_t launch_backward_kernels(Kernel* all, Kernel* rows, Kernel* co
   const auto launch = [&](Kernel* kernel) {
     const cudaError_t failed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (failed != cudaSuccess) return failed;
-    kernel<<<dim3(a.shape.batch * a.shape.query_heads, a.plan.segments), kThreads, bytes, stream>>>(a, maps);
-    return cudaGetLastError();
+    return launch_early(kernel, dim3(a.shape.batch * a.shape.query_heads, a.plan.segments), kThreads, bytes, stream, a, maps);
   };
   if (a.plan.segments == 1) return launch(all);
   error = launch(rows);

@@ -77,20 +77,41 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_wide_kernel(const
   float* const saved_e = saved_denominator + shape.length;
 
   const uint32_t state_barrier = base + Memory::kBarriers + 8 * Memory::kStages;
-  const auto copy_chunk = [&](int chunk) {
+  // With one stage only, a chunk is loaded in two parts, as its places become free; the L2 cache has it before.
+  const auto copy_keys = [&](int chunk) {
+    if (tid != 0 || chunk < chunk_begin) return;
+    const int slot = chunk % Memory::kStages;
+    const uint32_t stage = base + slot * Memory::kStage, barrier = base + Memory::kBarriers + 8 * slot;
+#pragma unroll
+    for (int i = 0; i < Memory::kInputTiles; ++i)
+      load_tile(stage + Memory::kK + i * Memory::kInputTile, maps.k, barrier, 64 * i, chunk * kWideChunk, key_head, batch);
+  };
+  const auto copy_others = [&](int chunk) {
     if (tid != 0 || chunk < chunk_begin) return;
     const int slot = chunk % Memory::kStages, token = chunk * kWideChunk;
     const uint32_t stage = base + slot * Memory::kStage, barrier = base + Memory::kBarriers + 8 * slot;
     expect_bytes(barrier, Memory::kStage);
 #pragma unroll
-    for (int i = 0; i < Memory::kInputTiles; ++i) {
-      load_tile(stage + Memory::kK + i * Memory::kInputTile, maps.k, barrier, 64 * i, token, key_head, batch);
+    for (int i = 0; i < Memory::kInputTiles; ++i)
       load_tile(stage + Memory::kQ + i * Memory::kInputTile, maps.q, barrier, 64 * i, token, head, batch);
-    }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       load_tile(stage + Memory::kV + i * Memory::kTile, maps.v, barrier, 64 * i, token, value_head, batch);
       load_tile(stage + Memory::kGradO + i * Memory::kTile, maps.grad_o, barrier, 64 * i, token, head, batch);
+    }
+  };
+  const auto prefetch_chunk = [&](int chunk) {
+    if (tid != 0 || chunk < chunk_begin) return;
+    const int token = chunk * kWideChunk;
+#pragma unroll
+    for (int i = 0; i < Memory::kInputTiles; ++i) {
+      prefetch_tile(maps.k, 64 * i, token, key_head, batch);
+      prefetch_tile(maps.q, 64 * i, token, head, batch);
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      prefetch_tile(maps.v, 64 * i, token, value_head, batch);
+      prefetch_tile(maps.grad_o, 64 * i, token, head, batch);
     }
   };
   const auto has_state = [&](int chunk) { return kRowPart && (chunk > 0 || a.initial_s != nullptr); };
@@ -108,7 +129,11 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_wide_kernel(const
   if (tid == 0) {
     for (int barrier = 0; barrier <= Memory::kStages; ++barrier) init_barrier(base + Memory::kBarriers + 8 * barrier);
     publish_barriers();
-    copy_chunk(chunk_end - 1);
+  }
+  wait_for_earlier_kernels();
+  if (tid == 0) {
+    copy_others(chunk_end - 1);
+    copy_keys(chunk_end - 1);
   }
   copy_state(chunk_end - 1);
   if constexpr (kMap) {
@@ -187,7 +212,12 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_wide_kernel(const
     if (lane == 0) wait_stores_read();
     make_visible_to_wgmma();
     __syncthreads();
-    if constexpr (Memory::kStages == 2) copy_chunk(chunk - 1);
+    if constexpr (Memory::kStages == 2) {
+      copy_others(chunk - 1);
+      copy_keys(chunk - 1);
+    } else {
+      prefetch_chunk(chunk - 1);
+    }
     wait_barrier(base + Memory::kBarriers + 8 * (chunk % Memory::kStages), turn / Memory::kStages & 1);
     if (has_state(chunk)) wait_barrier(state_barrier, turn & 1);
 
@@ -352,7 +382,7 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_wide_kernel(const
     }
     make_visible_to_wgmma();
     __syncthreads();
-    if constexpr (Memory::kStages == 2) copy_state(chunk - 1);
+    copy_state(chunk - 1);
 
     const auto start_sums = [&] {  // what needs R, e and d y of the queries alone
 #pragma unroll
@@ -476,6 +506,7 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_wide_kernel(const
       }
       make_visible_to_wgmma();
       __syncthreads();
+      if constexpr (Memory::kStages == 1) copy_others(chunk - 1);
     } else {
       begin_products();
       start_sums();
@@ -499,10 +530,9 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_wide_kernel(const
       settle(dw);
     }
     if constexpr (Memory::kStages == 1) {
-      if (lane == 0) wait_stores_read();
       __syncthreads();
-      copy_chunk(chunk - 1);
-      copy_state(chunk - 1);
+      if constexpr (!kColumnPart) copy_others(chunk - 1);
+      copy_keys(chunk - 1);
     }
   }
 

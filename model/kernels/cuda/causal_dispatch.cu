@@ -6,11 +6,12 @@
 namespace t2r::kernels::cuda {
 namespace {
 
-// Relative time of a sequence cut into n segments: whole waves of blocks, and the second reading that cutting costs.
-double relative_time(int items, int segments, int multiprocessors, bool backward) {
+// Relative time of sequences cut into segments: whole waves of blocks, each with its start and end (about three chunks' worth,
+// measured), and the second reading that cutting costs.
+double relative_time(int items, int chunks, int segments, int multiprocessors, bool backward) {
   const double again = segments == 1 ? 1.0 : backward ? 1.6 : 1.5;
   const int waves = (items * segments + multiprocessors - 1) / multiprocessors;
-  return again * waves / segments;
+  return again * waves * ((chunks + segments - 1) / segments + 3);
 }
 
 __global__ void scan_segments_kernel(const __grid_constant__ CausalArguments a, bool backwards) {
@@ -51,6 +52,9 @@ __global__ void scan_segments_kernel(const __grid_constant__ CausalArguments a, 
 }
 
 __global__ void sum_parts_kernel(PartsSum a) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;\n" ::: "memory");  // see launch_early()
+#endif
   const int column = blockIdx.x * blockDim.x + threadIdx.x, head = blockIdx.y;
   const int weights = a.features * a.head_size, group = a.query_heads / a.state_heads;
   if (column >= weights + a.features) return;
@@ -89,8 +93,8 @@ Plan plan_causal(const Shape& shape, bool documents, bool backward, const Device
   const int items = shape.batch * shape.query_heads;
   int best = 1;
   for (int segments = 2; segments <= std::min(plan.chunks / 4, 64); ++segments) {
-    if (relative_time(items, segments, device.multiprocessors, backward) <
-        0.97 * relative_time(items, best, device.multiprocessors, backward)) {
+    if (relative_time(items, plan.chunks, segments, device.multiprocessors, backward) <
+        0.97 * relative_time(items, plan.chunks, best, device.multiprocessors, backward)) {
       best = segments;
     }
   }
@@ -134,7 +138,9 @@ cudaError_t causal_backward_bf16(const CausalArguments& a, cudaStream_t stream) 
 
 cudaError_t sum_parts(const PartsSum& a, cudaStream_t stream) {
   const int columns = a.features * (a.head_size + 1);
-  sum_parts_kernel<<<dim3((columns + 127) / 128, a.state_heads), 128, 0, stream>>>(a);
+  const dim3 blocks((columns + 127) / 128, a.state_heads);
+  if (a.engine == Engine::kSm90) return launch_early(sum_parts_kernel, blocks, 128, 0, stream, a);
+  sum_parts_kernel<<<blocks, 128, 0, stream>>>(a);
   return cudaGetLastError();
 }
 

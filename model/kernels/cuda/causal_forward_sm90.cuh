@@ -106,6 +106,9 @@ __global__ void __launch_bounds__(kThreads, 1) causal_forward_kernel(const __gri
   if (tid == 0) {
     for (int slot = 0; slot < Memory::kStages; ++slot) init_barrier(base + Memory::kBarriers + 8 * slot);
     publish_barriers();
+  }
+  wait_for_earlier_kernels();
+  if (tid == 0) {
     for (int ahead = 0; ahead < Memory::kStages - 1; ++ahead) copy_chunk(chunk_begin + ahead);
   }
   if constexpr (kMap) {
@@ -343,8 +346,7 @@ inline cudaError_t launch_forward_kernels(Kernel* sums_only, Kernel* whole, int 
   const auto launch = [&](Kernel* kernel, int segments) {
     const cudaError_t failed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (failed != cudaSuccess) return failed;
-    kernel<<<dim3(a.shape.batch * a.shape.query_heads, segments), kThreads, bytes, stream>>>(a, maps);
-    return cudaGetLastError();
+    return launch_early(kernel, dim3(a.shape.batch * a.shape.query_heads, segments), kThreads, bytes, stream, a, maps);
   };
   if (a.plan.segments > 1) {
     error = launch(sums_only, a.plan.segments - 1);

@@ -80,6 +80,9 @@ __global__ void __launch_bounds__(kThreads, 1) causal_forward_wide_kernel(const 
   if (tid == 0) {
     for (int slot = 0; slot < Memory::kStages; ++slot) init_barrier(base + Memory::kBarriers + 8 * slot);
     publish_barriers();
+  }
+  wait_for_earlier_kernels();
+  if (tid == 0) {
     for (int ahead = 0; ahead < Memory::kStages - 1; ++ahead) copy_chunk(chunk_begin + ahead);
   }
   if constexpr (kMap) {
