@@ -168,7 +168,6 @@ Gradients backward_bf16(const Problem& p, const Tensor& states, const Tensor& gr
                                            .parts_per_item = parts_per_item,
                                            .features = p.shape.feature_size,
                                            .head_size = p.shape.head_size,
-                                           .engine = a.plan.engine,
                                            .grad_weight = mutable_pointer<void>(g.weight),
                                            .grad_bias = mutable_pointer<void>(g.bias)},
                                           stream),

@@ -91,7 +91,6 @@ Plan plan_causal(const Shape& shape, bool documents, bool backward, const Device
 struct PartsSum {
   const float* parts = nullptr;  ///< CausalArguments::grad_weight
   int batch = 0, query_heads = 0, state_heads = 0, parts_per_item = 0, features = 0, head_size = 0;
-  Engine engine = Engine::kSm80;  ///< of the backward before
   void* grad_weight = nullptr;  ///< bf16 [state_heads, features, head_size]
   void* grad_bias = nullptr;    ///< bf16 [state_heads, features]
 };

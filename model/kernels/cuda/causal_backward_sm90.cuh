@@ -5,6 +5,22 @@
 
 namespace t2r::kernels::cuda::sm90 {
 
+/// What the launch for the rows has left for the launch for the columns, of this lane's rows `low` and low + 8 behind `first`.
+struct RowValues {
+  float denominator_low = 1.0F, denominator_high = 1.0F, e_low = 0.0F, e_high = 0.0F;
+
+  __device__ __forceinline__ RowValues(const float* denominators, const float* e, int first, int low, int length) {
+    if (first + low < length) {
+      denominator_low = denominators[first + low];
+      e_low = e[first + low];
+    }
+    if (first + low + 8 < length) {
+      denominator_high = denominators[first + low + 8];
+      e_high = e[first + low + 8];
+    }
+  }
+};
+
 template <int kFeatures, bool kMap>
 struct BackwardMemory {
   static constexpr int kInput = kMap ? kHead : kFeatures;
@@ -146,19 +162,15 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_kernel(const __gr
   }
   const auto publish_state = [&] {
     if constexpr (kColumnPart) {
-#pragma unroll
-      for (int n = 0; n < kFeatures / 8; ++n)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          uint32_t high_part, low_part;
-          split(sum[n][2 * half], sum[n][2 * half + 1], high_part, low_part);
-          ds_hi.store_pair(low + 8 * half, n, lane & 3, high_part);
-          ds_lo.store_pair(low + 8 * half, n, lane & 3, low_part);
-        }
+      store_split_rows(ds_hi, ds_lo, row0, sum, lane);
       share.for_each(lane, [&](int feature, float value) { dz_shared[warp * kFeatures + feature] = value; });
     }
   };
   if (group == 0) publish_state();
+
+  const auto row_values_of = [&](int chunk) { return RowValues(saved_denominator, saved_e, chunk * kChunk, low, chunk < chunk_begin ? 0 : shape.length); };
+  RowValues next(nullptr, nullptr, 0, 0, 0);
+  if constexpr (!kRowPart) next = row_values_of(chunk_end - 1);
 
   for (int chunk = chunk_end - 1; chunk >= chunk_begin; --chunk) {
     const uint32_t stage = base + (Memory::kStages == 2 ? (chunk & 1) * Memory::kStage : 0);
@@ -203,12 +215,13 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_kernel(const __gr
     }
     float inverse_low = 0.0F, inverse_high = 0.0F;
     if constexpr (!kRowPart) {
-      inverse_low = 1.0F / (low < valid ? saved_denominator[first + low] : 1.0F);
-      inverse_high = 1.0F / (high < valid ? saved_denominator[first + high] : 1.0F);
+      inverse_low = 1.0F / next.denominator_low;
+      inverse_high = 1.0F / next.denominator_high;
       if ((lane & 3) == 0) {
-        e_shared[low] = low < valid ? saved_e[first + low] : 0.0F;
-        e_shared[high] = high < valid ? saved_e[first + high] : 0.0F;
+        e_shared[low] = next.e_low;
+        e_shared[high] = next.e_high;
       }
+      next = row_values_of(chunk - 1);
     }
     if constexpr (kMap && kRowPart) {
       make_visible_to_wgmma();
@@ -316,12 +329,7 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_kernel(const __gr
         for (int step = 0; step < kColumns / 16; ++step)
           product<Major::kMN>(dphi, weights[step], operand<Major::kMN>(phi_k, 0, step), true);
         commit_products();
-#pragma unroll
-        for (int n = 0; n < kFeatures / 8; ++n) {  // R, while the products run
-          const float2 phi_low = unpack(phi_q[n / 2][2 * (n & 1)]), phi_high = unpack(phi_q[n / 2][2 * (n & 1) + 1]);
-          scaled_phi_q.store_pair(low, n, lane & 3, pack(phi_low.x * inverse_low, phi_low.y * inverse_low));
-          scaled_phi_q.store_pair(high, n, lane & 3, pack(phi_high.x * inverse_high, phi_high.y * inverse_high));
-        }
+        store_scaled_rows<kFeatures>(scaled_phi_q, row0, phi_q, inverse_low, inverse_high, lane);  // R, while the products run
         wait_products<0>();
         settle(dphi);
         if constexpr (kMap) {
@@ -356,12 +364,7 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_kernel(const __gr
         rows.template operator()<128>();
       }
     } else {
-#pragma unroll
-      for (int n = 0; n < kFeatures / 8; ++n) {
-        const float2 phi_low = unpack(phi_q[n / 2][2 * (n & 1)]), phi_high = unpack(phi_q[n / 2][2 * (n & 1) + 1]);
-        scaled_phi_q.store_pair(low, n, lane & 3, pack(phi_low.x * inverse_low, phi_low.y * inverse_low));
-        scaled_phi_q.store_pair(high, n, lane & 3, pack(phi_high.x * inverse_high, phi_high.y * inverse_high));
-      }
+      store_scaled_rows<kFeatures>(scaled_phi_q, row0, phi_q, inverse_low, inverse_high, lane);
       make_visible_to_wgmma();
     }
     __syncthreads();
@@ -585,7 +588,8 @@ inline cudaError_t launch_backward_kernels(Kernel* all, Kernel* rows, Kernel* co
   const auto launch = [&](Kernel* kernel) {
     const cudaError_t failed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (failed != cudaSuccess) return failed;
-    return launch_early(kernel, dim3(a.shape.batch * a.shape.query_heads, a.plan.segments), kThreads, bytes, stream, a, maps);
+    kernel<<<dim3(a.shape.batch * a.shape.query_heads, a.plan.segments), kThreads, bytes, stream>>>(a, maps);  // early: measured slower
+    return cudaGetLastError();
   };
   if (a.plan.segments == 1) return launch(all);
   error = launch(rows);

@@ -182,15 +182,7 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_wide_kernel(const
   }
   const auto publish_state = [&] {
     if constexpr (kColumnPart) {
-#pragma unroll
-      for (int n = 0; n < kFeatures / 8; ++n)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          uint32_t high_part, low_part;
-          split(ds[n][2 * half], ds[n][2 * half + 1], high_part, low_part);
-          ds_hi.store_pair(column_low + 8 * half, n, lane & 3, high_part);
-          ds_lo.store_pair(column_low + 8 * half, n, lane & 3, low_part);
-        }
+      store_split_rows(ds_hi, ds_lo, group * kHalfHead + row0, ds, lane);
       if (group == 0) share.for_each(lane, [&](int feature, float value) { dz_shared[warp * kFeatures + feature] = value; });
     }
   };
@@ -199,6 +191,10 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_wide_kernel(const
     if (lane == 0) wait_stores_read();
     __syncwarp();
   };
+
+  const auto row_values_of = [&](int chunk) { return RowValues(saved_denominator, saved_e, chunk * kWideChunk, low, chunk < chunk_begin ? 0 : shape.length); };
+  RowValues next(nullptr, nullptr, 0, 0, 0);
+  if constexpr (!kRowPart) next = row_values_of(chunk_end - 1);
 
   for (int chunk = chunk_end - 1; chunk >= chunk_begin; --chunk) {
     const uint32_t stage = base + chunk % Memory::kStages * Memory::kStage;
@@ -330,12 +326,7 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_wide_kernel(const
       for (int step = 0; step < 4; ++step) product<Major::kMN>(dphi, weights[step], operand<Major::kMN>(phi_k, 0, step), true);
       commit_products();
       if (group == 0) {
-#pragma unroll
-        for (int n = 0; n < kFeatures / 8; ++n) {  // R, while the products run
-          const float2 phi_low = unpack(phi_q[n / 2][2 * (n & 1)]), phi_high = unpack(phi_q[n / 2][2 * (n & 1) + 1]);
-          scaled_phi_q.store_pair(low, n, lane & 3, pack(phi_low.x * inverse_low, phi_low.y * inverse_low));
-          scaled_phi_q.store_pair(high, n, lane & 3, pack(phi_high.x * inverse_high, phi_high.y * inverse_high));
-        }
+        store_scaled_rows<kFeatures>(scaled_phi_q, row0, phi_q, inverse_low, inverse_high, lane);  // R, while the products run
       }
       wait_products<0>();
       settle(dphi);
@@ -364,21 +355,17 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_wide_kernel(const
         send_rows(maps.grad_q, grad_y_k, row0, 0, first, head, batch, lane);
       }
     } else if (group == 0) {
-      inverse_low = 1.0F / (low < valid ? saved_denominator[first + low] : 1.0F);
-      inverse_high = 1.0F / (high < valid ? saved_denominator[first + high] : 1.0F);
+      inverse_low = 1.0F / next.denominator_low;
+      inverse_high = 1.0F / next.denominator_high;
       if ((lane & 3) == 0) {
-        e_shared[low] = low < valid ? saved_e[first + low] : 0.0F;
-        e_shared[high] = high < valid ? saved_e[first + high] : 0.0F;
+        e_shared[low] = next.e_low;
+        e_shared[high] = next.e_high;
       }
+      next = row_values_of(chunk - 1);
       uint32_t phi_q[kSteps][4];
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) phi_q_tile.load_a(phi_q[step], row0, 2 * step, lane);
-#pragma unroll
-      for (int n = 0; n < kFeatures / 8; ++n) {
-        const float2 phi_low = unpack(phi_q[n / 2][2 * (n & 1)]), phi_high = unpack(phi_q[n / 2][2 * (n & 1) + 1]);
-        scaled_phi_q.store_pair(low, n, lane & 3, pack(phi_low.x * inverse_low, phi_low.y * inverse_low));
-        scaled_phi_q.store_pair(high, n, lane & 3, pack(phi_high.x * inverse_high, phi_high.y * inverse_high));
-      }
+      store_scaled_rows<kFeatures>(scaled_phi_q, row0, phi_q, inverse_low, inverse_high, lane);
     }
     make_visible_to_wgmma();
     __syncthreads();
@@ -414,6 +401,7 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_wide_kernel(const
       uint32_t own_phi_k[kSteps][4];
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) phi_k.load_a(own_phi_k[step], row0, 2 * step, lane);
+      share_sums();  // mma.sync: behind queued wgmma it would wait for all of them
       float p[8][4], dp[8][4], dphi[kFeatures / 8][4];
       begin_products();
 #pragma unroll
@@ -432,7 +420,6 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_wide_kernel(const
           product<Major::kK, Major::kMN>(dphi, operand<Major::kK>(tile(Memory::kV, half), 0, step), operand<Major::kMN>(ds_lo, half * 64, step), true);
         }
       start_sums();
-      share_sums();
       wait_products<1>();
       settle(p);
       settle(dp);

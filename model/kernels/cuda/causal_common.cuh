@@ -222,10 +222,7 @@ __device__ __forceinline__ void store_rows(const Tile<kFeatures>& tile,
                                            const uint32_t (&a)[kFeatures / 16][4],
                                            int lane) {
 #pragma unroll
-  for (int n = 0; n < kFeatures / 8; ++n) {
-    tile.store_pair(row + lane / 4, n, lane & 3, a[n / 2][2 * (n & 1)]);
-    tile.store_pair(row + lane / 4 + 8, n, lane & 3, a[n / 2][2 * (n & 1) + 1]);
-  }
+  for (int step = 0; step < kFeatures / 16; ++step) tile.store_a(a[step], row, 2 * step, lane);
 }
 
 /// Starts copying this warp's 16 rows of a [token, column] matrix to `tile`; tokens from `valid_rows` on become zeros.
@@ -277,9 +274,42 @@ __device__ __forceinline__ void stage_rows(const Tile<kColumns>& scratch,
                                            float scale_high,
                                            int lane) {
 #pragma unroll
-  for (int n = 0; n < kColumns / 8; ++n) {
-    scratch.store_pair(scratch_row + lane / 4, n, lane & 3, pack(c[n][0] * scale_low, c[n][1] * scale_low));
-    scratch.store_pair(scratch_row + lane / 4 + 8, n, lane & 3, pack(c[n][2] * scale_high, c[n][3] * scale_high));
+  for (int step = 0; step < kColumns / 16; ++step) {
+    const float(&left)[4] = c[2 * step], (&right)[4] = c[2 * step + 1];
+    const uint32_t packed[4] = {pack(left[0] * scale_low, left[1] * scale_low), pack(left[2] * scale_high, left[3] * scale_high),
+                                pack(right[0] * scale_low, right[1] * scale_low), pack(right[2] * scale_high, right[3] * scale_high)};
+    scratch.store_a(packed, scratch_row, 2 * step, lane);
+  }
+}
+
+/// Writes A fragments of 16 rows, times a factor for each row, to a tile.
+template <int kFeatures>
+__device__ __forceinline__ void store_scaled_rows(const Tile<kFeatures>& tile, int row, const uint32_t (&a)[kFeatures / 16][4],
+                                                  float scale_low, float scale_high, int lane) {
+#pragma unroll
+  for (int step = 0; step < kFeatures / 16; ++step) {
+    uint32_t scaled[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 pair = unpack(a[step][i]);
+      const float scale = (i & 1) == 0 ? scale_low : scale_high;
+      scaled[i] = pack(pair.x * scale, pair.y * scale);
+    }
+    tile.store_a(scaled, row, 2 * step, lane);
+  }
+}
+
+/// Writes 16 rows of C tiles to a pair of tiles, as hi + lo.
+template <int kColumns>
+__device__ __forceinline__ void store_split_rows(const Tile<kColumns>& hi, const Tile<kColumns>& lo, int row,
+                                                 const float (&c)[kColumns / 8][4], int lane) {
+#pragma unroll
+  for (int step = 0; step < kColumns / 16; ++step) {
+    uint32_t high[4], low[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) split(c[2 * step + i / 2][2 * (i & 1)], c[2 * step + i / 2][2 * (i & 1) + 1], high[i], low[i]);
+    hi.store_a(high, row, 2 * step, lane);
+    lo.store_a(low, row, 2 * step, lane);
   }
 }
 

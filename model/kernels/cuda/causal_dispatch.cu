@@ -52,9 +52,6 @@ __global__ void scan_segments_kernel(const __grid_constant__ CausalArguments a, 
 }
 
 __global__ void sum_parts_kernel(PartsSum a) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;\n" ::: "memory");  // see launch_early()
-#endif
   const int column = blockIdx.x * blockDim.x + threadIdx.x, head = blockIdx.y;
   const int weights = a.features * a.head_size, group = a.query_heads / a.state_heads;
   if (column >= weights + a.features) return;
@@ -139,7 +136,6 @@ cudaError_t causal_backward_bf16(const CausalArguments& a, cudaStream_t stream) 
 cudaError_t sum_parts(const PartsSum& a, cudaStream_t stream) {
   const int columns = a.features * (a.head_size + 1);
   const dim3 blocks((columns + 127) / 128, a.state_heads);
-  if (a.engine == Engine::kSm90) return launch_early(sum_parts_kernel, blocks, 128, 0, stream, a);
   sum_parts_kernel<<<blocks, 128, 0, stream>>>(a);
   return cudaGetLastError();
 }

@@ -125,15 +125,7 @@ __global__ void __launch_bounds__(kThreads, 1) causal_forward_wide_kernel(const 
     if constexpr (!kSumsOnly) {
       const uint32_t record = base + Memory::kState + turn * Memory::kStateStride;
       const Tile<kFeatures> hi{record}, lo{record + kFeatures * kWideHead * 2};
-#pragma unroll
-      for (int n = 0; n < kFeatures / 8; ++n)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          uint32_t high_part, low_part;
-          split(s[n][2 * half], s[n][2 * half + 1], high_part, low_part);
-          hi.store_pair(column_low + 8 * half, n, lane & 3, high_part);
-          lo.store_pair(column_low + 8 * half, n, lane & 3, low_part);
-        }
+      store_split_rows(hi, lo, group * kHalfHead + row0, s, lane);
       if (warp == 0 && lane < 4) {
         float2* const to = reinterpret_cast<float2*>(memory + Memory::kState + turn * Memory::kStateStride + 4 * kFeatures * kWideHead);
 #pragma unroll

@@ -104,6 +104,18 @@ struct Tile {
     load_matrices(a, at(row + (lane & 15), unit + (lane >> 4)));
   }
 
+  /// Writes what load_a() reads.
+  __device__ __forceinline__ void store_a(const uint32_t (&a)[4], int row, int unit, int lane) const {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};\n" ::"r"(at(row + (lane & 15), unit + (lane >> 4))),
+                 "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
+                 : "memory");
+#else
+#pragma unroll
+    for (int i = 0; i < 4; ++i) store_pair(row + lane / 4 + 8 * (i & 1), unit + i / 2, lane & 3, a[i]);
+#endif
+  }
+
   /// A fragment of the transpose: m = columns 8 unit .. 8 unit + 15, k = rows row..row+15.
   __device__ __forceinline__ void load_a_transposed(uint32_t (&a)[4], int row, int unit, int lane) const {
     load_matrices_transposed(a, at(row + (lane & 7) + ((lane >> 1) & 8), unit + ((lane >> 3) & 1)));
