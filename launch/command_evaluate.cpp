@@ -133,10 +133,8 @@ int run_evaluate(const Invocation& invocation) {
   const model::LoadedModel loaded = model::load_model(values.model.folder);
   std::optional<ScratchFolder> scratch;
   if (!values.text.empty()) scratch.emplace();
-  const data::Corpus corpus =
-      scratch.has_value()
-          ? corpus_of_text(values, scratch->path())
-          : data::Corpus(std::vector<fs::path>(values.data.begin(), values.data.end()));
+  const data::Corpus corpus = scratch.has_value() ? corpus_of_text(values, scratch->path())
+                                                  : open_corpus(values.data, world, communicator);
   if (corpus.vocab_size() > loaded.model->config().vocab_size) {
     throw ConfigError(concat("the data have token ids up to ",
                              corpus.vocab_size() - 1,

@@ -47,6 +47,33 @@ class Ranks(Case):
         self.assertFalse((self.folder / "mixed" / "checkpoints").exists())
 
 
+class SharedData(Case):
+    def train_in(self, folders, output):
+        """One rank in each folder, with the shards that lie there."""
+        command = ["mpirun", "--oversubscribe", "--bind-to", "none"]
+        for folder in folders:
+            arguments = self.train_arguments(output, "--steps", 2)
+            arguments[arguments.index("--train-data") + 1] = "train"
+            command += ["-wdir", folder, "-n", "1", BINARY, *arguments, ":"]
+        return subprocess.run([*map(str, command[:-1])], capture_output=True, text=True, timeout=120)
+
+    def test_one_rank_of_a_host_verifies_for_all(self):
+        whole, damaged = self.folder / "whole", self.folder / "damaged"
+        for folder in (whole, damaged):
+            shutil.copytree(self.folder / "train", folder / "train")
+        shard = next((damaged / "train").glob("*.h5"))
+        data = bytearray(shard.read_bytes())
+        data[len(data) // 4 * 2] ^= 1  # the low byte of a token: another id of the vocabulary
+        shard.write_bytes(data)
+        refused = self.train_in([damaged, whole], self.folder / "refused")
+        self.fails(refused, 65, f"rank 0: train/{shard.name}", "damaged: the content's hash is")
+        self.assertFalse((self.folder / "refused" / "checkpoints").exists())
+        # Only a rank that does not verify takes it; on a real host both read the same files.
+        taken = self.train_in([whole, damaged], self.folder / "taken")
+        self.assertEqual(taken.returncode, 0, taken.stderr)
+        self.assertEqual(self.train_in([damaged], self.folder / "alone").returncode, 65)
+
+
 class Progress(Case):
     """A bar that is written over on a terminal, plain lines elsewhere."""
 
