@@ -22,11 +22,6 @@
 #include "tests/data_shards.h"
 #include "tests/support.h"
 
-// HDF5 1.10.8 loses some of its own memory when a damaged file is refused; ours is still checked.
-extern "C" const char* __lsan_default_suppressions() {
-  return "leak:libhdf5";
-}
-
 namespace t2r::data {
 namespace {
 
