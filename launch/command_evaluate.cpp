@@ -11,10 +11,10 @@
 #include "base/log.h"
 #include "data/corpus.h"
 #include "data/prepare_lm.h"
-#include "data/tokenizer.h"
 #include "dist/mpi_communicator.h"
 #include "dist/world.h"
 #include "launch/command.h"
+#include "launch/model_options.h"
 #include "launch/options.h"
 #include "launch/perplexity.h"
 #include "launch/ranks.h"
@@ -47,17 +47,15 @@ class ScratchFolder {
 };
 
 struct EvaluateOptions {
-  std::string model, tokenizer;
+  ModelOptions model;
   std::vector<std::string> data, text;
   PerplexityProtocol protocol;
   bool end_of_document = false;
-  int64_t threads = 0;
   bool json = false;
 };
 
 data::Corpus corpus_of_text(const EvaluateOptions& options, const fs::path& scratch) {
-  const auto tokenizer =
-      data::open_tokenizer(options.tokenizer.empty() ? options.model : options.tokenizer);
+  const auto tokenizer = options.model.open_tokenizer();
   data::PrepareLmOptions prepare;
   prepare.inputs.assign(options.text.begin(), options.text.end());
   prepare.output = scratch / "shards";
@@ -108,10 +106,9 @@ int run_evaluate(const Invocation& invocation) {
   values.protocol.scored = 0;
   OptionSet options("evaluate",
                     "Perplexity per token and per word; under mpirun, ranks share the windows.");
-  options.add_required("model", values.model, "Hugging Face folder");
+  values.model.bind(options);
   options.add("data", values.data, "shards (files or folders) of `t2r prepare lm`");
-  options.add("text", values.text, "text files instead of shards");
-  options.add("tokenizer", values.tokenizer, "for --text [default: the model folder's]");
+  options.add("text", values.text, "text files instead of shards, cut by --tokenizer");
   options.add("end-of-document",
               values.end_of_document,
               "for --text: end each file with the tokenizer's end token");
@@ -121,8 +118,6 @@ int run_evaluate(const Invocation& invocation) {
               "targets scored per window, the last ones; 0: all (windows side by side)");
   options.add("batch-size", values.protocol.batch_size, "windows at once");
   options.add("max-tokens", values.protocol.max_tokens, "score at most this many; 0: all");
-  options.add(
-      "threads", values.threads, "per rank; 0: this host's processors divided by its ranks");
   options.add("json", values.json, "print one JSON object");
   if (options.parse(invocation.arguments) == OptionSet::Outcome::kDone) return 0;
   if (values.data.empty() == values.text.empty())
@@ -134,14 +129,12 @@ int run_evaluate(const Invocation& invocation) {
   log::set_rank(world.rank(), world.size());
   dist::MpiCommunicator communicator(world);
   check_same_options(communicator, options);
-  set_threads(values.threads, world);
-  const model::LoadedModel loaded = model::load_model(values.model);
+  set_threads(values.model.threads, world);
+  const model::LoadedModel loaded = model::load_model(values.model.folder);
   std::optional<ScratchFolder> scratch;
   if (!values.text.empty()) scratch.emplace();
-  const data::Corpus corpus =
-      scratch.has_value()
-          ? corpus_of_text(values, scratch->path())
-          : data::Corpus(std::vector<fs::path>(values.data.begin(), values.data.end()));
+  const data::Corpus corpus = scratch.has_value() ? corpus_of_text(values, scratch->path())
+                                                  : open_corpus(values.data, world, communicator);
   if (corpus.vocab_size() > loaded.model->config().vocab_size) {
     throw ConfigError(concat("the data have token ids up to ",
                              corpus.vocab_size() - 1,

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "data/tokenizer.h"
 #include "launch/command.h"
+#include "launch/model_options.h"
 #include "launch/options.h"
 #include "model/generate.h"
 #include "model/hugging_face.h"
@@ -15,8 +16,9 @@ namespace t2r::launch {
 namespace {
 
 struct GenerateOptions {
-  std::string model, tokenizer, prompt, prompt_file;
-  int64_t max_new_tokens = 128, batch_size = 1, seed = 1, threads = 0;
+  ModelOptions model;
+  std::string prompt, prompt_file;
+  int64_t max_new_tokens = 128, batch_size = 1, seed = 1;
   model::SamplingOptions sampling;
   bool ignore_end = false, json = false;
 };
@@ -90,8 +92,7 @@ int run_generate(const Invocation& invocation) {
   OptionSet options(
       "generate",
       "Continue a prompt: linear layers carry a state, softmax layers a key/value cache.");
-  options.add_required("model", values.model, "Hugging Face folder");
-  options.add("tokenizer", values.tokenizer, "[default: the model folder's]");
+  values.model.bind(options);
   options.add("prompt", values.prompt, "text to continue");
   options.add("prompt-file", values.prompt_file, "file with the text to continue");
   options.add("max-new-tokens", values.max_new_tokens, "tokens to add at most");
@@ -104,7 +105,6 @@ int run_generate(const Invocation& invocation) {
               values.batch_size,
               "continue the prompt this many times at once; the first is printed");
   options.add("ignore-end", values.ignore_end, "go on after the end token");
-  options.add("threads", values.threads, "0: all processors");
   options.add("json", values.json, "print the measurements as one JSON object instead of the text");
   if (options.parse(invocation.arguments) == OptionSet::Outcome::kDone) return 0;
   if (values.prompt.empty() == values.prompt_file.empty())
@@ -115,11 +115,10 @@ int run_generate(const Invocation& invocation) {
     throw ConfigError(concat("max-new-tokens = ", values.max_new_tokens, ", allowed: 1 or more"));
   values.sampling.seed = static_cast<uint64_t>(values.seed);
   values.sampling.validate();
-  if (values.threads > 0) at::set_num_threads(static_cast<int>(values.threads));
+  if (values.model.threads > 0) at::set_num_threads(static_cast<int>(values.model.threads));
 
-  const auto tokenizer =
-      data::open_tokenizer(values.tokenizer.empty() ? values.model : values.tokenizer);
-  const model::LoadedModel loaded = model::load_model(values.model);
+  const auto tokenizer = values.model.open_tokenizer();
+  const model::LoadedModel loaded = model::load_model(values.model.folder);
   const std::string text =
       values.prompt_file.empty() ? values.prompt : read_file(values.prompt_file);
   const std::vector<int32_t> ids = tokenizer->encode(text);

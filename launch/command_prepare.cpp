@@ -1,6 +1,4 @@
-#include <unistd.h>
-
-#include <cstdio>
+#include <functional>
 #include <iostream>
 #include <thread>
 
@@ -14,6 +12,7 @@
 #include "launch/agreement.h"
 #include "launch/command.h"
 #include "launch/options.h"
+#include "launch/progress.h"
 #include "launch/ranks.h"
 
 namespace t2r::launch {
@@ -23,31 +22,19 @@ std::vector<std::filesystem::path> as_paths(const std::vector<std::string>& name
   return {names.begin(), names.end()};
 }
 
-// One line on a terminal, one line per tenth elsewhere.
+// Shows every percent on a terminal, every tenth elsewhere.
 class PrepareProgressLine {
  public:
-  explicit PrepareProgressLine(bool is_shown)
-      : is_shown_(is_shown), is_terminal_(::isatty(STDERR_FILENO) == 1) {}
-
   void operator()(int64_t done, int64_t total) {
-    const auto percent = static_cast<int>(total > 0 ? 100 * done / total : 100);
-    if (!is_shown_ || percent < next_) return;
-    next_ = percent + (is_terminal_ ? 1 : 10);
-    if (is_terminal_) {
-      std::fprintf(stderr,
-                   "\r%3d %% of %.1f MB%s",
-                   percent,
-                   static_cast<double>(total) / 1e6,
-                   percent == 100 ? "\n" : "");
-    } else {
-      log::info(concat("prepared ", percent, " % of ", total, " bytes"));
-    }
+    const int64_t percent = total > 0 ? 100 * done / total : 100;
+    if (percent < next_) return;
+    next_ = percent + (line_.is_terminal() ? 1 : 10);
+    line_.show(done, total, concat("prepared ", percent, " % of ", total, " bytes"));
   }
 
  private:
-  bool is_shown_;
-  bool is_terminal_;
-  int next_ = 0;
+  ProgressLine line_;
+  int64_t next_ = 0;
 };
 
 data::PrepareSummary sum_over_ranks(dist::Communicator& communicator,
@@ -135,8 +122,10 @@ int run_prepare_lm(const Invocation& invocation) {
   data::PrepareSummary own;
   on_all_ranks(communicator, [&] {
     const auto tokenizer = data::open_tokenizer(tokenizer_path);
-    own = data::prepare_lm(
-        *tokenizer, prepare, world.rank(), world.size(), PrepareProgressLine(world.rank() == 0));
+    PrepareProgressLine line;
+    data::PrepareProgress progress;
+    if (world.rank() == 0) progress = std::ref(line);
+    own = data::prepare_lm(*tokenizer, prepare, world.rank(), world.size(), progress);
   });
   const data::PrepareSummary all = sum_over_ranks(communicator, own);
   if (world.rank() == 0) {

@@ -23,10 +23,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-data::Corpus open_corpus(const std::vector<std::string>& names) {
-  return data::Corpus(std::vector<fs::path>(names.begin(), names.end()));
-}
-
 // The tokenizer of the run: its files, after a check that it is the one the shards were made with.
 std::vector<fs::path> tokenizer_files(const TrainConfig& config, const data::Corpus& corpus) {
   const std::string path = !config.tokenizer.empty() ? config.tokenizer : config.model;
@@ -121,9 +117,10 @@ int run_train(const Invocation& invocation) {
   RunFolder folder(config.output, communicator);
   install_stop_signals();
 
-  const data::Corpus train = open_corpus(config.train_data);
+  const data::Corpus train = open_corpus(config.train_data, world, communicator);
   std::optional<data::Corpus> valid;
-  if (!config.valid_data.empty()) valid.emplace(open_corpus(config.valid_data));
+  if (!config.valid_data.empty())
+    valid.emplace(open_corpus(config.valid_data, world, communicator));
   if (valid.has_value() && valid->tokenizer_hash() != train.tokenizer_hash()) {
     throw ConfigError("train-data and valid-data were made with different tokenizers");
   }

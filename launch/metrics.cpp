@@ -1,7 +1,5 @@
 #include "launch/metrics.h"
 
-#include <unistd.h>
-
 #include <cmath>
 #include <cstdio>
 
@@ -43,11 +41,7 @@ std::string object(const std::vector<std::pair<std::string, std::string>>& field
 }  // namespace
 
 MetricsLog::MetricsLog(const std::filesystem::path& file, int world_size, int64_t log_every)
-    : path_(file),
-      file_(file, std::ios::app),
-      world_size_(world_size),
-      log_every_(log_every),
-      is_terminal_(::isatty(STDERR_FILENO) == 1) {
+    : path_(file), file_(file, std::ios::app), world_size_(world_size), log_every_(log_every) {
   if (!file_) throw WriteError(concat(file.string(), ": cannot open for appending"));
 }
 
@@ -113,19 +107,7 @@ void MetricsLog::step(const StepMetrics& m) {
                 duration(step_seconds * static_cast<double>(m.total_steps - m.step)).c_str());
   window_tokens_ = 0;
   window_seconds_ = window_wait_ = window_exposed_ = 0.0;
-  if (!is_terminal_) {
-    log::info(text);
-    return;
-  }
-  constexpr int kBarWidth = 20;
-  const auto filled = static_cast<int>(kBarWidth * m.step / m.total_steps);
-  std::fprintf(stderr,
-               "\r\033[K[%s%s] %s",
-               std::string(filled, '#').c_str(),
-               std::string(kBarWidth - filled, '.').c_str(),
-               text);
-  has_bar_ = true;
-  if (is_last) finish_line();
+  progress_.show(m.step, m.total_steps, text);
 }
 
 void MetricsLog::event(const std::string& name,
@@ -133,11 +115,6 @@ void MetricsLog::event(const std::string& name,
   std::vector<std::pair<std::string, std::string>> fields{{"event", "\"" + name + "\""}};
   for (const auto& [key, value] : values) fields.emplace_back(key, number(value));
   write(object(fields));
-}
-
-void MetricsLog::finish_line() {
-  if (has_bar_) std::fputc('\n', stderr);
-  has_bar_ = false;
 }
 
 }  // namespace t2r::launch

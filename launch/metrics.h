@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "launch/progress.h"
+
 namespace t2r::launch {
 
 /// What is known about one optimizer step; losses in nats per token.
@@ -39,7 +41,7 @@ class MetricsLog {
   void event(const std::string& name, const std::vector<std::pair<std::string, double>>& values);
 
   /// Ends the progress bar's line, if there is one.
-  void finish_line();
+  void finish_line() { progress_.finish(); }
 
  private:
   void write(const std::string& json);
@@ -48,8 +50,7 @@ class MetricsLog {
   std::ofstream file_;
   int world_size_;
   int64_t log_every_;
-  bool is_terminal_;
-  bool has_bar_ = false;
+  ProgressLine progress_;
   // Throughput since the last line; the first two steps warm up and are left out.
   int64_t num_seen_ = 0;
   int64_t window_tokens_ = 0;

@@ -5,9 +5,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <filesystem>
+#include <optional>
 #include <sstream>
 
 #include "base/error.h"
+#include "launch/agreement.h"
 
 namespace t2r::launch {
 
@@ -39,6 +42,17 @@ void check_same_options(dist::Communicator& communicator, const OptionSet& optio
       }
     }
   }
+}
+
+data::Corpus open_corpus(const std::vector<std::string>& names,
+                         const dist::World& world,
+                         dist::Communicator& communicator) {
+  const std::vector<std::filesystem::path> paths(names.begin(), names.end());
+  std::optional<data::Corpus> corpus;
+  on_all_ranks(communicator, [&] {
+    corpus.emplace(paths, data::CorpusOptions{.verify = world.local_rank() == 0});
+  });
+  return std::move(*corpus);
 }
 
 }  // namespace t2r::launch

@@ -1,5 +1,10 @@
 #pragma once
 
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "data/corpus.h"
 #include "dist/communicator.h"
 #include "dist/world.h"
 #include "launch/options.h"
@@ -13,5 +18,12 @@ int64_t set_threads(int64_t threads, const dist::World& world);
 /// Names the first option that is not the same on all ranks. Collective: every rank, same order.
 /// @throws ConfigError  on every rank
 void check_same_options(dist::Communicator& communicator, const OptionSet& options);
+
+/// Opens the same shards on every rank; one rank of each host reads them whole and verifies them
+/// for all of that host. Collective: every rank, same order.
+/// @throws ConfigError, DataError  on every rank, as data::Corpus does on any
+data::Corpus open_corpus(const std::vector<std::string>& names,
+                         const dist::World& world,
+                         dist::Communicator& communicator);
 
 }  // namespace t2r::launch

@@ -15,8 +15,7 @@ using torch::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr int64_t kRowGrain = 16;         // rows per parallel task
-constexpr int64_t kElementGrain = 16384;  // elements per parallel task
+constexpr int64_t kRowGrain = 16;  // rows per parallel task
 
 void check_cpu_float(const Tensor& x, const char* op, const char* name) {
   if (!x.device().is_cpu() ||

@@ -20,11 +20,7 @@
 #include "data/corpus_writer.h"
 #include "data/h5_file.h"
 #include "tests/data_shards.h"
-
-// HDF5 1.10.8 loses some of its own memory when a damaged file is refused; ours is still checked.
-extern "C" const char* __lsan_default_suppressions() {
-  return "leak:libhdf5";
-}
+#include "tests/support.h"
 
 namespace t2r::data {
 namespace {

@@ -15,6 +15,7 @@
 #include "data/corpus.h"
 #include "data/sampler.h"
 #include "tests/data_shards.h"
+#include "tests/support.h"
 
 namespace t2r::data {
 namespace {

@@ -8,7 +8,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <filesystem>
 #include <map>
 #include <random>
@@ -20,6 +19,7 @@
 #include "base/error.h"
 #include "data/corpus.h"
 #include "tests/data_shards.h"
+#include "tests/support.h"
 
 namespace t2r::data {
 namespace {
@@ -415,10 +415,7 @@ TEST(PrepareLm, NamesTheOptionThatIsNotAllowed) {
 
 /// Articles of the WikiText-2 evaluation files, 60 each (Merity et al. 2016, table 1).
 TEST(PrepareLm, FindsTheArticlesOfWikitext) {
-  const char* shared = std::getenv("T2R_SHARED");
-  const std::filesystem::path root =
-      shared != nullptr ? shared : std::filesystem::path(T2R_SOURCE_DIR) / ".." / "shared";
-  const std::filesystem::path folder_of_text = root / "data" / "wikitext-2";
+  const std::filesystem::path folder_of_text = test::shared_folder() / "data" / "wikitext-2";
   EXPECT_THAT(cut(" = A = \n \n a \n \n = B = \n", {.document_mode = "wikitext"}).size(), 2u);
   if (!std::filesystem::exists(folder_of_text / "valid.txt")) return;
   const TemporaryFolder folder;

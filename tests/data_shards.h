@@ -1,13 +1,10 @@
 #pragma once
 
 #include <gtest/gtest.h>
-#include <stdlib.h>
 
-#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <numeric>
 #include <optional>
 #include <string>
@@ -15,43 +12,10 @@
 #include <thread>
 #include <vector>
 
-#include "base/error.h"
 #include "data/corpus_writer.h"
 #include "data/tokenizer.h"
 
 namespace t2r::test {
-
-/// A folder that is removed with everything in it at the end of the test.
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "t2r-test-XXXXXX").string();
-    if (::mkdtemp(pattern.data()) == nullptr) throw WriteError(pattern + ": mkdtemp failed");
-    path_ = pattern;
-  }
-  ~TemporaryFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-
-  std::filesystem::path operator/(std::string_view name) const { return path_ / name; }
-  const std::filesystem::path& path() const { return path_; }
-
-  /// Names of all files and folders in it, sorted.
-  std::vector<std::string> names() const {
-    std::vector<std::string> names;
-    for (const auto& entry : std::filesystem::directory_iterator(path_)) {
-      names.push_back(entry.path().filename().string());
-    }
-    std::sort(names.begin(), names.end());
-    return names;
-  }
-
- private:
-  std::filesystem::path path_;
-};
 
 /// One token per byte, its value; 256 ends a document.
 class ByteTokenizer : public data::Tokenizer {
@@ -90,10 +54,6 @@ inline std::vector<int32_t> count_up(int32_t first, size_t count) {
   std::vector<int32_t> ids(count);
   std::iota(ids.begin(), ids.end(), first);
   return ids;
-}
-
-inline void write_text(const std::filesystem::path& path, std::string_view text) {
-  std::ofstream(path, std::ios::binary) << text;
 }
 
 inline void sleep_us(int64_t duration_us) {

@@ -3,9 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
-#include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -20,26 +18,21 @@
 #include "data/sentencepiece_tokenizer.h"
 #include "data/utf8.h"
 #include "tests/data_shards.h"
+#include "tests/support.h"
 
 namespace t2r::data {
 namespace {
 
 using test::message_of;
+using test::path_from_environment;
+using test::shared_folder;
+using test::TemporaryFolder;
 
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
 const fs::path kRoot = T2R_SOURCE_DIR;
 const fs::path kGoldens = kRoot / "tests/goldens/tokenizers";
-
-fs::path path_from_environment(const char* name, const fs::path& otherwise) {
-  const char* value = std::getenv(name);
-  return value != nullptr ? fs::path(value) : otherwise;
-}
-
-fs::path shared_folder() {
-  return path_from_environment("T2R_SHARED", kRoot / "../shared");
-}
 
 Json read_json(const fs::path& path) {
   return Json::parse(read_file(path));
@@ -72,28 +65,6 @@ const std::vector<std::string>& hostile_strings() {
   }();
   return strings;
 }
-
-/// A folder that lives as long as one test.
-class ScratchFolder {
- public:
-  ScratchFolder() {
-    std::string pattern = (fs::temp_directory_path() / "t2r_tokenizer_XXXXXX").string();
-    require(::mkdtemp(pattern.data()) != nullptr, "mkdtemp");
-    path_ = pattern;
-  }
-  ~ScratchFolder() { fs::remove_all(path_); }
-  ScratchFolder(const ScratchFolder&) = delete;
-  ScratchFolder& operator=(const ScratchFolder&) = delete;
-
-  fs::path write(const std::string& name, const std::string& content) const {
-    std::ofstream(path_ / name, std::ios::binary) << content;
-    return path_ / name;
-  }
-  const fs::path& path() const { return path_; }
-
- private:
-  fs::path path_;
-};
 
 std::string hash_ids(const std::vector<int32_t>& ids) {
   return hash_bytes(ids.data(), ids.size() * sizeof(int32_t));
@@ -137,7 +108,7 @@ std::string hash_every_code_point(const Tokenizer& tokenizer) {
 
 /// tiny_byte_level's tokenizer.json after `change`, opened.
 std::unique_ptr<Tokenizer> open_changed(const std::function<void(Json&)>& change) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   Json json = read_json(kGoldens / "tiny_byte_level/tokenizer.json");
   change(json);
   return open_tokenizer(folder.write("tokenizer.json", json.dump()));
@@ -200,7 +171,7 @@ TEST(ByteBpe, RefusesIdsOutsideTheVocabulary) {
 
 TEST(ByteBpe, HasOneHashForEveryFormOfATokenizer) {
   const fs::path tiny = kGoldens / "tiny_byte_level";
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   fs::copy_file(tiny / "vocab.json", folder.path() / "encoder.json");
   fs::copy_file(tiny / "merges.txt", folder.path() / "vocab.bpe");
   const auto from_json = open_tokenizer(tiny);
@@ -295,7 +266,7 @@ TEST(ByteBpe, AllowsHolesBetweenIdsAndRefusesToDecodeThem) {
 }
 
 TEST(ByteBpe, RefusesDamagedTokenizerJson) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   const std::string whole = read_file(kGoldens / "tiny_byte_level/tokenizer.json");
   const auto refusal = [&](const std::string& content) {
     const fs::path file = folder.write("tokenizer.json", content);
@@ -369,7 +340,7 @@ TEST(ByteBpe, RefusesByNameWhatItDoesNotDo) {
 }
 
 TEST(ByteBpe, RefusesBadMergeLines) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   folder.write("vocab.json", R"({"a": 0, "b": 1, "ab": 2})");
   const auto refusal = [&](const std::string& merges) {
     folder.write("merges.txt", merges);
@@ -443,7 +414,7 @@ TEST(ByteBpe, GivesHuggingFaceIdsWithSmolLm2Vocabulary) {
   Json json = read_json(file);
   const Json byte_level = {{"type", "ByteLevel"}};
   const Json digits = {{"type", "Digits"}, {"individual_digits", true}};
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   json["pre_tokenizer"] = byte_level;
   expect_real_ids(*open_tokenizer(folder.write("a.json", json.dump())), golden["byte_level"]);
   json["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", {digits, byte_level}}};
@@ -470,7 +441,7 @@ std::string training_text() {
   return text;
 }
 
-SentencePieceTraining tiny_training(const ScratchFolder& folder, const std::string& model_type) {
+SentencePieceTraining tiny_training(const TemporaryFolder& folder, const std::string& model_type) {
   return {.inputs = {folder.write("text.txt", training_text())},
           .output_model = folder.path() / (model_type + ".model"),
           .vocab_size = 400,
@@ -479,7 +450,7 @@ SentencePieceTraining tiny_training(const ScratchFolder& folder, const std::stri
 }
 
 TEST(SentencePiece, ReproducesItsInputAfterTraining) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   for (const char* model_type : {"unigram", "bpe"}) {
     const SentencePieceTraining training = tiny_training(folder, model_type);
     train_sentencepiece(training);
@@ -503,7 +474,7 @@ TEST(SentencePiece, ReproducesItsInputAfterTraining) {
 }
 
 TEST(SentencePiece, TrainsTheSameModelTwice) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   SentencePieceTraining training = tiny_training(folder, "unigram");
   training.threads = 2;
   train_sentencepiece(training);
@@ -515,7 +486,7 @@ TEST(SentencePiece, TrainsTheSameModelTwice) {
 }
 
 TEST(SentencePiece, HashesPieces) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   SentencePieceTraining training = tiny_training(folder, "unigram");
   train_sentencepiece(training);
   const std::string hash = open_tokenizer(training.output_model)->hash();
@@ -526,7 +497,7 @@ TEST(SentencePiece, HashesPieces) {
 }
 
 TEST(SentencePiece, RefusesTrainingThatCannotWork) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   const SentencePieceTraining good = tiny_training(folder, "unigram");
   const auto refusal = [&](auto change) {
     SentencePieceTraining training = good;
@@ -560,7 +531,7 @@ TEST(SentencePiece, RefusesTrainingThatCannotWork) {
 }
 
 TEST(SentencePiece, RefusesDamagedModels) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   const SentencePieceTraining training = tiny_training(folder, "bpe");
   train_sentencepiece(training);
   const std::string whole = read_file(training.output_model);
@@ -574,7 +545,7 @@ TEST(SentencePiece, RefusesDamagedModels) {
 }
 
 TEST(OpenTokenizer, PrefersTokenizerJsonAndThenPairsAndThenModels) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   const auto opened = [&] {
     return open_tokenizer(folder.path())->files().front().filename().string();
   };
@@ -596,7 +567,7 @@ TEST(OpenTokenizer, PrefersTokenizerJsonAndThenPairsAndThenModels) {
 }
 
 TEST(OpenTokenizer, RefusesPathsThatAreNoTokenizer) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   expect_mentions(message_of<ConfigError>([&] { open_tokenizer(folder.path() / "absent"); }),
                   {"absent"});
   const fs::path file = folder.write("notes.txt", "x");

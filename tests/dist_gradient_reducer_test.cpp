@@ -281,6 +281,7 @@ TEST(GradientReducer, NamesTheParameterWhenBackwardKeepsAGraph) {
       model.bias.pow(2).sum().backward({}, /*retain_graph=*/true, /*create_graph=*/true);
     };
     EXPECT_THAT(contract_message(backward), HasSubstr("grad of parameter bias is no longer"));
+    model.bias.mutable_grad() = torch::Tensor();  // it holds the graph, which holds the parameter
   });
 }
 

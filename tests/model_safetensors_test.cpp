@@ -1,57 +1,31 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
-#include <unistd.h>
 
-#include <algorithm>
 #include <csignal>
-#include <cstdlib>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <functional>
 
 #include "base/durable_file.h"
 #include "base/error.h"
 #include "model/safetensors.h"
 #include "model/safetensors_index.h"
+#include "tests/support.h"
 
 namespace t2r::model {
 namespace {
 
 namespace fs = std::filesystem;
+using test::shared_folder;
+using test::TemporaryFolder;
+using test::write_text;
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
 using ::testing::Pair;
-
-/// A folder of the test's own, removed at its end.
-class Folder {
- public:
-  Folder() {
-    std::string pattern = (fs::temp_directory_path() / "t2r_safetensors.XXXXXX").string();
-    path_ = ::mkdtemp(pattern.data());
-  }
-  ~Folder() { fs::remove_all(path_); }
-  fs::path operator/(const std::string& name) const { return path_ / name; }
-  const fs::path& path() const { return path_; }
-  std::vector<std::string> names() const {
-    std::vector<std::string> names;
-    for (const auto& entry : fs::directory_iterator(path_))
-      names.push_back(entry.path().filename().string());
-    std::sort(names.begin(), names.end());
-    return names;
-  }
-
- private:
-  fs::path path_;
-};
-
-void write_text(const fs::path& path, const std::string& text) {
-  std::ofstream(path, std::ios::binary) << text;
-}
 
 /// Length prefix + header as given + data.
 std::string file_of(const std::string& header, const std::string& data = "") {
@@ -108,16 +82,6 @@ std::string bytes_of(const TensorView& tensor) {
   return {reinterpret_cast<const char*>(tensor.data), tensor.num_bytes};
 }
 
-fs::path shared_folder() {
-  const char* given = std::getenv("T2R_SHARED");
-#ifdef T2R_SOURCE_DIR
-  const fs::path root = T2R_SOURCE_DIR;
-#else
-  const fs::path root = ".";
-#endif
-  return given != nullptr ? fs::path(given) : root / "../shared";
-}
-
 // --- reading what is right
 
 TEST(Safetensors, ReadsTensorsInOffsetOrderWithMetadata) {
@@ -159,7 +123,7 @@ TEST(Safetensors, ReadsTypesOfLessThanAByte) {
 }
 
 TEST(Safetensors, FindsTensorsByNameInAMovedFile) {
-  const Folder folder;
+  const TemporaryFolder folder;
   write_text(folder / "x.safetensors", file_of(one_tensor("\"U8\"", "[2]", "[0,2]"), "hi"));
   SafetensorsFile first(folder / "x.safetensors");
   const SafetensorsFile file = std::move(first);
@@ -214,7 +178,7 @@ TEST(SafetensorsRefusal, WhenTheHeaderLengthOverflows) {
 }
 
 TEST(SafetensorsRefusal, WhenTheHeaderPasses100MB) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const fs::path path = folder / "big.safetensors";
   write_text(path, std::string("\x01\xe1\xf5\x05\0\0\0\0", 8) + "{");
   fs::resize_file(path, 100'000'100);  // sparse
@@ -445,7 +409,7 @@ TEST(SafetensorsRefusal, WhenANameWouldGarbleTheMessage) {
 }
 
 TEST(SafetensorsRefusal, WhenTheFileCannotBeRead) {
-  const Folder folder;
+  const TemporaryFolder folder;
   EXPECT_THAT(refusal_of([&] { SafetensorsFile file(folder / "none"); }),
               HasSubstr("none: cannot open: No such file"));
   EXPECT_THAT(refusal_of([&] { SafetensorsFile file(folder.path()); }),
@@ -530,7 +494,7 @@ std::string counting_bytes() {
 }
 
 TEST(SafetensorsWriter, WritesTheBytesOfThePythonLibrary) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const fs::path path = folder / "x.safetensors";
   const std::string counting = counting_bytes();
   write_safetensors(path, golden_views(counting), {{"k\t\xc3\xa9\x7f", "v\""}});
@@ -545,7 +509,7 @@ TEST(SafetensorsWriter, WritesTheBytesOfThePythonLibrary) {
 }
 
 TEST(SafetensorsWriter, ReadsBackWhatItWrote) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const fs::path path = folder / "x.safetensors";
   const std::string counting = counting_bytes();
   const Metadata metadata = {{"k\t\xc3\xa9\x7f", "v\""}, {"a", ""}};
@@ -564,7 +528,7 @@ TEST(SafetensorsWriter, ReadsBackWhatItWrote) {
 }
 
 TEST(SafetensorsWriter, CanReplaceTheFileItReadsFrom) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const fs::path path = folder / "x.safetensors";
   write_text(path,
              file_of("{\"a\":{\"shape\":[2], \"dtype\":\"U8\",\"data_offsets\":[0,2]}}", "hi"));
@@ -575,13 +539,13 @@ TEST(SafetensorsWriter, CanReplaceTheFileItReadsFrom) {
 }
 
 TEST(SafetensorsWriter, WritesAFileWithoutTensors) {
-  const Folder folder;
+  const TemporaryFolder folder;
   write_safetensors(folder / "x", {});
   EXPECT_EQ(read_file(folder / "x"), file_of("{}      "));
 }
 
 TEST(SafetensorsWriter, RefusesWhatCouldNotBeReadBack) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const std::string data = "12345678";
   const TensorView good = view_of("a", DType::f32, {2}, data);
   const auto refused = [&](std::vector<TensorView> tensors, const Metadata& metadata = {}) {
@@ -619,7 +583,7 @@ class FileSizeLimit {
 };
 
 TEST(SafetensorsWriter, LeavesNothingWhenTheDiskIsFull) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const std::string data(100'000, 'x');
   const std::vector<TensorView> tensors = {view_of("a", DType::u8, {100'000}, data)};
   {
@@ -635,7 +599,7 @@ TEST(SafetensorsWriter, LeavesNothingWhenTheDiskIsFull) {
 }
 
 TEST(SafetensorsWriter, KeepsTheOldFileWhenTheDiskIsFull) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const std::string small = "old";
   write_safetensors(folder / "x", {view_of("a", DType::u8, {3}, small)});
   const std::string data(100'000, 'x');
@@ -654,7 +618,7 @@ TEST(SafetensorsWriter, RewritesHuggingFaceFilesByteForByte) {
   size_t num_files = 0;
   for (const auto& entry : fs::recursive_directory_iterator(fixtures)) {
     if (entry.path().extension() != ".safetensors") continue;
-    const Folder folder;
+    const TemporaryFolder folder;
     const SafetensorsFile file(entry.path());
     EXPECT_GT(file.tensors().size(), 0u);
     write_safetensors(folder / "again", file.tensors(), file.metadata());
@@ -675,7 +639,7 @@ std::string index_of(const std::string& weight_map) {
 
 /// What opening a folder with this index and shards 1.safetensors (a) and 2.safetensors (b) says.
 std::string refusal_of_index(const std::string& index) {
-  const Folder folder;
+  const TemporaryFolder folder;
   write_text(folder / "1.safetensors", kA);
   write_text(folder / "2.safetensors", kB);
   write_text(folder / kWeightsIndexFile, index);
@@ -683,7 +647,7 @@ std::string refusal_of_index(const std::string& index) {
 }
 
 TEST(ModelWeights, OpensASingleFile) {
-  const Folder folder;
+  const TemporaryFolder folder;
   write_text(folder / kWeightsFile, kA);
   const ModelWeights weights = open_model_weights(folder.path());
   ASSERT_EQ(weights.tensors().size(), 1u);
@@ -694,7 +658,7 @@ TEST(ModelWeights, OpensASingleFile) {
 
 TEST(ModelWeights, OpensShards) {
   EXPECT_EQ(refusal_of_index(index_of(R"({"a":"1.safetensors","b":"2.safetensors"})")), "accepted");
-  const Folder folder;
+  const TemporaryFolder folder;
   write_text(folder / "1.safetensors", kA);
   write_text(folder / "2.safetensors", kB);
   write_text(folder / kWeightsIndexFile, index_of(R"({"b":"2.safetensors","a":"1.safetensors"})"));
@@ -705,7 +669,7 @@ TEST(ModelWeights, OpensShards) {
 }
 
 TEST(ModelWeights, FollowsLinksAsTheHuggingFaceCacheNeeds) {
-  const Folder folder;
+  const TemporaryFolder folder;
   fs::create_directories(folder / "blobs");
   fs::create_directories(folder / "snapshot");
   write_text(folder / "blobs/hash", kA);
@@ -714,7 +678,7 @@ TEST(ModelWeights, FollowsLinksAsTheHuggingFaceCacheNeeds) {
 }
 
 TEST(ModelWeightsRefusal, NamesWhatAFolderLacks) {
-  const Folder folder;
+  const TemporaryFolder folder;
   EXPECT_THAT(refusal_of([&] { open_model_weights(folder.path()); }),
               HasSubstr("neither model.safetensors nor model.safetensors.index.json is there"));
   EXPECT_THAT(refusal_of([&] { open_model_weights(folder / "none"); }),
@@ -723,7 +687,7 @@ TEST(ModelWeightsRefusal, NamesWhatAFolderLacks) {
 
 TEST(ModelWeightsRefusal, SaysWhyPickleIsNotRead) {
   for (const char* name : {"pytorch_model.bin", "model.pt", "x.pth", "last.ckpt"}) {
-    const Folder folder;
+    const TemporaryFolder folder;
     write_text(folder / name, "");
     EXPECT_THAT(refusal_of([&] { open_model_weights(folder.path()); }),
                 AllOf(HasSubstr("neither model.safetensors nor"),
@@ -733,7 +697,7 @@ TEST(ModelWeightsRefusal, SaysWhyPickleIsNotRead) {
 }
 
 TEST(ModelWeightsRefusal, WhenFileAndIndexAreBothThere) {
-  const Folder folder;
+  const TemporaryFolder folder;
   write_text(folder / kWeightsFile, kA);
   write_text(folder / kWeightsIndexFile, "{}");
   EXPECT_THAT(refusal_of([&] { open_model_weights(folder.path()); }),
@@ -773,7 +737,7 @@ TEST(ModelWeightsRefusal, WhenIndexAndShardsDiffer) {
 }
 
 TEST(ModelWeightsRefusal, WhenAShardIsDamaged) {
-  const Folder folder;
+  const TemporaryFolder folder;
   write_text(folder / "1.safetensors", kA.substr(0, kA.size() - 1));
   write_text(folder / kWeightsIndexFile, index_of(R"({"a":"1.safetensors"})"));
   EXPECT_THAT(refusal_of([&] { open_model_weights(folder.path()); }),
@@ -806,7 +770,7 @@ TEST(ModelWeightsRefusal, WhenTheIndexIsMalformed) {
 }
 
 TEST(ModelWeightsWriter, WritesOneFileWhenItFits) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const std::string data = "12345678";
   write_model_weights(folder.path(), {view_of("a", DType::f64, {1}, data)}, {{"format", "pt"}}, 8);
   EXPECT_THAT(folder.names(), ElementsAre("model.safetensors"));
@@ -814,7 +778,7 @@ TEST(ModelWeightsWriter, WritesOneFileWhenItFits) {
 }
 
 TEST(ModelWeightsWriter, SplitsIntoShardsAndAnIndex) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const std::string data = "0123456789";
   const auto tensor = [&](const char* name, int64_t size) {
     TensorView view = view_of(name, DType::u8, {size}, data);
@@ -845,7 +809,7 @@ TEST(ModelWeightsWriter, SplitsIntoShardsAndAnIndex) {
 }
 
 TEST(ModelWeightsWriter, GivesATensorWiderThanAShardOneFile) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const std::string data = "12345678";
   write_model_weights(folder.path(), {view_of("a", DType::f64, {1}, data)}, {}, 1);
   EXPECT_THAT(folder.names(), ElementsAre("model.safetensors"));
@@ -853,7 +817,7 @@ TEST(ModelWeightsWriter, GivesATensorWiderThanAShardOneFile) {
 
 TEST(ModelWeightsWriter, RefusesAFolderThatHoldsWeights) {
   for (const char* name : {kWeightsFile, kWeightsIndexFile}) {
-    const Folder folder;
+    const TemporaryFolder folder;
     write_text(folder / name, "");
     EXPECT_THROW(write_model_weights(folder.path(), {}, {}, 1), WriteError);
     EXPECT_THAT(folder.names(), ElementsAre(name));
@@ -861,7 +825,7 @@ TEST(ModelWeightsWriter, RefusesAFolderThatHoldsWeights) {
 }
 
 TEST(ModelWeightsWriter, RefusesATensorNameInTwoShards) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const std::string data = "x";
   const TensorView tensor = view_of("a", DType::u8, {1}, data);
   EXPECT_THROW(write_model_weights(folder.path(), {tensor, tensor}, {}, 1), ContractError);
@@ -869,7 +833,7 @@ TEST(ModelWeightsWriter, RefusesATensorNameInTwoShards) {
 }
 
 TEST(ModelWeightsWriter, LeavesNothingWhenTheDiskIsFull) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const std::string data(100'000, 'x');
   const std::string small = "y";
   {

@@ -2,9 +2,8 @@
 
 #include <torch/types.h>
 
-#include <cstdlib>
-#include <filesystem>
-#include <string>
+#include <algorithm>
+#include <cmath>
 
 #include "model/config.h"
 
@@ -39,32 +38,5 @@ inline model::DecoderConfig tiny_config(model::Family family) {
   config.initializer_range = 0.2;  // large, so that an error anywhere shows
   return config;
 }
-
-/// ../shared, or T2R_SHARED; empty if it is not there.
-inline std::filesystem::path shared_folder() {
-  const char* named = std::getenv("T2R_SHARED");
-  const std::filesystem::path folder =
-      named != nullptr ? named : std::filesystem::path(T2R_SOURCE_DIR) / "../shared";
-  return std::filesystem::is_directory(folder) ? folder : std::filesystem::path();
-}
-
-/// A folder under the system's temporary one that goes away with the object.
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "t2r-test-XXXXXX").string();
-    path_ = ::mkdtemp(pattern.data());
-  }
-  ~TemporaryFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
 
 }  // namespace t2r::test

@@ -90,7 +90,7 @@ template <class T>
 T dot(const T* x, const T* y, int64_t size) {
   Vector<T> sums{};
   for (int64_t j = 0; j < size; j += kLanes<T>) {
-    sums += *reinterpret_cast<const Vector<T>*>(x + j) * *reinterpret_cast<const Vector<T>*>(y + j);
+    sums += load(x + j) * load(y + j);
   }
   T total = 0;
   for (int64_t lane = 0; lane < kLanes<T>; ++lane) total += sums[lane];
@@ -100,7 +100,7 @@ T dot(const T* x, const T* y, int64_t size) {
 template <class T>
 T sum(const T* x, int64_t size) {
   Vector<T> sums{};
-  for (int64_t j = 0; j < size; j += kLanes<T>) sums += *reinterpret_cast<const Vector<T>*>(x + j);
+  for (int64_t j = 0; j < size; j += kLanes<T>) sums += load(x + j);
   T total = 0;
   for (int64_t lane = 0; lane < kLanes<T>; ++lane) total += sums[lane];
   return total;

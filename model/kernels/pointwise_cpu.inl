@@ -10,15 +10,6 @@ namespace t2r::model::kernels::T2R_CPU_ISA {
 namespace {
 
 template <class T>
-const Vector<T>& at(const T* x) {
-  return *reinterpret_cast<const Vector<T>*>(x);
-}
-template <class T>
-Vector<T>& at(T* x) {
-  return *reinterpret_cast<Vector<T>*>(x);
-}
-
-template <class T>
 T add_lanes(Vector<T> lanes) {
   T total = 0;
   for (int64_t i = 0; i < kLanes<T>; ++i) total += lanes[i];
@@ -72,7 +63,7 @@ void rms_norm(const RmsNormForward<T>& args, int64_t begin, int64_t end) {
     T* y = args.y + row * args.width;
     Vector<T> squares{};
     int64_t j = 0;
-    for (; j + kLanes<T> <= args.width; j += kLanes<T>) squares += at(x + j) * at(x + j);
+    for (; j + kLanes<T> <= args.width; j += kLanes<T>) squares += load(x + j) * load(x + j);
     T total = add_lanes<T>(squares);
     for (; j < args.width; ++j) total += x[j] * x[j];
     const T scale = T(1) / std::sqrt(total / static_cast<T>(args.width) + static_cast<T>(args.eps));
@@ -91,7 +82,7 @@ void rms_norm_backward(const RmsNormBackward<T>& args, int64_t begin, int64_t en
     Vector<T> products{};
     int64_t j = 0;
     for (; j + kLanes<T> <= args.width; j += kLanes<T>) {
-      products += at(grad_y + j) * at(args.weight + j) * at(x + j);
+      products += load(grad_y + j) * load(args.weight + j) * load(x + j);
     }
     T projection = add_lanes<T>(products);
     for (; j < args.width; ++j) projection += grad_y[j] * args.weight[j] * x[j];
@@ -112,8 +103,8 @@ template <class T>
 void swiglu(const SwiGlu<T>& args, int64_t begin, int64_t end) {
   int64_t j = begin;
   for (; j + kLanes<T> <= end; j += kLanes<T>) {
-    const Vector<T> gate = at(args.gate + j);
-    at(args.y + j) = gate * sigmoid<T>(gate) * at(args.up + j);
+    const Vector<T> gate = load(args.gate + j);
+    store<T>(gate * sigmoid<T>(gate) * load(args.up + j), args.y + j);
   }
   const Vector<T> gate = load_tail(args.gate + j, end - j);
   store_tail<T>(gate * sigmoid<T>(gate) * load_tail(args.up + j, end - j), args.y + j, end - j);
@@ -130,9 +121,9 @@ void swiglu_backward(const SwiGlu<T>& args, int64_t begin, int64_t end) {
   Vector<T> grad_gate, grad_up;
   int64_t j = begin;
   for (; j + kLanes<T> <= end; j += kLanes<T>) {
-    gradients(at(args.gate + j), at(args.up + j), at(args.grad_y + j), grad_gate, grad_up);
-    at(args.grad_gate + j) = grad_gate;
-    at(args.grad_up + j) = grad_up;
+    gradients(load(args.gate + j), load(args.up + j), load(args.grad_y + j), grad_gate, grad_up);
+    store<T>(grad_gate, args.grad_gate + j);
+    store<T>(grad_up, args.grad_up + j);
   }
   const int64_t tail = end - j;
   gradients(load_tail(args.gate + j, tail),
@@ -170,8 +161,8 @@ SoftmaxSums softmax_sums(Row* logits, int64_t width) {
   Vector<float> sums{};
   int64_t j = 0;
   for (; j + kLanes<float> <= width; j += kLanes<float>) {
-    const Vector<float> value = exponential(at(logits + j) - maximum);
-    if constexpr (keep) at(logits + j) = value;
+    const Vector<float> value = exponential(load(logits + j) - maximum);
+    if constexpr (keep) store<float>(value, logits + j);
     sums += value;
   }
   float sum = add_lanes<float>(sums);

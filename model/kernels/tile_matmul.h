@@ -27,17 +27,34 @@ template <class T>
 struct Lanes;
 template <>
 struct Lanes<float> {
-  typedef float Vector __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+  typedef float Vector __attribute__((vector_size(kVectorBytes), may_alias));
 };
 template <>
 struct Lanes<double> {
-  typedef double Vector __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+  typedef double Vector __attribute__((vector_size(kVectorBytes), may_alias));
 };
 template <class T>
 using Vector = typename Lanes<T>::Vector;
 
 template <class T>
 constexpr int64_t kLanes = kVectorBytes / sizeof(T);
+
+/// A vector in memory that is aligned for T alone. `aligned` on the vector's own typedef would not
+/// do: clang loses it in templates and loads with instructions that fault.
+template <class T>
+struct __attribute__((packed, may_alias)) UnalignedVector {
+  Vector<T> lanes;
+};
+
+template <class T>
+inline Vector<T> load(const T* x) {
+  return reinterpret_cast<const UnalignedVector<T>*>(x)->lanes;
+}
+
+template <class T>
+inline void store(Vector<T> lanes, T* x) {
+  reinterpret_cast<UnalignedVector<T>*>(x)->lanes = lanes;
+}
 
 template <class T>
 constexpr int64_t padded(int64_t size) {
@@ -61,13 +78,13 @@ inline void multiply_tile(
   for (int i = 0; i < rows; ++i) {
     for (int j = 0; j < columns; ++j) {
       const T* source = c + i * stride_c + j * kLanes<T>;
-      sum[i][j] = accumulate ? *reinterpret_cast<const Vector<T>*>(source) : Vector<T>{};
+      sum[i][j] = accumulate ? load(source) : Vector<T>{};
     }
   }
   for (int64_t t = 0; t < depth; ++t) {
     Vector<T> right[columns];
     for (int j = 0; j < columns; ++j) {
-      right[j] = *reinterpret_cast<const Vector<T>*>(b + t * stride_b + j * kLanes<T>);
+      right[j] = load(b + t * stride_b + j * kLanes<T>);
     }
     for (int i = 0; i < rows; ++i) {
       const T left = a.data[i * a.row_stride + t * a.column_stride];
@@ -76,7 +93,7 @@ inline void multiply_tile(
   }
   for (int i = 0; i < rows; ++i) {
     for (int j = 0; j < columns; ++j) {
-      *reinterpret_cast<Vector<T>*>(c + i * stride_c + j * kLanes<T>) = sum[i][j];
+      store<T>(sum[i][j], c + i * stride_c + j * kLanes<T>);
     }
   }
 }

@@ -2,6 +2,7 @@
 import json
 import os
 import pathlib
+import pty
 import random
 import shutil
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import time
 import unittest
 
-from support import Case, kill_processes_naming, run, start, step_losses, weights
+from support import BINARY, Case, kill_processes_naming, run, start, step_losses, weights
 
 
 def relative(a, b):
@@ -44,6 +45,73 @@ class Ranks(Case):
                                 capture_output=True, text=True, timeout=120)
         self.fails(result, 78, "different options", "rank 0 has steps = 2", "rank 1 has steps = 3")
         self.assertFalse((self.folder / "mixed" / "checkpoints").exists())
+
+
+class SharedData(Case):
+    def train_in(self, folders, output):
+        """One rank in each folder, with the shards that lie there."""
+        command = ["mpirun", "--oversubscribe", "--bind-to", "none"]
+        for folder in folders:
+            arguments = self.train_arguments(output, "--steps", 2)
+            arguments[arguments.index("--train-data") + 1] = "train"
+            command += ["-wdir", folder, "-n", "1", BINARY, *arguments, ":"]
+        return subprocess.run([*map(str, command[:-1])], capture_output=True, text=True, timeout=120)
+
+    def test_one_rank_of_a_host_verifies_for_all(self):
+        whole, damaged = self.folder / "whole", self.folder / "damaged"
+        for folder in (whole, damaged):
+            shutil.copytree(self.folder / "train", folder / "train")
+        shard = next((damaged / "train").glob("*.h5"))
+        data = bytearray(shard.read_bytes())
+        data[len(data) // 4 * 2] ^= 1  # the low byte of a token: another id of the vocabulary
+        shard.write_bytes(data)
+        refused = self.train_in([damaged, whole], self.folder / "refused")
+        self.fails(refused, 65, f"rank 0: train/{shard.name}", "damaged: the content's hash is")
+        self.assertFalse((self.folder / "refused" / "checkpoints").exists())
+        # Only a rank that does not verify takes it; on a real host both read the same files.
+        taken = self.train_in([whole, damaged], self.folder / "taken")
+        self.assertEqual(taken.returncode, 0, taken.stderr)
+        self.assertEqual(self.train_in([damaged], self.folder / "alone").returncode, 65)
+
+
+class Progress(Case):
+    """A bar that is written over on a terminal, plain lines elsewhere."""
+
+    def on_terminal(self, *arguments):
+        """What t2r writes to stderr when that is a terminal."""
+        ours, its = pty.openpty()
+        process = subprocess.Popen([BINARY, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=its)
+        os.close(its)
+        written = b""
+        try:
+            while block := os.read(ours, 4096):
+                written += block
+        except OSError:  # EIO: the other end is closed
+            pass
+        os.close(ours)
+        self.assertEqual(process.wait(60), 0, written)
+        return written.decode()
+
+    def check(self, *arguments, text):
+        shown = self.on_terminal(*arguments)
+        self.assertIn(f"\r\x1b[K[{20 * '#'}] {text}", shown)
+        self.assertTrue(shown.endswith("\n"), shown)
+
+    def test_prepare(self):
+        def arguments(name):
+            return ["prepare", "lm", "--inputs", self.folder / "valid.txt", "--tokenizer", self.tokenizer, "--output",
+                    self.folder / name]
+        size = (self.folder / "valid.txt").stat().st_size
+        self.check(*arguments("shown"), text=f"prepared 100 % of {size} bytes")
+        elsewhere = self.must(*arguments("logged")).stderr
+        self.assertIn(f"info prepared 100 % of {size} bytes\n", elsewhere)
+        self.assertNotIn("\r", elsewhere)
+
+    def test_train(self):
+        self.check(*self.train_arguments(self.folder / "shown", "--steps", 3), text="step 3/3  epoch ")
+        elsewhere = self.must(*self.train_arguments(self.folder / "logged", "--steps", 3)).stderr
+        self.assertIn("info step 3/3  epoch ", elsewhere)
+        self.assertNotIn("\r", elsewhere)
 
 
 class Resume(Case):

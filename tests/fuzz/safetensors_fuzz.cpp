@@ -4,10 +4,12 @@
 // Beyond memory errors it checks that an accepted file keeps the reader's promises and can be
 // written and read again without a change.
 //
-//   clang++ -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined
-//           -I. tests/fuzz/safetensors_fuzz.cpp model/strict_json.cpp model/safetensors*.cpp
-//           base/durable_file.cpp -o safetensors_fuzz
-//   ./safetensors_fuzz -max_total_time=180 <folder for findings> tests/fuzz/corpus_safetensors
+//   cmake --preset dev -DT2R_FUZZ=ON && cmake --build build/dev --target t2r_safetensors_fuzz
+//   build/dev/tests/fuzz/t2r_safetensors_fuzz -max_total_time=180 <folder for findings>
+//       tests/fuzz/corpus_safetensors
+//
+// Without clang, the test fuzz_corpus_safetensors runs it over the stored corpus alone; a finding
+// that is added there stays found.
 
 #include <unistd.h>
 

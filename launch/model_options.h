@@ -1,0 +1,23 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "data/tokenizer.h"
+#include "launch/options.h"
+
+namespace t2r::launch {
+
+/// The options that every command which runs a finished model has.
+struct ModelOptions {
+  std::string folder, tokenizer;
+  int64_t threads = 0;  ///< per rank; 0: all that it may use
+
+  void bind(OptionSet& options);
+
+  /// The one that --tokenizer names, else the model folder's.
+  std::unique_ptr<data::Tokenizer> open_tokenizer() const;
+};
+
+}  // namespace t2r::launch
