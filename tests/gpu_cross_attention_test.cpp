@@ -76,7 +76,7 @@ Problem make_problem(const Case& c, at::ScalarType type) {
     in.k_BSHd = random({c.batch, c.source_length, c.key_heads, c.head_size}).to(type);
     in.weight_HKd = random({c.state_heads, c.features, c.head_size}).div(std::sqrt(double(c.head_size))).to(type);
     // Few features may all be off, and then the floor decides: rounding would flip it, so they are kept on.
-    in.bias_HK = random({c.state_heads, c.features}).abs().mul(0.1).add(c.dead ? -20.0 : c.features < 16 ? 2.0 : 0.05).to(type);
+    in.bias_HK = random({c.state_heads, c.features}).abs().mul(0.1).add(c.dead ? -20.0 : c.features < 16 ? 0.5 : 0.05).to(type);
   } else {
     Tensor phi_q = at::relu(random({c.batch, c.length, c.query_heads, c.features}).add(0.5)).add(0.05);
     const Tensor odd = at::arange(c.length, options).remainder(2).view({1, c.length, 1, 1});
