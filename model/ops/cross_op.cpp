@@ -1,0 +1,326 @@
+#include "model/ops/cross_op.h"
+
+#include <ATen/Functions.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "model/kernels/cuda/cross_simt.h"
+#include "model/ops/causal_inputs.h"
+#include "model/ops/tensor_checks.h"
+
+namespace t2r::ops {
+namespace {
+
+using kernels::cuda::CrossArguments;
+using kernels::cuda::CrossSimtArguments;
+using kernels::cuda::Cut;
+using kernels::cuda::Shape;
+using kernels::cuda::View;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+View view_of(const Tensor& tensor) {
+  return {const_cast<void*>(tensor.const_data_ptr()), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
+}
+
+using OptionalTensor = std::optional<Tensor>;  // absent ones may not reach autograd's Function as undefined tensors
+
+/// Everything between autograd and the kernels; undefined tensors are absent.
+struct Problem {
+  Shape shape;
+  Tensor q, k, v, weight, bias, source_mask;
+  double scale, floor, added;
+  bool absolute;
+
+  int source_length() const { return static_cast<int>(k.size(1)); }
+  int64_t states() const { return int64_t{shape.batch} * shape.state_heads; }
+  int64_t items() const { return int64_t{shape.batch} * shape.query_heads; }
+  at::TensorOptions state_options() const {
+    return q.options().dtype(q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+  }
+};
+
+struct ForwardResult {
+  Tensor o, state;
+};
+
+struct Gradients {
+  Tensor q, k, v, weight, bias;
+};
+
+Tensor new_output(const Problem& p) {
+  return at::empty({p.shape.batch, p.shape.length, p.shape.query_heads, p.shape.head_size}, p.v.options());
+}
+
+/// Gradients of k and v still have a head for every state.
+Gradients new_gradients(const Problem& p) {
+  const auto empty = [&](int64_t length, int64_t heads, int64_t columns) {
+    return at::empty({p.shape.batch, length, heads, columns}, p.q.options());
+  };
+  return {.q = empty(p.shape.length, p.shape.query_heads, p.q.size(3)),
+          .k = empty(p.source_length(), p.shape.state_heads, p.k.size(3)),
+          .v = empty(p.source_length(), p.shape.state_heads, p.v.size(3)),
+          .weight = {},
+          .bias = {}};
+}
+
+CrossArguments common_arguments(const Problem& p) {
+  CrossArguments a;
+  a.shape = p.shape;
+  a.source_length = p.source_length();
+  a.rule = {static_cast<float>(p.scale), static_cast<float>(p.floor), static_cast<float>(p.added)};
+  a.absolute = p.absolute;
+  a.plan = kernels::cuda::plan_cross(p.shape, a.source_length, current_device());
+  a.q = view_of(p.q);
+  a.k = view_of(p.k);
+  a.v = view_of(p.v);
+  a.weight = pointer<void>(p.weight);
+  a.bias = pointer<void>(p.bias);
+  a.source_mask = pointer<unsigned char>(p.source_mask);
+  return a;
+}
+
+ForwardResult forward_bf16(const Problem& p) {
+  CrossArguments a = common_arguments(p);
+  const ForwardResult result{new_output(p), at::empty({p.states() * a.plan.record_bytes}, p.q.options().dtype(at::kByte))};
+  const Tensor sums = at::empty({p.states() * a.plan.source.segments * a.plan.sums_floats}, p.state_options());
+  a.o = view_of(result.o);
+  a.state = mutable_pointer<unsigned char>(result.state);
+  a.sums = mutable_pointer<float>(sums);
+  check_launch(kernels::cuda::cross_forward_bf16(a, c10::cuda::getCurrentCUDAStream()), "the forward kernels");
+  return result;
+}
+
+Gradients backward_bf16(const Problem& p, const Tensor& state, const Tensor& grad_o) {
+  CrossArguments a = common_arguments(p);
+  Gradients g = new_gradients(p);
+  const Tensor grad_state = at::empty_like(state);
+  const auto floats = [&](int64_t parts) { return at::empty({parts * a.plan.sums_floats}, p.state_options()); };
+  const Tensor sums = floats(p.items() * a.plan.queries.segments);
+  Tensor query_parts, source_parts;
+  if (p.weight.defined()) {
+    g.weight = at::empty_like(p.weight);
+    g.bias = at::empty_like(p.bias);
+    query_parts = floats(p.items() * a.plan.queries.segments);
+    source_parts = floats(p.states() * a.plan.source.segments);
+  }
+  a.grad_o = view_of(grad_o);
+  a.grad_q = view_of(g.q);
+  a.grad_k = view_of(g.k);
+  a.grad_v = view_of(g.v);
+  a.state = mutable_pointer<unsigned char>(state);
+  a.grad_state = mutable_pointer<unsigned char>(grad_state);
+  a.sums = mutable_pointer<float>(sums);
+  a.query_parts = mutable_pointer<float>(query_parts);
+  a.source_parts = mutable_pointer<float>(source_parts);
+  a.grad_weight = mutable_pointer<void>(g.weight);
+  a.grad_bias = mutable_pointer<void>(g.bias);
+  check_launch(kernels::cuda::cross_backward_bf16(a, c10::cuda::getCurrentCUDAStream()), "the backward kernels");
+  return g;
+}
+
+template <class Scalar>
+CrossSimtArguments<Scalar> simt_arguments(const Problem& p) {
+  CrossSimtArguments<Scalar> a;
+  const int multiprocessors = current_device().multiprocessors;
+  a.shape = p.shape;
+  a.source_length = p.source_length();
+  a.floor = p.floor;
+  a.added = p.added;
+  a.absolute = p.absolute;
+  a.queries = kernels::cuda::cut_tokens(p.shape.length, kernels::cuda::kCrossSimtChunk, static_cast<int>(p.items()), multiprocessors);
+  a.source = kernels::cuda::cut_tokens(a.source_length, kernels::cuda::kCrossSimtChunk, static_cast<int>(p.states()), multiprocessors);
+  a.q = view_of(p.q);
+  a.k = view_of(p.k);
+  a.v = view_of(p.v);
+  a.source_mask = pointer<unsigned char>(p.source_mask);
+  return a;
+}
+
+int64_t state_size(const Problem& p) { return int64_t{p.shape.feature_size} * (p.shape.head_size + 1); }
+
+template <class Scalar>
+ForwardResult forward_simt(const Problem& p) {
+  auto a = simt_arguments<Scalar>(p);
+  const ForwardResult result{new_output(p), at::empty({p.states() * state_size(p)}, p.state_options())};
+  const Tensor sums = at::empty({p.states() * a.source.segments * state_size(p)}, p.state_options());
+  a.o = view_of(result.o);
+  a.state = mutable_pointer<Scalar>(result.state);
+  a.sums = mutable_pointer<Scalar>(sums);
+  check_launch(kernels::cuda::cross_forward_simt(a, c10::cuda::getCurrentCUDAStream()), "the forward kernels");
+  return result;
+}
+
+template <class Scalar>
+Gradients backward_simt(const Problem& p, const Tensor& state, const Tensor& grad_o) {
+  auto a = simt_arguments<Scalar>(p);
+  const Gradients g = new_gradients(p);
+  const Tensor grad_state = at::empty_like(state);
+  const Tensor sums = at::empty({p.items() * a.queries.segments * state_size(p)}, p.state_options());
+  a.grad_o = view_of(grad_o);
+  a.grad_q = view_of(g.q);
+  a.grad_k = view_of(g.k);
+  a.grad_v = view_of(g.v);
+  a.state = mutable_pointer<Scalar>(state);
+  a.grad_state = mutable_pointer<Scalar>(grad_state);
+  a.sums = mutable_pointer<Scalar>(sums);
+  check_launch(kernels::cuda::cross_backward_simt(a, c10::cuda::getCurrentCUDAStream()), "the backward kernels");
+  return g;
+}
+
+ForwardResult forward_any(const Problem& p) {
+  if (p.q.scalar_type() == at::kBFloat16) return forward_bf16(p);
+  return p.q.scalar_type() == at::kDouble ? forward_simt<double>(p) : forward_simt<float>(p);
+}
+
+Gradients backward_any(const Problem& p, const Tensor& state, const Tensor& grad_o) {
+  if (p.q.scalar_type() == at::kBFloat16) return backward_bf16(p, state, grad_o);
+  return p.q.scalar_type() == at::kDouble ? backward_simt<double>(p, state, grad_o) : backward_simt<float>(p, state, grad_o);
+}
+
+/// Gradients [B, S, Hs, .] of states that share `heads` heads, added up.
+Tensor add_groups(const Tensor& gradient, int64_t heads) {
+  if (gradient.size(2) == heads) return gradient;
+  return gradient.unflatten(2, {heads, gradient.size(2) / heads}).sum(3);
+}
+
+/// Gradients come with any strides; the kernels read 16 bytes at a time.
+Tensor readable(const Tensor& grad_o) {
+  const bool good = grad_o.stride(3) == 1 && grad_o.stride(0) % 8 == 0 && grad_o.stride(1) % 8 == 0 && grad_o.stride(2) % 8 == 0 && is_aligned(grad_o);
+  return good ? grad_o : grad_o.clone(at::MemoryFormat::Contiguous);
+}
+
+class Cross : public torch::autograd::Function<Cross> {
+ public:
+  static Tensor forward(AutogradContext* ctx,
+                        const Tensor& q,
+                        const Tensor& k,
+                        const Tensor& v,
+                        const OptionalTensor& weight,
+                        const OptionalTensor& bias,
+                        const OptionalTensor& source_mask,
+                        double scale,
+                        double floor,
+                        double added,
+                        bool absolute) {
+    const c10::cuda::CUDAGuard guard(q.device());
+    const Problem p = problem({q, k, v, weight, bias, source_mask, scale, floor, added, absolute});
+    const ForwardResult result = forward_any(p);
+    ctx->save_for_backward({q, k, v, p.weight, p.bias, p.source_mask, result.state});
+    ctx->saved_data["scale"] = scale;
+    ctx->saved_data["floor"] = floor;
+    ctx->saved_data["added"] = added;
+    ctx->saved_data["absolute"] = absolute;
+    return result.o;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
+    const auto saved = ctx->get_saved_variables();
+    const c10::cuda::CUDAGuard guard(saved[0].device());
+    const auto optional = [](const Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; };
+    const Problem p = problem({saved[0], saved[1], saved[2], optional(saved[3]), optional(saved[4]), optional(saved[5]),
+                               ctx->saved_data["scale"].toDouble(), ctx->saved_data["floor"].toDouble(),
+                               ctx->saved_data["added"].toDouble(), ctx->saved_data["absolute"].toBool()});
+    const Tensor grad_o = gradients[0].defined() ? readable(gradients[0]) : at::zeros_like(new_output(p));
+    const Gradients g = backward_any(p, saved[6], grad_o);
+    return {g.q,      add_groups(g.k, p.shape.key_heads), add_groups(g.v, p.shape.value_heads), g.weight, g.bias, Tensor(), Tensor(),
+            Tensor(), Tensor(), Tensor()};
+  }
+
+ private:
+  static Problem problem(const CrossInputs& in) {
+    const auto or_undefined = [](const OptionalTensor& tensor) { return tensor.value_or(Tensor()); };
+    return {check_cross(in), in.q_BTHd, in.k_BSHd, in.v_BSHd, or_undefined(in.weight_HKd), or_undefined(in.bias_HK),
+            or_undefined(in.source_mask_BS), in.scale, in.floor, in.added, in.absolute};
+  }
+};
+
+Tensor run(const CrossInputs& in) {
+  const auto contiguous = [](const OptionalTensor& tensor) { return tensor.has_value() ? OptionalTensor(tensor->contiguous()) : std::nullopt; };
+  OptionalTensor weight = contiguous(in.weight_HKd);
+  if (weight.has_value() && !is_aligned(*weight)) weight = weight->clone();
+  return Cross::apply(in.q_BTHd, in.k_BSHd, in.v_BSHd, weight, contiguous(in.bias_HK), contiguous(in.source_mask_BS), in.scale, in.floor,
+                      in.added, in.absolute);
+}
+
+/// The map in tensor operations, for dtypes that have no fused kernel: x_BTHd -> [B, T, maps, K], or queries' heads.
+Tensor map_features(const Tensor& x, const Tensor& weight, const Tensor& bias, double scale) {
+  const int64_t heads = std::max(x.size(2), weight.size(0));
+  const auto spread = [&](const Tensor& tensor, int64_t dimension) {
+    return tensor.size(dimension) == heads ? tensor : tensor.repeat_interleave(heads / tensor.size(dimension), dimension);
+  };
+  const Tensor x_HBTd = spread(x, 2).permute({2, 0, 1, 3}).flatten(1, 2);
+  const Tensor y_HBTK = at::matmul(x_HBTd, spread(weight, 0).transpose(1, 2)).mul(scale).add(spread(bias, 0).unsqueeze(1));
+  return at::relu(y_HBTK).unflatten(1, {x.size(0), x.size(1)}).permute({1, 2, 0, 3}).contiguous();
+}
+
+Tensor cross_bf16(CrossInputs in, const Shape& shape) {
+  const bool has_map = in.weight_HKd.has_value();
+  if (!has_map && shape.feature_size % 8 != 0) {  // zeros behind the features: rows of 16 bytes
+    const int64_t missing = 8 - shape.feature_size % 8;
+    in.q_BTHd = at::constant_pad_nd(in.q_BTHd, {0, missing});
+    in.k_BSHd = at::constant_pad_nd(in.k_BSHd, {0, missing});
+    return cross(in);
+  }
+  check_bf16_strides(in.q_BTHd, "q");
+  check_bf16_strides(in.k_BSHd, "k");
+  check_bf16_strides(in.v_BSHd, "v");
+  if (kernels::cuda::plan_cross(shape, static_cast<int>(in.k_BSHd.size(1)), {}).padded_features != 0) return run(in);
+  // Too large for the tensor-core kernels: the float32 ones, one rounding at the end.
+  for (Tensor* tensor : {&in.q_BTHd, &in.k_BSHd, &in.v_BSHd}) *tensor = tensor->to(at::kFloat);
+  if (has_map) in.weight_HKd = in.weight_HKd->to(at::kFloat), in.bias_HK = in.bias_HK->to(at::kFloat);
+  return cross(in).to(at::kBFloat16);
+}
+
+}  // namespace
+
+Tensor cross(const CrossInputs& inputs) {
+  CrossInputs in = inputs;
+  const Shape shape = check_cross(in);
+  if (in.q_BTHd.scalar_type() == at::kBFloat16) return cross_bf16(in, shape);
+  if (in.weight_HKd.has_value()) {
+    const Tensor weight = *in.weight_HKd, bias = *in.bias_HK;
+    in.weight_HKd = in.bias_HK = std::nullopt;
+    if (in.source_mask_BS.has_value()) {  // whatever padding holds, it may not reach d W
+      in.k_BSHd = in.k_BSHd.masked_fill(in.source_mask_BS->logical_not().unsqueeze(2).unsqueeze(3), 0.0);
+    }
+    in.q_BTHd = map_features(in.q_BTHd, weight, bias, in.scale);
+    in.k_BSHd = map_features(in.k_BSHd, weight, bias, 1.0);
+  }
+  for (Tensor* tensor : {&in.q_BTHd, &in.k_BSHd, &in.v_BSHd}) {
+    if (tensor->stride(3) != 1) *tensor = tensor->contiguous();
+  }
+  return run(in);
+}
+
+namespace {
+
+Tensor op_cross(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& weight, const Tensor& bias,
+                const OptionalTensor& source_mask, double scale, double floor, double added, bool absolute) {
+  return cross({q, k, v, weight, bias, source_mask, scale, floor, added, absolute});
+}
+
+Tensor op_cross_features(const Tensor& phi_q, const Tensor& phi_k, const Tensor& v, const OptionalTensor& source_mask, double floor,
+                         double added, bool absolute) {
+  return cross({phi_q, phi_k, v, {}, {}, source_mask, 1.0, floor, added, absolute});
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(t2r, library) {
+  library.def(
+      "cross(Tensor q, Tensor k, Tensor v, Tensor weight, Tensor bias, *, Tensor? source_mask=None, float scale=1.0, float "
+      "floor=0.01, float added=0.0, bool absolute=True) -> Tensor");
+  library.def(
+      "cross_features(Tensor phi_q, Tensor phi_k, Tensor v, *, Tensor? source_mask=None, float floor=0.01, float added=0.0, bool "
+      "absolute=True) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(t2r, CompositeImplicitAutograd, library) {
+  library.impl("cross", op_cross);
+  library.impl("cross_features", op_cross_features);
+}
+
+}  // namespace t2r::ops

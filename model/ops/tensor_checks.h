@@ -1,0 +1,62 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/cuda/CUDAContextLight.h>
+#include <c10/util/Exception.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdlib>
+#include <string_view>
+
+#include "model/kernels/cuda/causal_attention.h"
+
+/// What the operators share on their way from tensors to kernels.
+namespace t2r::ops {
+
+/// @throws c10::Error  naming `name`, unless `tensor` is `like` q in device and dtype and has the wanted shape
+inline void check_input(const at::Tensor& tensor, const char* name, at::IntArrayRef want, const at::Tensor& q) {
+  TORCH_CHECK(tensor.device() == q.device(), "t2r: ", name, " is on ", tensor.device(), ", q is on ", q.device(), ", allowed: one device");
+  TORCH_CHECK(tensor.scalar_type() == q.scalar_type(), "t2r: ", name, " has dtype ", tensor.scalar_type(), ", q has ",
+              q.scalar_type(), ", allowed: the same");
+  TORCH_CHECK(tensor.sizes() == want, "t2r: ", name, " has shape ", tensor.sizes(), ", allowed: ", want);
+}
+
+/// Heads of queries, states, keys and values that can serve each other.
+inline void check_heads(const kernels::cuda::Shape& shape, bool has_map) {
+  const auto divides = [](int small, int large) { return small >= 1 && large >= small && large % small == 0; };
+  TORCH_CHECK(divides(shape.state_heads, shape.query_heads) && divides(shape.key_heads, shape.state_heads) &&
+                  divides(shape.value_heads, shape.state_heads),
+              "t2r: heads of q, ", has_map ? "the map" : "phi(k)", ", k, v are ", shape.query_heads, ", ", shape.state_heads, ", ",
+              shape.key_heads, ", ", shape.value_heads, ", allowed: q's a multiple of the second, that a multiple of k's and v's");
+}
+
+inline void check_rule(double scale, double floor, double added) {
+  TORCH_CHECK(floor >= 0 && added >= 0 && floor + added > 0, "t2r: floor is ", floor, " and added ", added,
+              ", allowed: not negative, and one of them positive");
+  TORCH_CHECK(scale > 0, "t2r: scale is ", scale, ", allowed: positive");
+}
+
+inline void check_launch(cudaError_t error, const char* what) {
+  TORCH_CHECK(error == cudaSuccess, "t2r: ", what, " failed: ", cudaGetErrorString(error));
+}
+
+/// The current device. T2R_CUDA_KERNELS=sm80 keeps to the portable kernels (for tests).
+inline kernels::cuda::Device current_device() {
+  const char* const wanted = std::getenv("T2R_CUDA_KERNELS");
+  const cudaDeviceProp* const device = at::cuda::getCurrentDeviceProperties();
+  const bool hopper = device->major == 9 && device->minor == 0 && (wanted == nullptr || std::string_view(wanted) != "sm80");
+  return {.multiprocessors = device->multiProcessorCount, .hopper = hopper};
+}
+
+template <class T>
+const T* pointer(const at::Tensor& tensor) {
+  return tensor.defined() ? static_cast<const T*>(tensor.const_data_ptr()) : nullptr;
+}
+template <class T>
+T* mutable_pointer(const at::Tensor& tensor) {
+  return tensor.defined() ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
+}
+
+inline bool is_aligned(const at::Tensor& tensor) { return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0; }
+
+}  // namespace t2r::ops

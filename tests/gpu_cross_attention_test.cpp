@@ -1,0 +1,321 @@
+// Linear cross-attention on the GPU against a float64 oracle, on any GPU since Ampere.
+#include <ATen/cuda/CUDAGraph.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/types.h>
+
+#include "model/ops/cross_op.h"
+
+namespace t2r::ops {
+namespace {
+
+using testing::HasSubstr;
+
+struct Case {
+  int64_t batch = 2, length = 130, source_length = 200, query_heads = 2, state_heads = 2, key_heads = 2, value_heads = 2,
+          head_size = 64, features = 32;
+  bool map = true, mask = false, fused_kv = false, dead = false, absolute = true;
+  bool signed_queries = false;  ///< given features: phi(q) of odd tokens is negative, and so is phi(q) . z
+  bool faint_queries = false;   ///< given features: phi(q) of odd tokens is so small that the floor decides
+  double v_mean = 0.0, scale = 0.125, floor = 0.01, added = 0.0;
+
+  friend std::ostream& operator<<(std::ostream& out, const Case& c) {
+    return out << "B" << c.batch << " T" << c.length << " S" << c.source_length << " H" << c.query_heads << "/" << c.state_heads << "/"
+               << c.key_heads << "/" << c.value_heads << " d" << c.head_size << " k" << c.features << (c.map ? " map" : " features")
+               << (c.mask ? " mask" : "") << (c.fused_kv ? " fused" : "") << (c.absolute ? "" : " no abs")
+               << (c.signed_queries ? " signed" : "") << (c.faint_queries ? " faint" : "") << " v" << c.v_mean;
+  }
+};
+
+/// |actual - exact| / |exact|; where all is zero but for rounding, |actual - exact| a value. NaN counts as infinite.
+double relative_error(const Tensor& actual, const Tensor& exact) {
+  const Tensor wanted = exact.detach().to(at::kDouble);
+  const double error = (actual.detach().to(at::kDouble) - wanted).norm().item<double>();
+  const double typical = 0.01 * std::sqrt(static_cast<double>(exact.numel()));
+  return error == error ? error / std::max(wanted.norm().item<double>(), typical) : INFINITY;
+}
+
+Tensor spread(const Tensor& tensor, int64_t heads, int64_t dimension) {
+  return tensor.repeat_interleave(heads / tensor.size(dimension), dimension);
+}
+
+/// The same computation, written plainly.
+Tensor oracle(const CrossInputs& in, int64_t state_heads) {
+  const int64_t heads = in.q_BTHd.size(2);
+  Tensor phi_q = in.q_BTHd, phi_k = in.k_BSHd;
+  if (in.weight_HKd.has_value()) {
+    phi_q = at::relu(at::einsum("bthd,hkd->bthk", {phi_q, spread(*in.weight_HKd, heads, 0)}).mul(in.scale).add(spread(*in.bias_HK, heads, 0)));
+    phi_k = at::relu(at::einsum("bshd,hkd->bshk", {spread(phi_k, state_heads, 2), *in.weight_HKd}).add(*in.bias_HK));
+  }
+  if (in.source_mask_BS.has_value()) phi_k = phi_k * in.source_mask_BS->to(phi_k.scalar_type()).unsqueeze(2).unsqueeze(3);
+  const Tensor s = spread(at::einsum("bshk,bshd->bhkd", {phi_k, spread(in.v_BSHd, state_heads, 2)}), heads, 1);
+  const Tensor z = spread(phi_k.sum(1), heads, 1);
+  const Tensor n = at::einsum("bthk,bhk->bth", {phi_q, z});
+  const Tensor denominator = (in.absolute ? n.abs() : n).add(in.added).clamp_min(in.floor);
+  return at::einsum("bthk,bhkd->bthd", {phi_q, s}) / denominator.unsqueeze(3);
+}
+
+struct Problem {
+  CrossInputs inputs;
+  std::vector<Tensor> leaves;
+  std::vector<std::string> names;
+  Tensor grad_o;
+};
+
+Problem make_problem(const Case& c, at::ScalarType type) {
+  at::manual_seed(7);
+  const auto options = at::TensorOptions(at::kCUDA).dtype(at::kFloat);
+  const auto random = [&](at::IntArrayRef sizes) { return at::randn(sizes, options); };
+  Problem p;
+  CrossInputs& in = p.inputs;
+  if (c.map) {
+    in.q_BTHd = random({c.batch, c.length, c.query_heads, c.head_size}).to(type);
+    in.k_BSHd = random({c.batch, c.source_length, c.key_heads, c.head_size}).to(type);
+    in.weight_HKd = random({c.state_heads, c.features, c.head_size}).div(std::sqrt(double(c.head_size))).to(type);
+    // Few features may all be off, and then the floor decides: rounding would flip it, so they are kept on.
+    in.bias_HK = random({c.state_heads, c.features}).abs().mul(0.1).add(c.dead ? -20.0 : c.features < 16 ? 0.5 : 0.05).to(type);
+  } else {
+    Tensor phi_q = at::relu(random({c.batch, c.length, c.query_heads, c.features}).add(0.5)).add(0.05);
+    const Tensor odd = at::arange(c.length, options).remainder(2).view({1, c.length, 1, 1});
+    if (c.signed_queries) phi_q = phi_q * (1.0 - 2.0 * odd);
+    if (c.faint_queries) phi_q = phi_q * (1.0 - odd * (1.0 - 1e-4));
+    in.q_BTHd = phi_q.to(type);
+    in.k_BSHd = at::relu(random({c.batch, c.source_length, c.state_heads, c.features}).add(0.5)).add(0.05).to(type);
+  }
+  in.v_BSHd = random({c.batch, c.source_length, c.value_heads, c.head_size}).add(c.v_mean).to(type);
+  if (c.fused_kv) {
+    const auto parts = at::cat({in.k_BSHd, in.v_BSHd}, 2).split_with_sizes({c.key_heads, c.value_heads}, 2);
+    in.k_BSHd = parts[0], in.v_BSHd = parts[1];
+  }
+  if (c.mask) {  // sentences of different lengths, and holes
+    const Tensor lengths = at::linspace(c.source_length, 1 + c.source_length / 3, c.batch, options).unsqueeze(1);
+    const Tensor position = at::arange(c.source_length, options).unsqueeze(0);
+    in.source_mask_BS = (position < lengths).logical_and(position.remainder(7) != 3);
+  }
+  in.scale = c.scale, in.floor = c.floor, in.added = c.added, in.absolute = c.absolute;
+  p.leaves = {in.q_BTHd.detach(), in.k_BSHd.detach(), in.v_BSHd.detach()};
+  p.names = {"q", "k", "v"};
+  if (c.map) {
+    p.leaves.insert(p.leaves.end(), {*in.weight_HKd, *in.bias_HK});
+    p.names.insert(p.names.end(), {"weight", "bias"});
+  }
+  p.grad_o = random({c.batch, c.length, c.query_heads, c.head_size}).to(type);
+  return p;
+}
+
+/// `inputs` with `leaves` in their places.
+CrossInputs with_leaves(CrossInputs in, const std::vector<Tensor>& leaves) {
+  in.q_BTHd = leaves[0], in.k_BSHd = leaves[1], in.v_BSHd = leaves[2];
+  if (leaves.size() > 3) in.weight_HKd = leaves[3], in.bias_HK = leaves[4];
+  return in;
+}
+
+struct Result {
+  Tensor o;
+  std::vector<Tensor> gradients;
+};
+
+template <class Function>
+Result run(const Problem& p, bool exact, const Function& function) {
+  const auto as = [&](const Tensor& tensor) { return exact ? tensor.to(at::kDouble) : tensor; };
+  std::vector<Tensor> leaves;
+  for (const Tensor& leaf : p.leaves) leaves.push_back(as(leaf).detach().requires_grad_());
+  Result result;
+  result.o = function(with_leaves(p.inputs, leaves));
+  result.gradients = torch::autograd::grad({result.o}, leaves, {as(p.grad_o)});
+  return result;
+}
+
+void expect_exact(const Case& c, at::ScalarType type, double bar) {
+  SCOPED_TRACE(testing::Message() << c << " " << type);
+  const Problem p = make_problem(c, type);
+  const Result actual = run(p, false, [](const CrossInputs& in) { return cross(in); });
+  const Result exact = run(p, true, [&](const CrossInputs& in) { return oracle(in, c.state_heads); });
+  ASSERT_EQ(actual.o.sizes(), exact.o.sizes());
+  EXPECT_EQ(actual.o.scalar_type(), type);
+  EXPECT_LE(relative_error(actual.o, exact.o), bar) << "o";
+  for (size_t i = 0; i < p.names.size(); ++i) {
+    ASSERT_EQ(actual.gradients[i].sizes(), exact.gradients[i].sizes());
+    EXPECT_LE(relative_error(actual.gradients[i], exact.gradients[i]), bar) << "gradient of " << p.names[i];
+  }
+}
+
+void expect_exact(const Case& c) {
+  expect_exact(c, at::kBFloat16, 1e-2);
+  expect_exact(c, at::kFloat, 2e-5);
+  expect_exact(c, at::kDouble, 1e-9);
+}
+
+TEST(GpuCross, AgreesWithTheOracle) {
+  expect_exact({});
+  expect_exact({.map = false});
+}
+
+TEST(GpuCross, LengthsThatFillNoChunk) {
+  for (const int64_t length : {1, 63, 65, 128, 129, 517}) {
+    expect_exact({.length = length, .source_length = 77});
+    expect_exact({.length = 77, .source_length = length + 1});
+  }
+  expect_exact({.length = 1, .source_length = 300, .map = false});
+}
+
+TEST(GpuCross, OneSourceTokenGivesItsValue) {
+  for (const auto& [type, bar] : {std::pair{at::kBFloat16, 1e-2}, std::pair{at::kFloat, 2e-5}, std::pair{at::kDouble, 1e-9}}) {
+    const Problem p = make_problem({.source_length = 1}, type);
+    EXPECT_LE(relative_error(cross(p.inputs), p.inputs.v_BSHd.expand({2, 130, 2, 64})), bar) << type;
+  }
+}
+
+TEST(GpuCross, ValuesFarFromZero) {
+  for (const double mean : {1.0, 4.0}) {
+    expect_exact({.length = 517, .source_length = 333, .v_mean = mean});
+    expect_exact({.batch = 1, .length = 4096, .source_length = 5000, .v_mean = mean}, at::kBFloat16, 1e-2);
+    expect_exact({.batch = 1, .length = 700, .source_length = 4096, .head_size = 128, .features = 64, .v_mean = mean}, at::kBFloat16, 1e-2);
+  }
+}
+
+TEST(GpuCross, HeadAndFeatureSizes) {
+  for (const int64_t head_size : {32, 64, 128}) {
+    for (const int64_t features : {4, 17, 32, 64, 100, 128}) {
+      expect_exact({.batch = 1, .head_size = head_size, .features = features, .mask = true, .v_mean = 1.0});
+      expect_exact({.batch = 1, .head_size = head_size, .features = features, .map = false, .mask = true});
+    }
+  }
+}
+
+TEST(GpuCross, GroupedHeads) {
+  expect_exact({.query_heads = 6, .state_heads = 2, .mask = true});
+  expect_exact({.query_heads = 6, .state_heads = 6, .key_heads = 2, .value_heads = 3});
+  expect_exact({.query_heads = 8, .state_heads = 4, .key_heads = 2, .value_heads = 1});
+  expect_exact({.query_heads = 4, .state_heads = 2, .value_heads = 1, .map = false});
+}
+
+TEST(GpuCross, ManySentences) { expect_exact({.batch = 90, .length = 33, .source_length = 300, .query_heads = 4, .state_heads = 4, .key_heads = 4, .value_heads = 4, .mask = true}); }
+
+TEST(GpuCross, SlicesOfAFusedProjection) { expect_exact({.mask = true, .fused_kv = true}); }
+
+TEST(GpuCross, SignedFeatures) {
+  expect_exact({.map = false, .signed_queries = true});
+  expect_exact({.map = false, .absolute = false, .signed_queries = true});  // negative denominators end on the floor
+  expect_exact({.map = false, .signed_queries = true, .added = 3.0});
+}
+
+TEST(GpuCross, TheFloorPassesNoGradient) { expect_exact({.map = false, .faint_queries = true, .floor = 1.0}); }
+
+TEST(GpuCross, EluRule) { expect_exact({.features = 64, .map = false, .floor = 0.0, .added = 1e-6}); }
+
+TEST(GpuCross, PaddingIsNotRead) {
+  for (const auto type : {at::kBFloat16, at::kFloat, at::kDouble}) {
+    for (const bool map : {true, false}) {
+      const Problem clean = make_problem({.map = map, .mask = true}, type);
+      Problem poisoned = clean;
+      const Tensor padding = clean.inputs.source_mask_BS->logical_not().unsqueeze(2).unsqueeze(3);
+      for (const int i : {1, 2}) poisoned.leaves[i] = clean.leaves[i].masked_fill(padding, std::nan(""));
+      const auto function = [](const CrossInputs& in) { return cross(in); };
+      const Result wanted = run(clean, false, function), actual = run(poisoned, false, function);
+      EXPECT_TRUE(at::equal(wanted.o, actual.o)) << type;
+      for (size_t i = 0; i < clean.names.size(); ++i) EXPECT_TRUE(at::equal(wanted.gradients[i], actual.gradients[i])) << type << clean.names[i];
+      for (const int i : {1, 2}) EXPECT_EQ(actual.gradients[i].masked_select(padding).abs().max().item<double>(), 0.0) << type;
+    }
+  }
+}
+
+TEST(GpuCross, NothingButPaddingGivesZeros) {
+  for (const auto type : {at::kBFloat16, at::kFloat, at::kDouble}) {
+    Problem p = make_problem({}, type);
+    p.inputs.source_mask_BS = at::zeros({2, 200}, p.grad_o.options().dtype(at::kBool));
+    const Result result = run(p, false, [](const CrossInputs& in) { return cross(in); });
+    EXPECT_EQ(result.o.abs().max().item<float>(), 0.0F);
+    for (const Tensor& gradient : result.gradients) EXPECT_EQ(gradient.abs().max().item<float>(), 0.0F);
+  }
+}
+
+TEST(GpuCross, DeadFeaturesGiveZeros) {
+  for (const auto type : {at::kBFloat16, at::kFloat, at::kDouble}) {
+    const Problem p = make_problem({.dead = true}, type);
+    const Result result = run(p, false, [](const CrossInputs& in) { return cross(in); });
+    EXPECT_EQ(result.o.abs().max().item<float>(), 0.0F);
+    for (const Tensor& gradient : result.gradients) EXPECT_EQ(gradient.abs().max().item<float>(), 0.0F);
+  }
+}
+
+TEST(GpuCross, GradientsAreThoseOfNumericalDifferences) {
+  const Problem p = make_problem({.batch = 1, .length = 11, .source_length = 37, .head_size = 32, .features = 5, .mask = true}, at::kDouble);
+  const auto loss = [&](const std::vector<Tensor>& leaves) { return (cross(with_leaves(p.inputs, leaves)) * p.grad_o).sum().item<double>(); };
+  const Result result = run(p, false, [](const CrossInputs& in) { return cross(in); });
+  for (size_t i = 0; i < p.leaves.size(); ++i) {
+    const Tensor direction = at::randn_like(p.leaves[i]);
+    const double h = 1e-6;
+    auto leaves = p.leaves;
+    leaves[i] = p.leaves[i] + direction * h;
+    const double up = loss(leaves);
+    leaves[i] = p.leaves[i] - direction * h;
+    const double wanted = (up - loss(leaves)) / (2 * h);
+    const double actual = (result.gradients[i] * direction).sum().item<double>();
+    EXPECT_NEAR(actual, wanted, 1e-6 * std::max(1.0, std::abs(wanted))) << p.names[i];
+  }
+}
+
+TEST(GpuCross, GraphReplayEqualsEagerBitwise) {
+  for (const int64_t length : {64, 5000}) {
+    const Problem p = make_problem({.length = length, .source_length = length + 9, .mask = true}, at::kBFloat16);
+    const auto step = [&] { return run(p, false, [](const CrossInputs& in) { return cross(in); }); };
+    const Result eager = step();
+    const auto stream = c10::cuda::getStreamFromPool();
+    c10::cuda::getCurrentCUDAStream().synchronize();
+    const c10::cuda::CUDAStreamGuard guard(stream);
+    step();
+    at::cuda::CUDAGraph graph;
+    graph.capture_begin();
+    const Result captured = step();
+    graph.capture_end();
+    captured.o.fill_(std::nan(""));
+    graph.replay();
+    stream.synchronize();
+    EXPECT_TRUE(at::equal(eager.o, captured.o));
+    for (size_t i = 0; i < p.names.size(); ++i) EXPECT_TRUE(at::equal(eager.gradients[i], captured.gradients[i])) << p.names[i];
+  }
+}
+
+std::string message_of(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const c10::Error& error) {
+    return error.what_without_backtrace();
+  }
+  return "nothing was thrown";
+}
+
+TEST(GpuCross, BadInputIsRefusedByName) {
+  const CrossInputs good = make_problem({}, at::kBFloat16).inputs;
+  const auto refusal = [&](const std::function<void(CrossInputs&)>& spoil) {
+    return message_of([&] {
+      CrossInputs in = good;
+      spoil(in);
+      cross(in);
+    });
+  };
+  const auto zeros = [](at::IntArrayRef sizes, at::ScalarType type) { return at::zeros(sizes, at::TensorOptions(at::kCUDA).dtype(type)); };
+  EXPECT_THAT(refusal([](auto& in) { in.q_BTHd = in.q_BTHd.cpu(); }), HasSubstr("q is on cpu, allowed: cuda"));
+  EXPECT_THAT(refusal([](auto& in) { in.q_BTHd = in.q_BTHd.to(at::kHalf); }), HasSubstr("q has dtype Half, allowed: bfloat16, float32, float64"));
+  EXPECT_THAT(refusal([](auto& in) { in.v_BSHd = in.v_BSHd.to(at::kFloat); }), HasSubstr("v has dtype Float, q has BFloat16, allowed: the same"));
+  EXPECT_THAT(refusal([](auto& in) { in.v_BSHd = in.v_BSHd.slice(3, 0, 48); }), HasSubstr("v has head size 48, allowed: 32, 64, 128"));
+  EXPECT_THAT(refusal([](auto& in) { in.v_BSHd = in.v_BSHd.slice(1, 0, 10); }), HasSubstr("v has shape [2, 10, 2, 64], allowed: [2, 200, 2, 64]"));
+  EXPECT_THAT(refusal([](auto& in) { in.k_BSHd = in.k_BSHd.slice(1, 0, 0); }), HasSubstr("k has size 0 in dimension 1"));
+  EXPECT_THAT(refusal([](auto& in) { in.weight_HKd = in.weight_HKd->slice(1, 0, 0), in.bias_HK = in.bias_HK->slice(1, 0, 0); }),
+              HasSubstr("feature size is 0, allowed: 1 to 128"));
+  EXPECT_THAT(refusal([](auto& in) { in.bias_HK = std::nullopt; }), HasSubstr("weight and bias come together"));
+  EXPECT_THAT(refusal([](auto& in) { in.q_BTHd = at::cat({in.q_BTHd, in.q_BTHd.slice(2, 0, 1)}, 2); }), HasSubstr("heads of q, the map, k, v are 3, 2, 2, 2"));
+  EXPECT_THAT(refusal([](auto& in) { in.q_BTHd = at::empty({2, 130, 2, 65}, in.q_BTHd.options()).slice(3, 0, 64); }),
+              HasSubstr("in dimension 0, allowed: multiples of 8 (16 bytes)"));
+  EXPECT_THAT(refusal([&](auto& in) { in.source_mask_BS = zeros({2, 200}, at::kFloat); }), HasSubstr("source_mask has dtype Float, allowed: Bool"));
+  EXPECT_THAT(refusal([&](auto& in) { in.source_mask_BS = zeros({2, 130}, at::kBool); }), HasSubstr("source_mask has shape [2, 130], allowed: [2, 200]"));
+  EXPECT_THAT(refusal([](auto& in) { in.floor = 0.0; }), HasSubstr("floor is 0 and added 0"));
+  EXPECT_THAT(refusal([](auto& in) { in.scale = 0.0; }), HasSubstr("scale is 0, allowed: positive"));
+}
+
+}  // namespace
+}  // namespace t2r::ops
