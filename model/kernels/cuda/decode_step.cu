@@ -95,6 +95,20 @@ __global__ void __launch_bounds__(kThreads, 1) decode_kernel(const __grid_consta
   const int own_size = (K + parts - 1) / parts, own_begin = part * own_size, own = max(0, min(own_size, K - own_begin));
   const float z_before = tid < own ? a.z[int64_t{item} * K + own_begin + tid] : 0.0F;
 
+  // 16 bytes of a row of W for this thread, some rows at a time; the next ones are on their way while one pass is computed.
+  constexpr int kValues = 16 / sizeof(Scalar);
+  const int lanes = D / kValues, in_row = lane % lanes, at_once = kThreads / lanes;  // lanes: 4 to 32, a power of two
+  uint4 next_w = {0, 0, 0, 0};
+  float next_b = 0.0F;
+  const auto load_map = [&](int begin) {
+    const int index = begin + tid / lanes;
+    if (!kMap || index >= own) return;
+    const int64_t feature = int64_t{state_head} * K + own_begin + index;
+    next_w = *reinterpret_cast<const uint4*>(static_cast<const Scalar*>(a.weight) + feature * D + in_row * kValues);
+    next_b = to_float(static_cast<const Scalar*>(a.bias)[feature]);
+  };
+  load_map(0);
+
   const auto input = [&](const View& view, int head) {
     return static_cast<const Scalar*>(view.data) + batch * view.batch_stride + head * view.head_stride;
   };
@@ -114,19 +128,12 @@ __global__ void __launch_bounds__(kThreads, 1) decode_kernel(const __grid_consta
   if (parts > 1) wait_for_cluster();
 
   if constexpr (kMap) {
-    constexpr int kValues = 16 / sizeof(Scalar);
-    const int lanes = D / kValues, in_row = lane % lanes, at_once = kThreads / lanes;  // lanes: 4 to 32, a power of two
-    const Scalar* const w = static_cast<const Scalar*>(a.weight) + int64_t{state_head} * K * D;
-    const Scalar* const bias = static_cast<const Scalar*>(a.bias) + int64_t{state_head} * K;
     for (int begin = 0; begin < own; begin += at_once) {
       const int index = begin + tid / lanes, feature = own_begin + index;
       const bool exists = index < own;
-      uint4 unit_of_w = {0, 0, 0, 0};
-      float b = 0.0F;
-      if (exists) {
-        unit_of_w = *reinterpret_cast<const uint4*>(w + feature * D + in_row * kValues);
-        b = to_float(bias[feature]);
-      }
+      const uint4 unit_of_w = next_w;
+      const float b = next_b;
+      load_map(begin + at_once);
       for (int member = 0; member <= group; ++member) {
         float y = dot_unit<Scalar>(unit_of_w, x + member * D + in_row * kValues);
         for (int distance = lanes / 2; distance > 0; distance /= 2) y += __shfl_xor_sync(0xffffffffu, y, distance);
