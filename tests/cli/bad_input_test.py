@@ -88,6 +88,17 @@ class BadInput(Case):
         self.fails(run("train"), 64, "--output is required")
         self.fails(run(), 64, "t2r --help")
 
+    def test_benchmark_of_what_is_not_there(self):
+        # Without CUDA the build says so; with it, the program that loads CUDA does.
+        program = pathlib.Path(os.environ["T2R_BINARY"]).parent / "t2r_gpu_bench"
+        self.fails(run("bench", "atention"), 64, 'unknown command "bench atention"; did you mean bench attention')
+        if program.exists():
+            self.fails(run("bench", "attention", "--shapes", "8x2048"), 64, 'shape is "8x2048", allowed: BATCHxLENGTHxHEADSxHEADSIZE')
+            if shutil.which("nvidia-smi") is None:
+                self.fails(run("bench", "attention"), 78, "needs a GPU; this machine has none that CUDA can use")
+        else:
+            self.fails(run("bench", "attention"), 78, "needs a build with CUDA (launch/build.sh gpu)")
+
     def test_values_that_are_not_allowed(self):
         base = ["--output", self.folder / "never", "--train-data", self.folder / "train", "--model.layers", 2]
         for more, text in ((["--steps", 2, "--batch-size", 0], "batch-size = 0, allowed: 1 or more"),
