@@ -230,6 +230,16 @@ TEST(GpuCausal, DocumentsDoNotSeeEachOther) {
 
 TEST(GpuCausal, SlicesOfAFusedProjection) { expect_exact({.length = 257, .query_heads = 3, .state_heads = 3, .key_heads = 3, .value_heads = 3, .fused_qkv = true}); }
 
+TEST(GpuCausal, AMapAtAnyAddress) {
+  Problem p = make_problem({}, at::kBFloat16);
+  const Tensor weight = *p.inputs.weight_HKd;
+  const Tensor odd = at::empty({weight.numel() + 1}, weight.options()).slice(0, 1).view(weight.sizes());
+  odd.copy_(weight);
+  const Tensor wanted = causal(p.inputs).o_BTHd;
+  p.inputs.weight_HKd = odd;
+  EXPECT_TRUE(at::equal(causal(p.inputs).o_BTHd, wanted));
+}
+
 TEST(GpuCausal, OneSequenceCutIntoSegments) {
   expect_exact({.batch = 1, .length = 8192, .query_heads = 1, .state_heads = 1, .key_heads = 1, .value_heads = 1, .state = true},
                at::kBFloat16, 1e-2);

@@ -1,6 +1,6 @@
 #include "model/ops/causal_inputs.h"
 
-#include <c10/util/Exception.h>
+#include "model/ops/op_support.h"
 
 namespace t2r::ops {
 namespace {
@@ -82,14 +82,8 @@ kernels::cuda::Shape check_causal(const CausalInputs& in) {
   }
   TORCH_CHECK(features >= 1 && features <= kMaxFeatures, "t2r: feature size is ", features, ", allowed: 1 to ", kMaxFeatures);
   shape.feature_size = static_cast<int>(features);
-  const auto divides = [](int small, int large) { return small >= 1 && large >= small && large % small == 0; };
-  TORCH_CHECK(divides(shape.state_heads, shape.query_heads) && divides(shape.key_heads, shape.state_heads) &&
-                  divides(shape.value_heads, shape.state_heads),
-              "t2r: heads of q, ", has_map ? "the map" : "phi(k)", ", k, v are ", shape.query_heads, ", ", shape.state_heads, ", ",
-              shape.key_heads, ", ", shape.value_heads, ", allowed: q's a multiple of the second, that a multiple of k's and v's");
-  TORCH_CHECK(in.floor >= 0 && in.added >= 0 && in.floor + in.added > 0, "t2r: floor is ", in.floor, " and added ", in.added,
-              ", allowed: not negative, and one of them positive");
-  TORCH_CHECK(in.scale > 0, "t2r: scale is ", in.scale, ", allowed: positive");
+  check_heads(shape, has_map);
+  check_rule(in.scale, in.floor, in.added);
   if (in.document_start_BT.has_value()) {
     check_tensor(*in.document_start_BT, "document_start", 2, q);
     check_sizes(*in.document_start_BT, "document_start", {q.size(0), q.size(1)});

@@ -1,16 +1,13 @@
 #include "model/ops/causal_op.h"
 
 #include <ATen/Functions.h>
-#include <ATen/cuda/CUDAContextLight.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include <cstdlib>
-#include <string_view>
-
 #include "model/kernels/cuda/causal_simt.h"
+#include "model/ops/op_support.h"
 
 namespace t2r::ops {
 namespace {
@@ -22,29 +19,6 @@ using kernels::cuda::SimtArguments;
 using kernels::cuda::View;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-void check_launch(cudaError_t error, const char* what) {
-  TORCH_CHECK(error == cudaSuccess, "t2r: ", what, " failed: ", cudaGetErrorString(error));
-}
-
-View view_of(const Tensor& tensor) {
-  return {const_cast<void*>(tensor.const_data_ptr()), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
-}
-
-template <class T>
-const T* pointer(const Tensor& tensor) {
-  return tensor.defined() ? static_cast<const T*>(tensor.const_data_ptr()) : nullptr;
-}
-template <class T>
-T* mutable_pointer(const Tensor& tensor) {
-  return tensor.defined() ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
-}
-
-using OptionalTensor = std::optional<Tensor>;  // absent ones may not reach autograd's Function as undefined tensors
-
-OptionalTensor contiguous(const OptionalTensor& tensor) {
-  return tensor.has_value() ? OptionalTensor(tensor->contiguous()) : std::nullopt;
-}
 
 /// Everything between autograd and the kernels; undefined tensors are absent.
 struct Problem {
@@ -66,19 +40,11 @@ struct Gradients {
   Tensor q, k, v, weight, bias, initial_s, initial_z;
 };
 
-/// The plan on the current device. T2R_CUDA_KERNELS=sm80 keeps to the portable kernels (for tests).
-Plan plan_of(const Shape& shape, bool documents, bool backward) {
-  const char* const wanted = std::getenv("T2R_CUDA_KERNELS");
-  const cudaDeviceProp* const device = at::cuda::getCurrentDeviceProperties();
-  const bool hopper = device->major == 9 && device->minor == 0 && (wanted == nullptr || std::string_view(wanted) != "sm80");
-  return kernels::cuda::plan_causal(shape, documents, backward, {.multiprocessors = device->multiProcessorCount, .hopper = hopper});
-}
-
 CausalArguments common_arguments(const Problem& p, bool backward) {
   CausalArguments a;
   a.shape = p.shape;
   a.rule = {static_cast<float>(p.scale), static_cast<float>(p.floor), static_cast<float>(p.added)};
-  a.plan = plan_of(p.shape, p.document_start.defined(), backward);
+  a.plan = kernels::cuda::plan_causal(p.shape, p.document_start.defined(), backward, current_device());
   a.q = view_of(p.q);
   a.k = view_of(p.k);
   a.v = view_of(p.v);
@@ -253,12 +219,6 @@ Gradients backward_any(const Problem& p, const Tensor& states, const Tensor& gra
                                           : backward_simt<float>(p, states, grad_o, grad_s, grad_z);
 }
 
-Tensor readable_bf16(const Tensor& tensor) {
-  const bool good = tensor.stride(3) == 1 && tensor.stride(0) % 8 == 0 && tensor.stride(1) % 8 == 0 && tensor.stride(2) % 8 == 0 &&
-                    reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
-  return good ? tensor : tensor.clone(at::MemoryFormat::Contiguous);
-}
-
 class Causal : public torch::autograd::Function<Causal> {
  public:
   static variable_list forward(AutogradContext* ctx,
@@ -325,17 +285,6 @@ class Causal : public torch::autograd::Function<Causal> {
   }
 };
 
-/// The map in tensor operations, for dtypes that have no fused kernel: x_BTHd -> [B, T, maps, K], or queries' heads.
-Tensor map_features(const Tensor& x, const Tensor& weight, const Tensor& bias, double scale) {
-  const int64_t heads = std::max(x.size(2), weight.size(0));
-  const auto spread = [&](const Tensor& tensor, int64_t dimension) {
-    return tensor.size(dimension) == heads ? tensor : tensor.repeat_interleave(heads / tensor.size(dimension), dimension);
-  };
-  const Tensor x_HBTd = spread(x, 2).permute({2, 0, 1, 3}).flatten(1, 2);
-  const Tensor y_HBTK = at::matmul(x_HBTd, spread(weight, 0).transpose(1, 2)).mul(scale).add(spread(bias, 0).unsqueeze(1));
-  return at::relu(y_HBTK).unflatten(1, {x.size(0), x.size(1)}).permute({1, 2, 0, 3}).contiguous();
-}
-
 bool needs_gradient(const CausalInputs& in) {
   if (!at::GradMode::is_enabled()) return false;
   const auto needs = [](const OptionalTensor& tensor) { return tensor.has_value() && tensor->requires_grad(); };
@@ -344,7 +293,7 @@ bool needs_gradient(const CausalInputs& in) {
 }
 
 CausalOutputs run(const CausalInputs& in, bool want_state) {
-  const variable_list out = Causal::apply(in.q_BTHd, in.k_BTHd, in.v_BTHd, contiguous(in.weight_HKd),
+  const variable_list out = Causal::apply(in.q_BTHd, in.k_BTHd, in.v_BTHd, contiguous_and_aligned(in.weight_HKd),
                                           contiguous(in.bias_HK), contiguous(in.document_start_BT),
                                           contiguous(in.initial_s_BHKd), contiguous(in.initial_z_BHK), in.scale,
                                           in.floor, in.added, want_state, needs_gradient(in));

@@ -1,6 +1,6 @@
 #include "model/ops/cross_inputs.h"
 
-#include "model/ops/tensor_checks.h"
+#include "model/ops/op_support.h"
 
 namespace t2r::ops {
 

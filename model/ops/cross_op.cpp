@@ -8,7 +8,7 @@
 
 #include "model/kernels/cuda/cross_simt.h"
 #include "model/ops/causal_inputs.h"
-#include "model/ops/tensor_checks.h"
+#include "model/ops/op_support.h"
 
 namespace t2r::ops {
 namespace {
@@ -20,12 +20,6 @@ using kernels::cuda::Shape;
 using kernels::cuda::View;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-View view_of(const Tensor& tensor) {
-  return {const_cast<void*>(tensor.const_data_ptr()), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
-}
-
-using OptionalTensor = std::optional<Tensor>;  // absent ones may not reach autograd's Function as undefined tensors
 
 /// Everything between autograd and the kernels; undefined tensors are absent.
 struct Problem {
@@ -186,12 +180,6 @@ Tensor add_groups(const Tensor& gradient, int64_t heads) {
   return gradient.unflatten(2, {heads, gradient.size(2) / heads}).sum(3);
 }
 
-/// Gradients come with any strides; the kernels read 16 bytes at a time.
-Tensor readable(const Tensor& grad_o) {
-  const bool good = grad_o.stride(3) == 1 && grad_o.stride(0) % 8 == 0 && grad_o.stride(1) % 8 == 0 && grad_o.stride(2) % 8 == 0 && is_aligned(grad_o);
-  return good ? grad_o : grad_o.clone(at::MemoryFormat::Contiguous);
-}
-
 class Cross : public torch::autograd::Function<Cross> {
  public:
   static Tensor forward(AutogradContext* ctx,
@@ -223,7 +211,7 @@ class Cross : public torch::autograd::Function<Cross> {
     const Problem p = problem({saved[0], saved[1], saved[2], optional(saved[3]), optional(saved[4]), optional(saved[5]),
                                ctx->saved_data["scale"].toDouble(), ctx->saved_data["floor"].toDouble(),
                                ctx->saved_data["added"].toDouble(), ctx->saved_data["absolute"].toBool()});
-    const Tensor grad_o = gradients[0].defined() ? readable(gradients[0]) : at::zeros_like(new_output(p));
+    const Tensor grad_o = gradients[0].defined() ? readable_bf16(gradients[0]) : at::zeros_like(new_output(p));
     const Gradients g = backward_any(p, saved[6], grad_o);
     return {g.q,      add_groups(g.k, p.shape.key_heads), add_groups(g.v, p.shape.value_heads), g.weight, g.bias, Tensor(), Tensor(),
             Tensor(), Tensor(), Tensor()};
@@ -238,22 +226,8 @@ class Cross : public torch::autograd::Function<Cross> {
 };
 
 Tensor run(const CrossInputs& in) {
-  const auto contiguous = [](const OptionalTensor& tensor) { return tensor.has_value() ? OptionalTensor(tensor->contiguous()) : std::nullopt; };
-  OptionalTensor weight = contiguous(in.weight_HKd);
-  if (weight.has_value() && !is_aligned(*weight)) weight = weight->clone();
-  return Cross::apply(in.q_BTHd, in.k_BSHd, in.v_BSHd, weight, contiguous(in.bias_HK), contiguous(in.source_mask_BS), in.scale, in.floor,
+  return Cross::apply(in.q_BTHd, in.k_BSHd, in.v_BSHd, contiguous_and_aligned(in.weight_HKd), contiguous(in.bias_HK), contiguous(in.source_mask_BS), in.scale, in.floor,
                       in.added, in.absolute);
-}
-
-/// The map in tensor operations, for dtypes that have no fused kernel: x_BTHd -> [B, T, maps, K], or queries' heads.
-Tensor map_features(const Tensor& x, const Tensor& weight, const Tensor& bias, double scale) {
-  const int64_t heads = std::max(x.size(2), weight.size(0));
-  const auto spread = [&](const Tensor& tensor, int64_t dimension) {
-    return tensor.size(dimension) == heads ? tensor : tensor.repeat_interleave(heads / tensor.size(dimension), dimension);
-  };
-  const Tensor x_HBTd = spread(x, 2).permute({2, 0, 1, 3}).flatten(1, 2);
-  const Tensor y_HBTK = at::matmul(x_HBTd, spread(weight, 0).transpose(1, 2)).mul(scale).add(spread(bias, 0).unsqueeze(1));
-  return at::relu(y_HBTK).unflatten(1, {x.size(0), x.size(1)}).permute({1, 2, 0, 3}).contiguous();
 }
 
 Tensor cross_bf16(CrossInputs in, const Shape& shape) {

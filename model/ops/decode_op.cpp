@@ -6,7 +6,7 @@
 #include <torch/library.h>
 
 #include "model/kernels/cuda/decode_step.h"
-#include "model/ops/tensor_checks.h"
+#include "model/ops/op_support.h"
 
 namespace t2r::ops {
 namespace {
@@ -67,7 +67,8 @@ Shape check_decode(const DecodeInputs& in) {
   return shape;
 }
 
-View view_of(const Tensor& tensor) { return {const_cast<void*>(tensor.const_data_ptr()), tensor.stride(0), 0, tensor.stride(1)}; }
+/// One token: [batch, head, column].
+View token_view_of(const Tensor& tensor) { return {const_cast<void*>(tensor.const_data_ptr()), tensor.stride(0), 0, tensor.stride(1)}; }
 
 Tensor with_contiguous_columns(const Tensor& tensor) { return tensor.stride(2) == 1 ? tensor : tensor.contiguous(); }
 
@@ -87,10 +88,10 @@ Tensor decode_step(const DecodeInputs& in) {
   const Tensor o = at::empty({a.shape.batch, a.shape.query_heads, a.shape.head_size}, q.options().requires_grad(false));
   a.rule = {static_cast<float>(in.scale), static_cast<float>(in.floor), static_cast<float>(in.added)};
   a.parts = kernels::cuda::decode_parts(a.shape, current_device());
-  a.q = view_of(q);
-  a.k = view_of(k);
-  a.v = view_of(v);
-  a.o = view_of(o);
+  a.q = token_view_of(q);
+  a.k = token_view_of(k);
+  a.v = token_view_of(v);
+  a.o = token_view_of(o);
   a.weight = pointer<void>(weight);
   a.bias = pointer<void>(bias);
   a.s = mutable_pointer<float>(in.s_BHKd);

@@ -6,6 +6,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdlib>
+#include <optional>
 #include <string_view>
 
 #include "model/kernels/cuda/causal_attention.h"
@@ -57,6 +58,29 @@ T* mutable_pointer(const at::Tensor& tensor) {
   return tensor.defined() ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
 }
 
+/// Absent tensors may not reach autograd's Function as undefined ones.
+using OptionalTensor = std::optional<at::Tensor>;
+
+inline OptionalTensor contiguous(const OptionalTensor& tensor) {
+  return tensor.has_value() ? OptionalTensor(tensor->contiguous()) : std::nullopt;
+}
+
+inline kernels::cuda::View view_of(const at::Tensor& tensor) {
+  return {const_cast<void*>(tensor.const_data_ptr()), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
+}
+
 inline bool is_aligned(const at::Tensor& tensor) { return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0; }
+
+/// The same, in memory that 16-byte copies can read.
+inline OptionalTensor contiguous_and_aligned(const OptionalTensor& tensor) {
+  const OptionalTensor result = contiguous(tensor);
+  return result.has_value() && !is_aligned(*result) ? OptionalTensor(result->clone()) : result;
+}
+
+/// A gradient of four dimensions, which may come with any strides, as 16-byte copies can read it.
+at::Tensor readable_bf16(const at::Tensor& gradient);
+
+/// The map in tensor operations, for dtypes that have no fused kernel: x_BTHd -> [B, T, maps, K], or queries' heads.
+at::Tensor map_features(const at::Tensor& x_BTHd, const at::Tensor& weight_HKd, const at::Tensor& bias_HK, double scale);
 
 }  // namespace t2r::ops
