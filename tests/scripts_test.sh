@@ -60,7 +60,8 @@ FAKE
 
 AnswersHelpWithZeroWhenAsked() {
   local script
-  for script in launch/setup.sh launch/build.sh launch/test.sh launch/quickstart.sh data/get_corpus.sh data/get_model.sh; do
+  for script in launch/setup.sh launch/build.sh launch/test.sh launch/quickstart.sh launch/gpu_check.sh \
+    data/get_corpus.sh data/get_model.sh; do
     expect 0 "^Usage: $script" "$ROOT/$script" --help || return 1
   done
 }
@@ -74,6 +75,18 @@ EndsWith64WhenTheUsageIsWrong() {
     expect 64 "NAME is missing" "$ROOT/data/get_model.sh" &&
     expect 64 "unknown option --frob" "$ROOT/data/get_model.sh" smollm2-135m --frob &&
     expect 64 "--preset needs a name" "$ROOT/launch/test.sh" --preset
+}
+
+GpuCheckNamesWhatIsMissing() {
+  local build=$TMP/gpu_build bin=$TMP/no_gpu
+  mkdir -p "$build" "$bin"
+  printf '#!/bin/sh\nexit 9\n' >"$bin/nvidia-smi"
+  chmod +x "$bin/nvidia-smi"
+  expect 64 "Usage" "$ROOT/launch/gpu_check.sh" &&
+    expect 64 "needs BUILD and DIR" "$ROOT/launch/gpu_check.sh" --pack "$build" &&
+    expect 1 "gpu_build has no t2r_gpu_tests; build it with launch/build.sh gpu" "$ROOT/launch/gpu_check.sh" "$build" || return 1
+  touch "$build/t2r_gpu_tests" "$build/t2r_gpu_bench" "$build/libt2r_ops.so"
+  expect 1 "no GPU here: nvidia-smi does not run" env PATH="$bin:$PATH" "$ROOT/launch/gpu_check.sh" "$build"
 }
 
 SetupNamesPackagesWhenNoneCanBeInstalled() {
