@@ -9,10 +9,14 @@
 
 #include "model/linear_attention_naive.h"
 #include "model/ops/causal_op.h"
+#include "tests/gpu_support.h"
 
 namespace t2r::ops {
 namespace {
 
+using test::message_of;
+using test::relative_error;
+using test::spread;
 using testing::HasSubstr;
 
 struct Case {
@@ -28,19 +32,6 @@ struct Case {
                << (c.dead ? " dead" : "") << " v" << c.v_mean << " scale" << c.scale;
   }
 };
-
-/// |actual - exact| / |exact|; where all is zero but for rounding, |actual - exact| a value. NaN counts as infinite.
-double relative_error(const Tensor& actual, const Tensor& exact) {
-  const Tensor wanted = exact.detach().to(at::kDouble);
-  const double error = (actual.detach().to(at::kDouble) - wanted).norm().item<double>();
-  const double norm = wanted.norm().item<double>();
-  const double typical = 0.01 * std::sqrt(static_cast<double>(exact.numel()));
-  return error == error ? error / std::max(norm, typical) : INFINITY;
-}
-
-Tensor spread(const Tensor& tensor, int64_t heads, int64_t dimension) {
-  return tensor.repeat_interleave(heads / tensor.size(dimension), dimension);
-}
 
 /// The same computation by the oracle: features by einsum, documents one by one.
 CausalOutputs oracle(const CausalInputs& in, int64_t state_heads) {
@@ -311,15 +302,6 @@ TEST(GpuCausal, GraphReplayEqualsEagerBitwise) {
     EXPECT_TRUE(at::equal(eager.outputs.o_BTHd, captured.outputs.o_BTHd));
     for (size_t i = 0; i < p.names.size(); ++i) EXPECT_TRUE(at::equal(eager.gradients[i], captured.gradients[i])) << p.names[i];
   }
-}
-
-std::string message_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
-  }
-  return "nothing was thrown";
 }
 
 TEST(GpuCausal, BadInputIsRefusedByName) {

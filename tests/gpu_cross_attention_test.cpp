@@ -8,10 +8,14 @@
 #include <torch/types.h>
 
 #include "model/ops/cross_op.h"
+#include "tests/gpu_support.h"
 
 namespace t2r::ops {
 namespace {
 
+using test::message_of;
+using test::relative_error;
+using test::spread;
 using testing::HasSubstr;
 
 struct Case {
@@ -29,18 +33,6 @@ struct Case {
                << (c.signed_queries ? " signed" : "") << (c.faint_queries ? " faint" : "") << " v" << c.v_mean;
   }
 };
-
-/// |actual - exact| / |exact|; where all is zero but for rounding, |actual - exact| a value. NaN counts as infinite.
-double relative_error(const Tensor& actual, const Tensor& exact) {
-  const Tensor wanted = exact.detach().to(at::kDouble);
-  const double error = (actual.detach().to(at::kDouble) - wanted).norm().item<double>();
-  const double typical = 0.01 * std::sqrt(static_cast<double>(exact.numel()));
-  return error == error ? error / std::max(wanted.norm().item<double>(), typical) : INFINITY;
-}
-
-Tensor spread(const Tensor& tensor, int64_t heads, int64_t dimension) {
-  return tensor.repeat_interleave(heads / tensor.size(dimension), dimension);
-}
 
 /// The same computation, written plainly.
 Tensor oracle(const CrossInputs& in, int64_t state_heads) {
@@ -278,15 +270,6 @@ TEST(GpuCross, GraphReplayEqualsEagerBitwise) {
     EXPECT_TRUE(at::equal(eager.o, captured.o));
     for (size_t i = 0; i < p.names.size(); ++i) EXPECT_TRUE(at::equal(eager.gradients[i], captured.gradients[i])) << p.names[i];
   }
-}
-
-std::string message_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
-  }
-  return "nothing was thrown";
 }
 
 TEST(GpuCross, BadInputIsRefusedByName) {

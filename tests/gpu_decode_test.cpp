@@ -9,10 +9,14 @@
 
 #include "model/ops/causal_op.h"
 #include "model/ops/decode_op.h"
+#include "tests/gpu_support.h"
 
 namespace t2r::ops {
 namespace {
 
+using test::message_of;
+using test::relative_error;
+using test::spread;
 using testing::HasSubstr;
 
 struct Case {
@@ -25,14 +29,6 @@ struct Case {
                << " d" << c.head_size << " k" << c.features << (c.map ? " map" : " features") << " v" << c.v_mean;
   }
 };
-
-/// |actual - exact| / |exact|; where all is zero but for rounding, |actual - exact| a value. NaN counts as infinite.
-double relative_error(const Tensor& actual, const Tensor& exact) {
-  const Tensor wanted = exact.to(at::kDouble);
-  const double error = (actual.to(at::kDouble) - wanted).norm().item<double>();
-  const double typical = 0.01 * std::sqrt(static_cast<double>(exact.numel()));
-  return error == error ? error / std::max(wanted.norm().item<double>(), typical) : INFINITY;
-}
 
 /// A sequence of tokens; `at(t)` is what the step takes for token t.
 struct Sequence {
@@ -75,9 +71,6 @@ struct Step {
 /// One step in float64.
 Step oracle(const DecodeInputs& in, const Case& c) {
   const auto exact = [](const Tensor& tensor) { return tensor.to(at::kDouble); };
-  const auto spread = [](const Tensor& tensor, int64_t heads, int64_t dimension) {
-    return tensor.repeat_interleave(heads / tensor.size(dimension), dimension);
-  };
   Tensor phi_q = exact(in.q_BHd), phi_k = exact(in.k_BHd);
   const Tensor v = spread(exact(in.v_BHd), c.state_heads, 1);
   if (c.map) {
@@ -195,15 +188,6 @@ TEST(GpuDecode, GraphReplayEqualsEagerBitwise) {
     EXPECT_TRUE(at::equal(o, eager_o));
     EXPECT_TRUE(at::equal(sequence.s, eager_s) && at::equal(sequence.z, eager_z));
   }
-}
-
-std::string message_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
-  }
-  return "nothing was thrown";
 }
 
 TEST(GpuDecode, BadInputIsRefusedByName) {

@@ -33,7 +33,7 @@ void check_bf16_strides(const Tensor& tensor, const char* name) {
     TORCH_CHECK(tensor.size(dimension) == 1 || tensor.stride(dimension) % 8 == 0, "t2r: ", name, " has stride ",
                 tensor.stride(dimension), " in dimension ", dimension, ", allowed: multiples of 8 (16 bytes)");
   }
-  TORCH_CHECK(reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0, "t2r: ", name,
+  TORCH_CHECK(is_aligned(tensor), "t2r: ", name,
               " begins at an address that is not a multiple of 16 bytes, allowed: multiples of 16");
 }
 

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <ATen/Functions.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <string>
+
+/// What the tests of the GPU operators share.
+namespace t2r::test {
+
+/// |actual - exact| / |exact|; where all is zero but for rounding, |actual - exact| a value. NaN counts as infinite.
+inline double relative_error(const at::Tensor& actual, const at::Tensor& exact) {
+  const at::Tensor wanted = exact.detach().to(at::kDouble);
+  const double error = (actual.detach().to(at::kDouble) - wanted).norm().item<double>();
+  const double typical = 0.01 * std::sqrt(static_cast<double>(exact.numel()));
+  return error == error ? error / std::max(wanted.norm().item<double>(), typical) : INFINITY;
+}
+
+/// Every head of `dimension` as often as makes `heads` of them.
+inline at::Tensor spread(const at::Tensor& tensor, int64_t heads, int64_t dimension) {
+  return tensor.repeat_interleave(heads / tensor.size(dimension), dimension);
+}
+
+/// The message of the c10::Error that `body` throws.
+inline std::string message_of(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const c10::Error& error) {
+    return error.what_without_backtrace();
+  }
+  return "nothing was thrown";
+}
+
+}  // namespace t2r::test
