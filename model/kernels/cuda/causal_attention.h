@@ -80,7 +80,7 @@ struct CausalArguments {
   const float* grad_final_z = nullptr;
   float* grad_initial_s = nullptr;  ///< [batch, query_heads, feature_size, head_size]
   float* grad_initial_z = nullptr;
-  float* grad_weight = nullptr;  ///< [batch, query_heads, segments, (2,) sums_floats] parts: d W, then d b
+  float* grad_weight = nullptr;  ///< [batch, query_heads, segments, (2,) feature_size (head_size + 2)]: parts of d W, d b of q, of k
   float* row_values = nullptr;   ///< [batch, query_heads, 2, length], if segments > 1: denominator, e
 };
 

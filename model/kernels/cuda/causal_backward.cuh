@@ -110,13 +110,8 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_backward_kernel(const __
   };
 
   if constexpr (kMap) {
-    const bf16* const w = static_cast<const bf16*>(a.weight) + int64_t{state_head} * features * kHead;
-    for (int i = tid; i < kFeatures * kHead / 8; i += kThreads) {
-      const int row = i / (kHead / 8), unit = i % (kHead / 8);
-      copy_async_16(weight.at(row, unit), w + (row < features ? row * kHead + unit * 8 : 0), row < features);
-    }
-    const bf16* const b = static_cast<const bf16*>(a.bias) + int64_t{state_head} * features;
-    for (int i = tid; i < kFeatures; i += kThreads) bias[i] = i < features ? __bfloat162float(b[i]) : 0.0F;
+    copy_weight_async<kHead, kFeatures, kThreads>([&](int row, int unit) { return weight.at(row, unit); }, a.weight, state_head, features);
+    load_bias<kFeatures, kThreads>(bias, a.bias, state_head, features);
   }
   copy_state(chunk_end - 1);
   copy_chunk(chunk_end - 1);

@@ -137,13 +137,8 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_wide_kernel(const
   }
   copy_state(chunk_end - 1);
   if constexpr (kMap) {
-    const bf16* const w = static_cast<const bf16*>(a.weight) + int64_t{state_head} * features * kWideHead;
-    for (int i = tid; i < kFeatures * kWideHead / 8; i += kThreads) {
-      const int row = i / 16, unit = i % 16;
-      copy_async_16(weight(unit / 8).at(row, unit % 8), w + (row < features ? row * kWideHead + unit * 8 : 0), row < features);
-    }
-    const bf16* const b = static_cast<const bf16*>(a.bias) + int64_t{state_head} * features;
-    for (int i = tid; i < kFeatures; i += kThreads) bias[i] = i < features ? __bfloat162float(b[i]) : 0.0F;
+    copy_weight_async<kWideHead, kFeatures, kThreads>([&](int row, int unit) { return weight(unit / 8).at(row, unit % 8); }, a.weight, state_head, features);
+    load_bias<kFeatures, kThreads>(bias, a.bias, state_head, features);
   }
   commit_copies();
 

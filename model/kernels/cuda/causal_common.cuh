@@ -64,12 +64,8 @@ struct SharedProduct {
     for (int step = 0; step < kRows / 16; step += 2) {
       if (!whole && (step * 16 + 32 <= begin || step * 16 >= end)) continue;
       uint32_t b[kN][4];  // [n]: the fragments of both k-steps
-      if constexpr (kN == 1) {
-        y.load_b_column_transposed(b[0], step * 16, first_n, lane);
-      } else {
 #pragma unroll
-        for (int n = 0; n < kN; ++n) y.load_b_column_transposed(b[n], step * 16, first_n + n, lane);
-      }
+      for (int n = 0; n < kN; ++n) y.load_b_column_transposed(b[n], step * 16, first_n + n, lane);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int row = (step + half) * 16;
@@ -223,6 +219,23 @@ __device__ __forceinline__ void store_rows(const Tile<kFeatures>& tile,
                                            int lane) {
 #pragma unroll
   for (int step = 0; step < kFeatures / 16; ++step) tile.store_a(a[step], row, 2 * step, lane);
+}
+
+/// Starts copying one head's W [features, kHead] of the map, with zeros behind its rows; `at(row, unit)` is where 16 bytes go.
+template <int kHead, int kFeatures, int kThreads, class At>
+__device__ __forceinline__ void copy_weight_async(const At& at, const void* weights, int head, int features) {
+  const bf16* const w = static_cast<const bf16*>(weights) + int64_t{head} * features * kHead;
+  for (int i = threadIdx.x; i < kFeatures * kHead / 8; i += kThreads) {
+    const int row = i / (kHead / 8), unit = i % (kHead / 8);
+    copy_async_16(at(row, unit), w + (row < features ? row * kHead + unit * 8 : 0), row < features);
+  }
+}
+
+/// Writes one head's b of the map as float32, with zeros behind it.
+template <int kFeatures, int kThreads>
+__device__ __forceinline__ void load_bias(float* to, const void* biases, int head, int features) {
+  const bf16* const b = static_cast<const bf16*>(biases) + int64_t{head} * features;
+  for (int i = threadIdx.x; i < kFeatures; i += kThreads) to[i] = i < features ? __bfloat162float(b[i]) : 0.0F;
 }
 
 /// Starts copying this warp's 16 rows of a [token, column] matrix to `tile`; tokens from `valid_rows` on become zeros.

@@ -72,17 +72,12 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_forward_kernel(const __g
   };
 
   if constexpr (kMap) {
-    const bf16* const w = static_cast<const bf16*>(a.weight) + int64_t{state_head} * features * kHead;
-    for (int i = tid; i < kFeatures * kHead / 8; i += kChunk * 2) {
-      const int row = i / (kHead / 8), unit = i % (kHead / 8);
-      copy_async_16(weight.at(row, unit), w + (row < features ? row * kHead + unit * 8 : 0), row < features);
-    }
+    copy_weight_async<kHead, kFeatures, kChunk * 2>([&](int row, int unit) { return weight.at(row, unit); }, a.weight, state_head, features);
   }
   copy_chunk(chunk_begin);
   copy_chunk(chunk_begin + 1);
   if constexpr (kMap) {
-    const bf16* const b = static_cast<const bf16*>(a.bias) + int64_t{state_head} * features;
-    for (int i = tid; i < kFeatures; i += kChunk * 2) bias[i] = i < features ? __bfloat162float(b[i]) : 0.0F;
+    load_bias<kFeatures, kChunk * 2>(bias, a.bias, state_head, features);
   }
 
   // The state before the first token of this segment.
