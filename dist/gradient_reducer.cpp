@@ -266,4 +266,10 @@ ReductionReport GradientReducer::finish_step() {
   return report;
 }
 
+void GradientReducer::discard_step() {
+  require(in_flight_.empty() && phase_ != Phase::kLastMicroStep,
+          "gradient reducer: discard_step in a last micro-step, whose buckets may be under way");
+  phase_ = Phase::kIdle;
+}
+
 }  // namespace t2r::dist

@@ -72,6 +72,10 @@ class GradientReducer {
   /// the arena holds the sums. Collective: every rank, same order.
   ReductionReport finish_step();
 
+  /// Ends a step that nobody shall use, e.g. one that only warmed the device up; launches nothing.
+  /// Only while no bucket is under way: before the last micro-step. Local.
+  void discard_step();
+
   const std::vector<Bucket>& buckets() const { return buckets_; }
 
  private:

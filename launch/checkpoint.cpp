@@ -55,11 +55,11 @@ TensorView view_of(const std::string& name, const Tensor& tensor) {
 }
 
 void write_part(const fs::path& file, const model::AdamW& optimizer, int rank, int world) {
-  const Tensor first = optimizer.first_moment(), second = optimizer.second_moment();
-  const auto [begin, end] = share(first.numel(), rank, world);
+  const auto [begin, end] = share(optimizer.first_moment().numel(), rank, world);
+  const Tensor first = optimizer.first_moment().narrow(0, begin, end - begin).cpu(),
+               second = optimizer.second_moment().narrow(0, begin, end - begin).cpu();
   model::write_safetensors(file,
-                           {view_of("first_moment", first.narrow(0, begin, end - begin)),
-                            view_of("second_moment", second.narrow(0, begin, end - begin))},
+                           {view_of("first_moment", first), view_of("second_moment", second)},
                            {{"begin", std::to_string(begin)}, {"end", std::to_string(end)}});
 }
 
@@ -78,7 +78,9 @@ void read_part(const fs::path& file, model::AdamW& optimizer, int rank, int worl
                              " elements, wanted ",
                              end - begin));
     }
-    std::memcpy(moment.data_ptr<float>() + begin, view.data, view.num_bytes);
+    Tensor host = torch::empty({end - begin}, torch::kFloat32);
+    std::memcpy(host.data_ptr<float>(), view.data, view.num_bytes);
+    moment.narrow(0, begin, end - begin).copy_(host);
   }
 }
 

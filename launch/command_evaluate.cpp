@@ -13,6 +13,7 @@
 #include "data/prepare_lm.h"
 #include "dist/mpi_communicator.h"
 #include "dist/world.h"
+#include "launch/backend.h"
 #include "launch/command.h"
 #include "launch/model_options.h"
 #include "launch/options.h"
@@ -124,13 +125,16 @@ int run_evaluate(const Invocation& invocation) {
     throw UsageError("give exactly one of --data and --text");
   if (values.protocol.scored == 0) values.protocol.scored = values.protocol.context;
   values.protocol.validate();
+  values.model.backend.resolve(invocation);
 
   dist::World world(invocation.argc, invocation.argv);
   log::set_rank(world.rank(), world.size());
   dist::MpiCommunicator communicator(world);
   check_same_options(communicator, options);
   set_threads(values.model.threads, world);
+  const std::unique_ptr<Backend> backend = make_backend(values.model.backend, world, communicator);
   const model::LoadedModel loaded = model::load_model(values.model.folder);
+  loaded.model->parameters().move_to(backend->placement());
   std::optional<ScratchFolder> scratch;
   if (!values.text.empty()) scratch.emplace();
   const data::Corpus corpus = scratch.has_value() ? corpus_of_text(values, scratch->path())

@@ -6,6 +6,7 @@
 #include "base/durable_file.h"
 #include "base/error.h"
 #include "data/tokenizer.h"
+#include "launch/backend.h"
 #include "launch/command.h"
 #include "launch/model_options.h"
 #include "launch/options.h"
@@ -115,6 +116,7 @@ int run_generate(const Invocation& invocation) {
     throw ConfigError(concat("max-new-tokens = ", values.max_new_tokens, ", allowed: 1 or more"));
   values.sampling.seed = static_cast<uint64_t>(values.seed);
   values.sampling.validate();
+  values.model.backend.resolve(invocation);
   if (values.model.threads > 0) at::set_num_threads(static_cast<int>(values.model.threads));
 
   const auto tokenizer = values.model.open_tokenizer();
@@ -123,6 +125,7 @@ int run_generate(const Invocation& invocation) {
       values.prompt_file.empty() ? values.prompt : read_file(values.prompt_file);
   const std::vector<int32_t> ids = tokenizer->encode(text);
   if (ids.empty()) throw DataError("the prompt has no tokens");
+  loaded.model->parameters().move_to(single_placement(values.model.backend));
   loaded.model->prepare_generation();
   const torch::Tensor prompt =
       torch::tensor(std::vector<int64_t>(ids.begin(), ids.end()), torch::kInt64)

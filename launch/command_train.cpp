@@ -8,6 +8,7 @@
 #include "dist/mpi_communicator.h"
 #include "dist/world.h"
 #include "launch/agreement.h"
+#include "launch/backend.h"
 #include "launch/command.h"
 #include "launch/model_files.h"
 #include "launch/options.h"
@@ -16,7 +17,6 @@
 #include "launch/stop_signal.h"
 #include "launch/train_config.h"
 #include "launch/trainer.h"
-#include "model/kernels/cpu_dispatch.h"
 
 namespace t2r::launch {
 namespace {
@@ -66,6 +66,7 @@ model::LoadedModel make_model(const TrainConfig& config, const data::Corpus& tra
 void log_start(const dist::World& world,
                const TrainConfig& config,
                const TrainingInputs& inputs,
+               const Backend& backend,
                int64_t threads) {
   log::info(concat("LibTorch ",
                    TORCH_VERSION,
@@ -78,8 +79,8 @@ void log_start(const dist::World& world,
                    world.size() > world.local_size() ? " and others" : "",
                    ", ",
                    threads,
-                   " thread(s) each; CPU kernels ",
-                   model::kernels::cpu_kernels().name));
+                   " thread(s) each; ",
+                   backend.description()));
   const model::DecoderConfig& model = inputs.model.model->config();
   const int64_t num_linear =
       model.linear.has_value()
@@ -107,6 +108,7 @@ int run_train(const Invocation& invocation) {
       "train", "Pretrain ([model] table) or finetune (--model FOLDER), alone or under mpirun.");
   config.bind(options);
   if (options.parse(invocation.arguments) == OptionSet::Outcome::kDone) return 0;
+  config.backend.resolve(invocation);
   config.validate();
 
   dist::World world(invocation.argc, invocation.argv);
@@ -114,6 +116,7 @@ int run_train(const Invocation& invocation) {
   dist::MpiCommunicator communicator(world);
   check_same_options(communicator, options);
   const int64_t threads = set_threads(config.threads, world);
+  const std::unique_ptr<Backend> backend = make_backend(config.backend, world, communicator);
   RunFolder folder(config.output, communicator);
   install_stop_signals();
 
@@ -129,13 +132,13 @@ int run_train(const Invocation& invocation) {
                         .valid = valid.has_value() ? &*valid : nullptr,
                         .output = folder.path(),
                         .tokenizer_files = tokenizer_files(config, train)};
-  log_start(world, config, inputs, threads);
+  log_start(world, config, inputs, *backend, threads);
   on_first_rank(communicator,
                 [&] { write_file_durably(folder.path() / "config.toml", options.dump()); });
 
   Trainer::Outcome outcome;
   {
-    Trainer trainer(config, std::move(inputs), communicator);
+    Trainer trainer(config, std::move(inputs), *backend);
     outcome = trainer.run();
   }
   if (outcome == Trainer::Outcome::kStopped) {

@@ -35,12 +35,12 @@ pack() {
   local build=$1 to=$2 name script
   script=$(dirname "${BASH_SOURCE[0]}")/../tests/load_from_python.py
   mkdir -p "$to"
-  for name in t2r_gpu_tests t2r_gpu_bench libt2r_ops.so; do
+  for name in t2r t2r_gpu t2r_gpu_tests t2r_gpu_bench libt2r_ops.so; do
     strip -o "$to/$name" "$(find_file "$build" "$name")"
   done
-  cp "$script" "$to/"
+  cp "$script" "$(dirname "$script")"/cli/{support,gpu_training_test}.py "$to/"
   # What the programs need from the distribution goes along; LibTorch, CUDA and the compiler's runtime are on the other machine.
-  ldd "$to/t2r_gpu_tests" "$to/t2r_gpu_bench" |
+  ldd "$to"/t2r* |
     awk '$3 ~ "^/(usr/)?lib" && $3 !~ "/lib(c|m|dl|rt|pthread|stdc\\+\\+|gcc_s|gomp|cuda[a-z]*|nv[a-zA-Z-]*)[.]so" {print $3}' |
     sort -u | xargs -r cp -Lt "$to"
   du -sh "$to"

@@ -34,6 +34,9 @@ const std::vector<Command> kCommands = {
     {{"bench", "attention"},
      "time attention on this GPU beside its peers",
      launch::run_bench_attention},
+    {{"bench", "train"},
+     "time training steps on 1..n ranks: tokens/s, MFU, memory, phases",
+     launch::run_bench_train},
 };
 
 std::string joined(const std::vector<std::string>& words) {

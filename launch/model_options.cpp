@@ -6,6 +6,7 @@ void ModelOptions::bind(OptionSet& options) {
   options.add_required("model", folder, "Hugging Face folder");
   options.add("tokenizer", tokenizer, "folder or file [default: the model folder's]");
   options.add("threads", threads, "per rank; 0: this host's processors divided by its ranks");
+  backend.bind(options, /*trains=*/false);
 }
 
 std::unique_ptr<data::Tokenizer> ModelOptions::open_tokenizer() const {

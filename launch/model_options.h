@@ -5,6 +5,7 @@
 #include <string>
 
 #include "data/tokenizer.h"
+#include "launch/backend_options.h"
 #include "launch/options.h"
 
 namespace t2r::launch {
@@ -13,6 +14,7 @@ namespace t2r::launch {
 struct ModelOptions {
   std::string folder, tokenizer;
   int64_t threads = 0;  ///< per rank; 0: all that it may use
+  BackendOptions backend;
 
   void bind(OptionSet& options);
 

@@ -56,6 +56,30 @@ model::DecoderConfig NewModelConfig::resolve(int64_t vocab_size, int64_t sequenc
   return config;
 }
 
+void NewModelConfig::bind(OptionSet& options) {
+  options.add_choice("model.family", family, {"llama", "gpt2"}, "family");
+  options.add("model.layers", num_layers, "blocks");
+  options.add("model.hidden-size", hidden_size, "width");
+  options.add("model.heads", num_heads, "attention heads");
+  options.add("model.kv-heads",
+              num_kv_heads,
+              "key/value heads; 0: as many as heads");
+  options.add("model.intermediate-size",
+              intermediate_size,
+              "feed-forward width; 0: the family's");
+  options.add("model.max-positions",
+              max_positions,
+              "longest context; 0: sequence-length");
+  options.add("model.tied-embeddings",
+              tied_embeddings,
+              "output shares the token embedding");
+  options.add_choice(
+      "model.attention", attention, {"softmax", "t2r", "elu"}, "attention");
+  options.add("model.feature-size", feature_size, "features per head (t2r)");
+  options.add(
+      "model.softmax-layers", softmax_layers, "layers that keep softmax");
+}
+
 void TrainConfig::bind(OptionSet& options) {
   options.add_required("output", output, "run folder: checkpoints, metrics.jsonl, config.toml");
   options.add(
@@ -102,27 +126,8 @@ void TrainConfig::bind(OptionSet& options) {
   options.add("log-every", log_every, "steps between log lines");
   options.add("resume", resume, "continue from the newest checkpoint in --output, if there is one");
   options.add("threads", threads, "per rank; 0: this host's processors divided by its ranks");
-  options.add_choice("model.family", new_model.family, {"llama", "gpt2"}, "pretraining: family");
-  options.add("model.layers", new_model.num_layers, "pretraining: blocks");
-  options.add("model.hidden-size", new_model.hidden_size, "pretraining: width");
-  options.add("model.heads", new_model.num_heads, "pretraining: attention heads");
-  options.add("model.kv-heads",
-              new_model.num_kv_heads,
-              "pretraining: key/value heads; 0: as many as heads");
-  options.add("model.intermediate-size",
-              new_model.intermediate_size,
-              "pretraining: feed-forward width; 0: the family's");
-  options.add("model.max-positions",
-              new_model.max_positions,
-              "pretraining: longest context; 0: sequence-length");
-  options.add("model.tied-embeddings",
-              new_model.tied_embeddings,
-              "pretraining: output shares the token embedding");
-  options.add_choice(
-      "model.attention", new_model.attention, {"softmax", "t2r", "elu"}, "pretraining: attention");
-  options.add("model.feature-size", new_model.feature_size, "pretraining: features per head (t2r)");
-  options.add(
-      "model.softmax-layers", new_model.softmax_layers, "pretraining: layers that keep softmax");
+  backend.bind(options, /*trains=*/true);
+  new_model.bind(options);
 }
 
 void TrainConfig::validate() const {

@@ -4,12 +4,13 @@
 #include <string>
 #include <vector>
 
+#include "launch/backend_options.h"
 #include "launch/options.h"
 #include "model/config.h"
 
 namespace t2r::launch {
 
-/// The model to pretrain; the [model] table.
+/// A model that does not exist yet; the [model] table.
 struct NewModelConfig {
   std::string family = "llama";
   int64_t num_layers = 0;  ///< 0: no [model] table
@@ -22,6 +23,8 @@ struct NewModelConfig {
   std::string attention = "softmax";  ///< softmax, t2r, elu
   int64_t feature_size = 32;
   std::vector<int64_t> softmax_layers;
+
+  void bind(OptionSet& options);
 
   /// The model's config for a vocabulary and a sequence length.
   model::DecoderConfig resolve(int64_t vocab_size, int64_t sequence_length) const;
@@ -64,6 +67,7 @@ struct TrainConfig {
   int64_t log_every = 10;
   bool resume = false;
   int64_t threads = 0;  ///< per rank; 0: the processors of this host divided by its ranks
+  BackendOptions backend;
 
   void bind(OptionSet& options);
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <vector>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -14,8 +15,18 @@
 namespace t2r::launch {
 namespace {
 
-using torch::Tensor;
 using Clock = std::chrono::steady_clock;
+
+data::BatchPlan batch_plan(const TrainConfig& config, const dist::Communicator& communicator) {
+  const int64_t largest_share = (config.batch_size + communicator.size() - 1) / communicator.size();
+  return {.global_batch = config.batch_size,
+          .micro_batch = config.micro_batch_size > 0 ? config.micro_batch_size
+                                                     : std::max<int64_t>(1, largest_share),
+          .rank = communicator.rank(),
+          .world = communicator.size()};
+}
+
+}  // namespace
 
 std::vector<dist::GradientSlice> gradient_slices(const model::ParameterArena& arena) {
   std::vector<dist::GradientSlice> slices;
@@ -30,29 +41,15 @@ std::vector<dist::GradientSlice> gradient_slices(const model::ParameterArena& ar
   return slices;
 }
 
-data::BatchPlan batch_plan(const TrainConfig& config, const dist::Communicator& communicator) {
-  const int64_t largest_share = (config.batch_size + communicator.size() - 1) / communicator.size();
-  return {.global_batch = config.batch_size,
-          .micro_batch = config.micro_batch_size > 0 ? config.micro_batch_size
-                                                     : std::max<int64_t>(1, largest_share),
-          .rank = communicator.rank(),
-          .world = communicator.size()};
-}
-
-Tensor view_of(int64_t* data, const data::Batch& batch) {
-  return torch::from_blob(data, {batch.batch_size, batch.length}, torch::kInt64);
-}
-
-}  // namespace
-
-Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, dist::Communicator& communicator)
+Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, Backend& backend)
     : config_(config),
       inputs_(std::move(inputs)),
-      communicator_(communicator),
+      backend_(backend),
+      communicator_(backend.communicator()),
       model_(*inputs_.model.model),
-      arena_(model_.parameters()),
+      arena_(model_.parameters(), backend.placement()),
       optimizer_(arena_, {config.beta1, config.beta2, config.eps, config.weight_decay}),
-      reducer_(gradient_slices(arena_), arena_.gradients(), communicator),
+      reducer_(gradient_slices(arena_), arena_.gradients(), communicator_),
       schedule_{config.schedule,
                 config.learning_rate,
                 config.final_lr_ratio,
@@ -65,18 +62,28 @@ Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, dist::Communi
                          config.transfer_steps},
       sampler_(
           inputs_.train.num_tokens(), config.sequence_length, static_cast<uint64_t>(config.seed)),
-      checkpoints_(inputs_.output / "checkpoints", config.keep_checkpoints, communicator) {
+      checkpoints_(inputs_.output / "checkpoints", config.keep_checkpoints, communicator_) {
   inputs_.model.format.dtypes.clear();  // checkpoints hold float32
-  if (communicator.rank() == 0) {
+  if (communicator_.rank() == 0) {
     metrics_ = std::make_unique<MetricsLog>(
-        inputs_.output / "metrics.jsonl", communicator.size(), config.log_every);
+        inputs_.output / "metrics.jsonl", communicator_.size(), config.log_every);
   }
-  dist::broadcast_parameters(communicator, arena_.values());
+  dist::broadcast_parameters(communicator_, arena_.masters());
+  arena_.round_masters();
   resume();
-  loader_ = std::make_unique<data::Loader>(inputs_.train,
-                                           sampler_,
-                                           batch_plan(config, communicator),
-                                           data::LoaderOptions{.cursor = position_.sample_cursor});
+  step_ = backend.make_step({.model = model_,
+                             .arena = arena_,
+                             .optimizer = optimizer_,
+                             .reducer = reducer_,
+                             .communicator = communicator_,
+                             .dropout = config.dropout,
+                             .clip_norm = config.clip_norm});
+  loader_ = std::make_unique<data::Loader>(
+      inputs_.train,
+      sampler_,
+      batch_plan(config, communicator_),
+      data::LoaderOptions{.cursor = position_.sample_cursor,
+                          .allocate = backend.batch_allocator()});
 }
 
 Trainer::Outcome Trainer::run() {
@@ -112,17 +119,23 @@ Trainer::Outcome Trainer::run() {
 StepMetrics Trainer::train_step() {
   const Clock::time_point start = Clock::now();
   const double waited_before = loader_->wait_seconds();
-  StepTotals local;
-  reducer_.begin_step();
-  forward_backward(local);
-  const dist::ReductionReport report = reducer_.finish_step();
-  const StepTotals totals = reduce_totals(local);
+  const std::vector<data::Batch> batches = next_batches();
+  const StepInputs inputs = step_inputs(batches);
+  const StepTotals totals = step_->run(inputs);
 
   StepMetrics metrics{.step = position_.step + 1, .total_steps = config_.total_steps()};
-  metrics.is_transfer = is_transfer_step();
-  metrics.is_skipped = !update_parameters(totals, metrics);
-  num_skipped_in_row_ = metrics.is_skipped ? num_skipped_in_row_ + 1 : 0;
-  num_skipped_ += metrics.is_skipped ? 1 : 0;
+  metrics.is_transfer = inputs.is_transfer;
+  metrics.is_skipped = totals.is_skipped;
+  metrics.gradient_norm = totals.gradient_norm;
+  metrics.learning_rate = std::max(inputs.update.learning_rate, inputs.update.map_learning_rate);
+  if (totals.is_skipped) {
+    ++num_skipped_in_row_;
+    ++num_skipped_;
+  } else {
+    num_skipped_in_row_ = 0;
+    position_.num_updates = inputs.update.number;
+    if (position_.step + 1 == config_.transfer_steps) start_finetuning();
+  }
   position_.step += 1;
   position_.sample_cursor += config_.batch_size;
   position_.num_tokens += totals.num_tokens;
@@ -135,71 +148,38 @@ StepMetrics Trainer::train_step() {
   metrics.num_tokens = totals.num_tokens;
   metrics.num_skipped = num_skipped_;
   metrics.data_wait_seconds = loader_->wait_seconds() - waited_before;
-  metrics.exposed_communication_seconds = report.exposed_seconds;
+  metrics.exposed_communication_seconds = totals.exposed_communication_seconds;
   metrics.seconds = std::chrono::duration<double>(Clock::now() - start).count();
   return metrics;
 }
 
-void Trainer::forward_backward(StepTotals& totals) {
+std::vector<data::Batch> Trainer::next_batches() {
+  std::vector<data::Batch> batches;
+  do {
+    batches.push_back(loader_->next());
+  } while (!batches.back().ends_step);
+  return batches;
+}
+
+StepInputs Trainer::step_inputs(const std::vector<data::Batch>& batches) const {
+  StepInputs inputs{.batches = batches,
+                    .is_transfer = is_transfer_step(),
+                    .is_stop_requested = stop_requested(),
+                    .update = learning_rates()};
   // The dropout of a step depends on the step alone, so a resumed run needs no generator state.
-  torch::manual_seed(derive_seed(
+  inputs.dropout_seed = derive_seed(
       static_cast<uint64_t>(config_.seed),
       SeedStream::kDropout,
-      {static_cast<uint64_t>(position_.step), static_cast<uint64_t>(communicator_.rank())}));
-  bool is_last = false;
-  while (!is_last) {
-    const data::Batch batch = loader_->next();
-    is_last = batch.ends_step;
-    reducer_.begin_micro_step(is_last);
-    const Tensor inputs = view_of(batch.buffer.inputs, batch);
-    const Tensor loss =
-        is_transfer_step()
-            ? model_.transfer_loss_sum(inputs)
-            : model_.loss_sum(inputs, view_of(batch.buffer.targets, batch), config_.dropout);
-    loss.backward();
-    totals.loss_sum += loss.item<double>();
-    totals.num_tokens += batch.batch_size * batch.length;
-  }
+      {static_cast<uint64_t>(position_.step), static_cast<uint64_t>(communicator_.rank())});
+  inputs.update.number = position_.num_updates + 1;
+  return inputs;
 }
 
-// One small reduction carries everything that ranks have to agree on: sums, a stop signal, and each
-// rank's mean.
-Trainer::StepTotals Trainer::reduce_totals(const StepTotals& local) {
-  constexpr int kFixed = 3;
-  const Tensor values = torch::zeros({kFixed + communicator_.size()}, torch::kFloat64);
-  double* value = values.data_ptr<double>();
-  value[0] = local.loss_sum;
-  value[1] = static_cast<double>(local.num_tokens);
-  value[2] = stop_requested() ? 1.0 : 0.0;
-  value[kFixed + communicator_.rank()] = local.loss_sum / static_cast<double>(local.num_tokens);
-  communicator_.all_reduce(values, dist::Reduction::kSum);
-  return {.loss_sum = value[0],
-          .num_tokens = static_cast<int64_t>(value[1]),
-          .loss_max_rank = values.narrow(0, kFixed, communicator_.size()).max().item<double>(),
-          .is_stop_requested = value[2] > 0.0};
-}
-
-bool Trainer::update_parameters(const StepTotals& totals, StepMetrics& metrics) {
-  // All ranks hold the same bits here, so they decide alike without asking each other.
-  const double normaliser = 1.0 / static_cast<double>(totals.num_tokens);
-  const double norm = model::l2_norm(arena_.gradients()) * normaliser;
-  metrics.gradient_norm = norm;
-  model::AdamW::Step update = learning_rates();
-  metrics.learning_rate = std::max(update.learning_rate, update.map_learning_rate);
-  if (!std::isfinite(norm) || !std::isfinite(totals.loss_sum)) return false;
-  const double clip =
-      config_.clip_norm > 0.0 && norm > config_.clip_norm ? config_.clip_norm / norm : 1.0;
-  position_.num_updates += 1;
-  update.number = position_.num_updates;
-  update.gradient_scale = normaliser * clip;
-  optimizer_.update(update);
-  if (config_.transfer_steps > 0 && position_.step + 1 == config_.transfer_steps) {
-    // Finetuning starts with a fresh optimizer.
-    optimizer_.first_moment().zero_();
-    optimizer_.second_moment().zero_();
-    position_.num_updates = 0;
-  }
-  return true;
+// Finetuning starts with a fresh optimizer.
+void Trainer::start_finetuning() {
+  optimizer_.first_moment().zero_();
+  optimizer_.second_moment().zero_();
+  position_.num_updates = 0;
 }
 
 model::AdamW::Step Trainer::learning_rates() const {
@@ -261,7 +241,7 @@ CheckpointContent Trainer::checkpoint_content() {
 
 void Trainer::save() {
   if (last_saved_step_ == position_.step) return;
-  dist::check_replicas_equal(communicator_, arena_.values(), "parameters");
+  dist::check_replicas_equal(communicator_, arena_.masters(), "parameters");
   try {
     checkpoints_.save(checkpoint_content(), position_, is_best_pending_);
   } catch (const WriteError& error) {
@@ -289,6 +269,7 @@ void Trainer::resume() {
   }
   const std::optional<TrainingPosition> found = checkpoints_.load(checkpoint_content());
   if (!found.has_value()) return;
+  arena_.round_masters();
   position_ = *found;
   last_saved_step_ = position_.step;
   if (metrics_) metrics_->event("resume", {{"step", static_cast<double>(position_.step)}});

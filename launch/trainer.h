@@ -4,16 +4,18 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "data/corpus.h"
 #include "data/loader.h"
 #include "data/sampler.h"
-#include "dist/communicator.h"
 #include "dist/gradient_reducer.h"
+#include "launch/backend.h"
 #include "launch/checkpoint.h"
 #include "launch/lr_schedule.h"
 #include "launch/metrics.h"
 #include "launch/train_config.h"
+#include "launch/training_step.h"
 #include "model/adamw.h"
 #include "model/hugging_face.h"
 
@@ -28,11 +30,14 @@ struct TrainingInputs {
   std::vector<std::filesystem::path> tokenizer_files;
 };
 
+/// The arena's gradients, as the reducer wants to know them.
+std::vector<dist::GradientSlice> gradient_slices(const model::ParameterArena& arena);
+
 /// Data-parallel training: the only place that knows model, data and ranks.
 class Trainer {
  public:
   /// Broadcasts rank 0's parameters. Collective: every rank, same order.
-  Trainer(const TrainConfig& config, TrainingInputs inputs, dist::Communicator& communicator);
+  Trainer(const TrainConfig& config, TrainingInputs inputs, Backend& backend);
 
   enum class Outcome { kFinished, kStopped };
 
@@ -43,17 +48,10 @@ class Trainer {
   Outcome run();
 
  private:
-  struct StepTotals {
-    double loss_sum = 0.0;
-    int64_t num_tokens = 0;
-    double loss_max_rank = 0.0;
-    bool is_stop_requested = false;
-  };
-
   StepMetrics train_step();
-  void forward_backward(StepTotals& totals);
-  StepTotals reduce_totals(const StepTotals& local);
-  bool update_parameters(const StepTotals& totals, StepMetrics& metrics);
+  std::vector<data::Batch> next_batches();
+  StepInputs step_inputs(const std::vector<data::Batch>& batches) const;
+  void start_finetuning();
   bool is_transfer_step() const { return position_.step < config_.transfer_steps; }
   model::AdamW::Step learning_rates() const;
   void evaluate();
@@ -63,6 +61,7 @@ class Trainer {
 
   TrainConfig config_;
   TrainingInputs inputs_;
+  Backend& backend_;
   dist::Communicator& communicator_;
   model::DecoderLM& model_;
   model::ParameterArena arena_;
@@ -71,6 +70,7 @@ class Trainer {
   LrSchedule schedule_, transfer_schedule_;
   data::Sampler sampler_;
   CheckpointStore checkpoints_;
+  std::unique_ptr<TrainingStep> step_;
   std::unique_ptr<data::Loader> loader_;
   std::unique_ptr<MetricsLog> metrics_;  ///< rank 0
 

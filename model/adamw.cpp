@@ -18,13 +18,13 @@ constexpr int64_t kBlock = 1 << 15;  // elements per task
 AdamW::AdamW(const ParameterArena& arena, const AdamWOptions& options)
     : arena_(arena),
       options_(options),
-      first_moment_(torch::zeros_like(arena.values())),
-      second_moment_(torch::zeros_like(arena.values())) {}
+      first_moment_(torch::zeros_like(arena.masters())),
+      second_moment_(torch::zeros_like(arena.masters())) {}
 
 void AdamW::update(const Step& step) {
   const auto number = static_cast<double>(step.number);
   kernels::AdamW args{
-      .parameter = arena_.values().data_ptr<float>(),
+      .parameter = arena_.masters().data_ptr<float>(),
       .gradient = arena_.gradients().data_ptr<float>(),
       .first_moment = first_moment_.data_ptr<float>(),
       .second_moment = second_moment_.data_ptr<float>(),

@@ -26,9 +26,11 @@ class AdamW {
     double gradient_scale = 1.0;     ///< 1 / normaliser times the clipping factor
   };
 
-  /// Updates the arena's values from its gradients. Deterministic in the number of threads.
+  /// Updates the values of an arena on the CPU from its gradients. Deterministic in the number of
+  /// threads. On a GPU the step does it (launch/gpu_step.cpp).
   void update(const Step& step);
 
+  const AdamWOptions& options() const { return options_; }
   torch::Tensor first_moment() const { return first_moment_; }    ///< [arena size] float32
   torch::Tensor second_moment() const { return second_moment_; }  ///< [arena size] float32
 

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "model/fused_ops.h"
+#include "model/gpu_ops.h"
 
 namespace t2r::model {
 namespace {
@@ -25,8 +26,9 @@ void append(Tensor& buffer_BHTd, int64_t length, const Tensor& rows_BHTd) {
 }
 
 // Row i may look at every cached token and at new tokens up to itself.
-Tensor offset_causal_mask(int64_t new_tokens, int64_t all_tokens) {
-  return torch::ones({new_tokens, all_tokens}, torch::kBool).tril(all_tokens - new_tokens);
+Tensor offset_causal_mask(int64_t new_tokens, int64_t all_tokens, const torch::Device& device) {
+  return torch::ones({new_tokens, all_tokens}, torch::TensorOptions(device).dtype(torch::kBool))
+      .tril(all_tokens - new_tokens);
 }
 
 }  // namespace
@@ -101,7 +103,7 @@ Tensor Attention::softmax_attention(const Heads& heads, AttentionState* state) c
     v_BHTd = state->values_BHTd.narrow(2, 0, state->length);
     if (state->length > new_tokens) {
       is_causal = false;
-      if (new_tokens > 1) mask = offset_causal_mask(new_tokens, state->length);
+      if (new_tokens > 1) mask = offset_causal_mask(new_tokens, state->length, q_BHTd.device());
     }
   }
   const bool is_grouped = num_heads_ != num_kv_heads_;
@@ -110,10 +112,43 @@ Tensor Attention::softmax_attention(const Heads& heads, AttentionState* state) c
   return o_BHTd.transpose(1, 2);
 }
 
-Tensor Attention::linear_attention(const Tensor& phi_q_BTHK,
-                                   const Tensor& phi_k_BTHK,
-                                   const Tensor& v_BTHd,
+Tensor Attention::linear_attention(const Heads& heads, AttentionState* state) const {
+  if (heads.q_BTHd.is_cuda()) {
+    const std::optional<FeatureMap::Affine> map = feature_map_->affine();
+    if (map.has_value()) return mapped_attention(heads, *map, state);
+  }
+  return feature_attention(feature_map_->query_features(heads.q_BTHd, query_scale_),
+                           feature_map_->key_features(heads.k_BTHd),
+                           heads.v_BTHd,
+                           state);
+}
+
+// On a GPU the map is part of the attention kernel.
+Tensor Attention::mapped_attention(const Heads& heads,
+                                   const FeatureMap::Affine& map,
                                    AttentionState* state) const {
+  const gpu::MappedAttention inputs{.q_BTHd = heads.q_BTHd,
+                                    .k_BTHd = heads.k_BTHd,
+                                    .v_BTHd = heads.v_BTHd,
+                                    .weight_MKd = map.weight_MKd,
+                                    .bias_MK = map.bias_MK,
+                                    .scale = query_scale_,
+                                    .rule = feature_map_->denominator_rule()};
+  if (state == nullptr) return gpu::causal_linear_attention(inputs, nullptr, false).o_BTHV;
+  state->length += heads.v_BTHd.size(1);
+  if (state->linear.has_value() && heads.v_BTHd.size(1) == 1 && !torch::GradMode::is_enabled()) {
+    return gpu::decode_step(inputs, *state->linear);
+  }
+  LinearAttentionOutput output = gpu::causal_linear_attention(
+      inputs, state->linear.has_value() ? &*state->linear : nullptr, true);
+  state->linear = output.state;
+  return output.o_BTHV;
+}
+
+Tensor Attention::feature_attention(const Tensor& phi_q_BTHK,
+                                    const Tensor& phi_k_BTHK,
+                                    const Tensor& v_BTHd,
+                                    AttentionState* state) const {
   const LinearAttentionState* initial =
       state != nullptr && state->linear.has_value() ? &*state->linear : nullptr;
   LinearAttentionOutput output = causal_linear_attention(
@@ -126,7 +161,8 @@ Tensor Attention::linear_attention(const Tensor& phi_q_BTHK,
 }
 
 void Attention::merge_feature_map() {
-  if (feature_map_ == nullptr || has_rope_) return;
+  // A GPU's kernel applies the map itself, in the same pass.
+  if (feature_map_ == nullptr || has_rope_ || qkv_.weight.is_cuda()) return;
   const std::optional<FeatureMap::Affine> affine = feature_map_->affine();
   if (!affine.has_value()) return;
   const torch::NoGradGuard no_grad;
@@ -164,7 +200,7 @@ Tensor Attention::merged_attention(const Tensor& x_BTD, AttentionState* state) c
   const int64_t features = feature_map_->feature_size(), maps = feature_map_->state_heads();
   const std::vector<Tensor> parts = merged_(x_BTD).split_with_sizes(
       {num_heads_ * features, maps * features, num_kv_heads_ * head_dim_}, -1);
-  return linear_attention(
+  return feature_attention(
       feature_map_->activate(parts[0]).view({batch, length, num_heads_, features}),
       feature_map_->activate(parts[1]).view({batch, length, maps, features}),
       parts[2].unflatten(-1, {num_kv_heads_, head_dim_}),
@@ -182,12 +218,8 @@ Tensor Attention::forward(const Tensor& x_BTD,
     o_BTHd = merged_attention(x_BTD, state);
   } else {
     const Heads heads = project(x_BTD, rope);
-    o_BTHd = feature_map_ == nullptr
-                 ? softmax_attention(heads, state)
-                 : linear_attention(feature_map_->query_features(heads.q_BTHd, query_scale_),
-                                    feature_map_->key_features(heads.k_BTHd),
-                                    heads.v_BTHd,
-                                    state);
+    o_BTHd = feature_map_ == nullptr ? softmax_attention(heads, state)
+                                     : linear_attention(heads, state);
   }
   return join_heads(o_BTHd);
 }
@@ -208,10 +240,7 @@ Attention::Transfer Attention::forward_transfer(const Tensor& x_BTD,
     result.y_BTD = join_heads(target_BTHd);
   }
   if (feature_map_ != nullptr) {
-    const Tensor o_BTHd = linear_attention(feature_map_->query_features(heads.q_BTHd, query_scale_),
-                                           feature_map_->key_features(heads.k_BTHd),
-                                           heads.v_BTHd,
-                                           nullptr);
+    const Tensor o_BTHd = linear_attention(heads, nullptr);
     result.error_sum = (o_BTHd - target_BTHd).square().sum(torch::kFloat64) /
                        static_cast<double>(num_heads_ * head_dim_);
   }

@@ -62,10 +62,14 @@ class Attention {
   Heads project(const torch::Tensor& x_BTD, const RotaryEmbedding::Tables* rope) const;
   torch::Tensor join_heads(const torch::Tensor& o_BTHd) const;
   torch::Tensor softmax_attention(const Heads& heads, AttentionState* state) const;
-  torch::Tensor linear_attention(const torch::Tensor& phi_q_BTHK,
-                                 const torch::Tensor& phi_k_BTHK,
-                                 const torch::Tensor& v_BTHd,
+  torch::Tensor linear_attention(const Heads& heads, AttentionState* state) const;
+  torch::Tensor mapped_attention(const Heads& heads,
+                                 const FeatureMap::Affine& map,
                                  AttentionState* state) const;
+  torch::Tensor feature_attention(const torch::Tensor& phi_q_BTHK,
+                                  const torch::Tensor& phi_k_BTHK,
+                                  const torch::Tensor& v_BTHd,
+                                  AttentionState* state) const;
   torch::Tensor merged_attention(const torch::Tensor& x_BTD, AttentionState* state) const;
 
   int64_t num_heads_, num_kv_heads_, head_dim_;

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/seed.h"
 #include "model/fused_ops.h"
+#include "model/gpu_ops.h"
 
 namespace t2r::model {
 namespace {
@@ -93,10 +94,9 @@ void DecoderLM::initialize_feature_maps(uint64_t seed) {
   }
 }
 
-Tensor DecoderLM::embed(const Tensor& tokens_BT, int64_t position) const {
-  const int64_t length = tokens_BT.size(1);
-  const int64_t smallest = tokens_BT.min().item<int64_t>(),
-                largest = tokens_BT.max().item<int64_t>();
+void DecoderLM::check_tokens(const Tensor& tokens) const {
+  const int64_t smallest = tokens.min().item<int64_t>(),
+                largest = tokens.max().item<int64_t>();
   if (smallest < 0 || largest >= config_.vocab_size) {
     throw DataError(concat("token id ",
                            smallest < 0 ? smallest : largest,
@@ -104,15 +104,25 @@ Tensor DecoderLM::embed(const Tensor& tokens_BT, int64_t position) const {
                            config_.vocab_size,
                            ")"));
   }
-  const Tensor x_BTD = at::embedding(token_embedding_VD_, tokens_BT);
-  if (!position_embedding_.defined()) return x_BTD;
-  if (position + length > config_.max_positions) {
+}
+
+Tensor DecoderLM::embed(const Tensor& tokens_BT, int64_t position) const {
+  const int64_t length = tokens_BT.size(1);
+  if (position_embedding_.defined() && position + length > config_.max_positions) {
     throw ConfigError(concat("position ",
                              position + length - 1,
                              " is past the model's learned position table of ",
                              config_.max_positions,
                              " rows"));
   }
+  if (tokens_BT.is_cuda()) {
+    std::optional<Tensor> position_TD;
+    if (position_embedding_.defined()) position_TD = position_embedding_.narrow(0, position, length);
+    return gpu::embedding(token_embedding_VD_, tokens_BT, position_TD);
+  }
+  check_tokens(tokens_BT);
+  const Tensor x_BTD = at::embedding(token_embedding_VD_, tokens_BT);
+  if (!position_embedding_.defined()) return x_BTD;
   return x_BTD + position_embedding_.narrow(0, position, length);
 }
 
@@ -121,17 +131,24 @@ Tensor DecoderLM::hidden(const Tensor& tokens_BT, const ForwardOptions& options)
   const int64_t position = state != nullptr ? state->position : 0;
   Tensor x_BTD = apply_dropout(embed(tokens_BT, position), options.dropout);
   std::optional<RotaryEmbedding::Tables> rope;
-  if (rope_ != nullptr) rope = rope_->at(position, tokens_BT.size(1));
+  if (rope_ != nullptr) rope = rope_->at(position, tokens_BT.size(1), tokens_BT.device());
+  Tensor normalised_BTD = blocks_.front().attention_norm(x_BTD);
+  // Each branch's addition and the norm behind it are one operation.
+  const auto add = [&](const Tensor& branch_BTD, const Norm& next) {
+    const Norm::Added added = next.add(x_BTD, apply_dropout(branch_BTD, options.dropout));
+    x_BTD = added.sum;
+    normalised_BTD = added.normalised;
+  };
   for (size_t layer = 0; layer < blocks_.size(); ++layer) {
     const Block& block = blocks_[layer];
     AttentionState* layer_state = state != nullptr ? &state->layers[layer] : nullptr;
-    const Tensor attended = block.attention.forward(
-        block.attention_norm(x_BTD), rope.has_value() ? &*rope : nullptr, layer_state);
-    x_BTD = x_BTD + apply_dropout(attended, options.dropout);
-    x_BTD = x_BTD + apply_dropout(block.mlp.forward(block.mlp_norm(x_BTD)), options.dropout);
+    add(block.attention.forward(normalised_BTD, rope.has_value() ? &*rope : nullptr, layer_state),
+        block.mlp_norm);
+    add(block.mlp.forward(normalised_BTD),
+        layer + 1 < blocks_.size() ? blocks_[layer + 1].attention_norm : final_norm_);
   }
   if (state != nullptr) state->position += tokens_BT.size(1);
-  return final_norm_(x_BTD);
+  return normalised_BTD;
 }
 
 Tensor DecoderLM::logits(const Tensor& hidden) const {
@@ -148,7 +165,7 @@ Tensor DecoderLM::loss_sum(const Tensor& tokens_BT,
 Tensor DecoderLM::transfer_loss_sum(const Tensor& tokens_BT) const {
   Tensor total;
   std::optional<RotaryEmbedding::Tables> rope;
-  if (rope_ != nullptr) rope = rope_->at(0, tokens_BT.size(1));
+  if (rope_ != nullptr) rope = rope_->at(0, tokens_BT.size(1), tokens_BT.device());
   const auto without_gradient = [](const auto& compute) {
     const torch::NoGradGuard no_grad;
     return compute();

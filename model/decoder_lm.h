@@ -43,7 +43,8 @@ class DecoderLM {
   };
 
   /// tokens_BT int64 -> normalised hidden states [B, T, D] of the last layer.
-  /// @throws DataError    if a token is outside the vocabulary
+  /// @throws DataError    if a token is outside the vocabulary (checked on the CPU only: a GPU would
+  ///                      have to be waited for; callers check what they upload)
   /// @throws ConfigError  if positions run past a learned position table
   torch::Tensor hidden(const torch::Tensor& tokens_BT, const ForwardOptions& options) const;
   torch::Tensor hidden(const torch::Tensor& tokens_BT) const { return hidden(tokens_BT, {}); }
@@ -74,6 +75,12 @@ class DecoderLM {
   void prepare_generation();
 
   const DecoderConfig& config() const { return config_; }
+
+  /// @throws DataError  if a token of a tensor on the CPU is outside the vocabulary
+  void check_tokens(const torch::Tensor& tokens) const;
+
+  /// Where the parameters are, and so where tokens have to be.
+  torch::Device device() const { return token_embedding_VD_.device(); }
   ParameterSet& parameters() { return parameters_; }
   const ParameterSet& parameters() const { return parameters_; }
 

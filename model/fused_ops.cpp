@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "model/gpu_ops.h"
 #include "model/kernels/pointwise_cpu.h"
 
 namespace t2r::model {
@@ -283,11 +284,13 @@ void check_targets(const Tensor& x, const Tensor& weight, const Tensor& targets)
 }  // namespace
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
+  if (x.is_cuda()) return std::get<1>(gpu::add_norm(x, std::nullopt, weight, std::nullopt, eps));
   check_cpu_float(x, "rms_norm", "x");
   return RmsNorm::apply(x, weight, eps);
 }
 
 Tensor swiglu(const Tensor& gate_up) {
+  if (gate_up.is_cuda()) return gpu::swiglu(gate_up);
   check_cpu_float(gate_up, "swiglu", "gate_up");
   require(gate_up.size(-1) % 2 == 0, "swiglu: the last dimension must be even");
   return SwiGlu::apply(gate_up);
@@ -297,6 +300,7 @@ Tensor rotate_heads(const Tensor& x_BTHd,
                     int64_t num_heads,
                     const Tensor& cosine_Td,
                     const Tensor& sine_Td) {
+  if (x_BTHd.is_cuda()) return gpu::rotate_heads(x_BTHd, num_heads, cosine_Td, sine_Td);
   check_cpu_float(x_BTHd, "rotate_heads", "x");
   require(x_BTHd.dim() == 4 && num_heads <= x_BTHd.size(2), "rotate_heads: x must be [B, T, H, d]");
   require(cosine_Td.size(0) == x_BTHd.size(1) && cosine_Td.size(1) * 2 == x_BTHd.size(3),
@@ -307,6 +311,7 @@ Tensor rotate_heads(const Tensor& x_BTHd,
 Tensor linear_cross_entropy_sum(const Tensor& x_ND,
                                 const Tensor& weight_VD,
                                 const Tensor& targets_N) {
+  if (x_ND.is_cuda()) return gpu::linear_cross_entropy_sum(x_ND, weight_VD, targets_N);
   check_targets(x_ND, weight_VD, targets_N);
   return LinearCrossEntropy::apply(
       x_ND.contiguous(), weight_VD.contiguous(), targets_N.contiguous());
@@ -315,6 +320,7 @@ Tensor linear_cross_entropy_sum(const Tensor& x_ND,
 Tensor linear_cross_entropy_values(const Tensor& x_ND,
                                    const Tensor& weight_VD,
                                    const Tensor& targets_N) {
+  if (x_ND.is_cuda()) return gpu::linear_cross_entropy_values(x_ND, weight_VD, targets_N);
   check_targets(x_ND, weight_VD, targets_N);
   const torch::NoGradGuard no_grad;
   const Tensor targets = targets_N.contiguous(),

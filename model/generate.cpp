@@ -19,9 +19,11 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
+// The chosen tokens, on the CPU; a GPU's logits come to the CPU's generator, so that a seed means the
+// same everywhere.
 Tensor draw(Tensor logits_BV, const SamplingOptions& options, torch::Generator& generator) {
-  if (options.temperature == 0.0) return logits_BV.argmax(-1);
-  logits_BV = logits_BV / options.temperature;
+  if (options.temperature == 0.0) return logits_BV.argmax(-1).cpu();
+  logits_BV = logits_BV.to(torch::kCPU, torch::kFloat32) / options.temperature;
   if (options.top_k > 0 && options.top_k < logits_BV.size(-1)) {
     const Tensor smallest =
         std::get<0>(logits_BV.topk(options.top_k)).narrow(-1, options.top_k - 1, 1);
@@ -57,20 +59,21 @@ GenerationResult generate(const DecoderLM& model,
   require(prompt_BT.dim() == 2 && prompt_BT.size(1) > 0,
           "generate: the prompt must be [B, T] with T >= 1");
   options.validate();
+  model.check_tokens(prompt_BT);
   const torch::InferenceMode inference;
   torch::Generator generator =
       at::detail::createCPUGenerator(derive_seed(options.seed, SeedStream::kSampling));
   DecoderState state = model.new_state();
   std::vector<Tensor> columns{prompt_BT};
-  Tensor is_done = torch::zeros({prompt_BT.size(0)}, torch::kBool), last;
+  Tensor is_done = torch::zeros({prompt_BT.size(0)}, torch::kBool), last;  // on the CPU
   GenerationResult result;
   const Clock::time_point start = Clock::now();
   Clock::time_point decode_start = start;
   for (int64_t i = 0; i < max_new_tokens; ++i) {
     const Tensor input = i == 0 ? prompt_BT : last.unsqueeze(-1);
-    const Tensor hidden_BTD = model.hidden(input, {.state = &state});
-    const Tensor next =
-        draw(model.logits(hidden_BTD.select(1, hidden_BTD.size(1) - 1)), options, generator);
+    const Tensor hidden_BTD = model.hidden(input.to(model.device()), {.state = &state});
+    const Tensor logits_BV = model.logits(hidden_BTD.select(1, hidden_BTD.size(1) - 1));
+    const Tensor next = draw(logits_BV, options, generator);
     last = last.defined() ? torch::where(is_done, last, next) : next;
     for (const int64_t end : end_tokens) is_done = is_done.logical_or(last == end);
     columns.push_back(last.unsqueeze(-1));

@@ -132,7 +132,8 @@ void save_model(const DecoderLM& model,
         name.erase(0, format.name_prefix_removed.size());
       const auto stored = format.dtypes.find(name);
       const DType dtype = stored == format.dtypes.end() ? DType::f32 : stored->second;
-      const Tensor value = parameter.piece_value(piece).to(scalar_type(dtype, name)).contiguous();
+      const Tensor value =
+          parameter.piece_value(piece).to(torch::kCPU, scalar_type(dtype, name)).contiguous();
       keep_alive.push_back(value);
       views.push_back({name,
                        dtype,

@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "model/fused_ops.h"
+#include "model/gpu_ops.h"
 
 namespace t2r::model {
 namespace {
@@ -22,9 +23,14 @@ Tensor activate(Activation activation, const Tensor& x) {
   throw ContractError("activation out of range");
 }
 
+std::optional<Tensor> optional(const Tensor& tensor) {
+  return tensor.defined() ? std::optional<Tensor>(tensor) : std::nullopt;
+}
+
 }  // namespace
 
 Tensor Linear::operator()(const Tensor& x) const {
+  if (x.is_cuda()) return gpu::linear(x, weight, optional(bias), is_input_major);
   if (!is_input_major) return at::linear(x, weight, bias);
   std::vector<int64_t> sizes = x.sizes().vec();
   sizes.back() = weight.size(1);
@@ -55,8 +61,18 @@ Linear add_linear(const DecoderConfig& config,
 }
 
 Tensor Norm::operator()(const Tensor& x) const {
+  if (x.is_cuda()) return std::get<1>(gpu::add_norm(x, std::nullopt, weight, optional(bias), eps));
   if (bias.defined()) return at::layer_norm(x, {x.size(-1)}, weight, bias, eps);
   return rms_norm(x, weight, eps);
+}
+
+Norm::Added Norm::add(const Tensor& x, const Tensor& delta) const {
+  if (x.is_cuda()) {
+    const auto [sum, normalised] = gpu::add_norm(x, delta, weight, optional(bias), eps);
+    return {sum, normalised};
+  }
+  const Tensor sum = x + delta;
+  return {sum, (*this)(sum)};
 }
 
 Norm add_norm(const DecoderConfig& config,
@@ -96,6 +112,9 @@ Mlp::Mlp(const DecoderConfig& config, int64_t layer, ParameterSet& parameters)
 }
 
 Tensor Mlp::forward(const Tensor& x_BTD) const {
+  if (x_BTD.is_cuda() && !is_gated_ && activation_ == Activation::kGeluTanh && up_.bias.defined()) {
+    return gpu::mlp_gelu(x_BTD, up_.weight, up_.bias, down_.weight, down_.bias, up_.is_input_major);
+  }
   const Tensor inner = up_(x_BTD);
   if (!is_gated_) return down_(activate(activation_, inner));
   if (activation_ == Activation::kSilu) return down_(swiglu(inner));

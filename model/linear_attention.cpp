@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "base/error.h"
+#include "model/gpu_ops.h"
 
 namespace t2r::model {
 namespace {
@@ -212,6 +213,7 @@ LinearAttentionOutput causal_linear_attention(const Tensor& phi_q_BTHK,
                                               const Tensor& v_BTHV,
                                               const LinearAttentionState* initial,
                                               const DenominatorRule& rule) {
+  if (v_BTHV.is_cuda()) return gpu::causal_linear_attention(phi_q_BTHK, phi_k_BTHK, v_BTHV, initial, rule);
   const CausalShape shape = check_shapes(phi_q_BTHK, phi_k_BTHK, v_BTHV);
   if (initial != nullptr) check_state(*initial, shape, v_BTHV);
   const LinearAttentionState start = initial != nullptr ? *initial

@@ -47,22 +47,41 @@ void ParameterSet::mark_last_as_new() {
   for (ParameterPiece& piece : parameters_.back().pieces) piece.is_new = true;
 }
 
-ParameterArena::ParameterArena(ParameterSet& parameters) : parameters_(parameters) {
+void ParameterSet::move_to(const Placement& placement) {
+  const torch::NoGradGuard no_grad;
+  for (Parameter& parameter : parameters_)
+    parameter.value.set_data(parameter.value.detach().to(placement.device, placement.dtype));
+}
+
+ParameterArena::ParameterArena(ParameterSet& parameters, const Placement& placement)
+    : parameters_(parameters) {
   std::vector<Parameter>& all = parameters.all();
   int64_t size = 0;
   for (size_t i = all.size(); i-- > 0;) {
     slices_.push_back({i, size, all[i].value.numel()});
     size += all[i].value.numel();
   }
-  values_ = torch::zeros({size}, torch::kFloat32);
-  gradients_ = torch::zeros({size}, torch::kFloat32);
+  const auto exact = torch::TensorOptions(placement.device).dtype(torch::kFloat32);
+  masters_ = torch::zeros({size}, exact);
+  gradients_ = torch::zeros({size}, exact);
+  values_ = placement.dtype == torch::kFloat32 ? masters_ : torch::zeros({size}, exact.dtype(placement.dtype));
   for (const Slice& slice : slices_) {
-    torch::Tensor& value = all[slice.index].value;
-    const torch::Tensor home = values_.narrow(0, slice.offset, slice.numel).view(value.sizes());
-    home.copy_(value.detach());
-    value.set_data(home);
-    value.mutable_grad() = gradients_.narrow(0, slice.offset, slice.numel).view(value.sizes());
+    Parameter& parameter = all[slice.index];
+    const auto home = [&](const torch::Tensor& flat) {
+      return flat.narrow(0, slice.offset, slice.numel).view(parameter.value.sizes());
+    };
+    const torch::Tensor master = home(masters_);
+    master.copy_(parameter.value.detach());
+    if (has_own_values()) parameter.master = master;
+    parameter.value.set_data(home(values_));
+    parameter.value.mutable_grad() = home(gradients_);
   }
+  round_masters();
+}
+
+void ParameterArena::round_masters() {
+  const torch::NoGradGuard no_grad;
+  if (has_own_values()) values_.copy_(masters_);
 }
 
 }  // namespace t2r::model

@@ -19,13 +19,22 @@ struct ParameterPiece {
 /// so that they cost one matrix product.
 struct Parameter {
   torch::Tensor value;
+  torch::Tensor master;  ///< float32, what training updates and files hold; undefined where value is that
   std::vector<ParameterPiece> pieces;
   int64_t group = 0;   ///< layer it belongs to: 0 embeddings, 1.. blocks, last: final norm and head
   bool decays = true;  ///< weight decay applies: matrices, not biases and norms
 
+  /// Rows of the exact value: of the master, where there is one.
   torch::Tensor piece_value(const ParameterPiece& piece) const {
-    return value.detach().narrow(0, piece.begin_row, piece.end_row - piece.begin_row);
+    const torch::Tensor& exact = master.defined() ? master : value;
+    return exact.detach().narrow(0, piece.begin_row, piece.end_row - piece.begin_row);
   }
+};
+
+/// Where a model computes, and in what.
+struct Placement {
+  torch::Device device = torch::kCPU;
+  torch::ScalarType dtype = torch::kFloat32;  ///< of values and activations: float32, bfloat16
 };
 
 /// All parameters of a model, in the order in which the forward pass uses them.
@@ -47,6 +56,9 @@ class ParameterSet {
   std::vector<Parameter>& all() { return parameters_; }
   const std::vector<Parameter>& all() const { return parameters_; }
 
+  /// Moves the values, for a model that is only run: without gradients and masters.
+  void move_to(const Placement& placement);
+
   /// Number of scalars; with `only_new`, of those that T2R added.
   int64_t num_scalars(bool only_new = false) const;
 
@@ -57,10 +69,12 @@ class ParameterSet {
   std::vector<Parameter> parameters_;
 };
 
-/// One flat float32 buffer that all parameters, and one that all gradients, are views into.
+/// One flat buffer that all parameters, and one that all gradients, are views into.
 ///
 /// Order: the last parameter of the forward pass first, since its gradient is ready first. No gaps
-/// between slices.
+/// between slices. Gradients are float32 whatever the values are, so that sums over micro-steps,
+/// over uses of a tied parameter and over ranks are not rounded in between. With bfloat16 values
+/// the arena keeps float32 masters, which training updates and rounds into the values.
 class ParameterArena {
  public:
   struct Slice {
@@ -69,17 +83,23 @@ class ParameterArena {
     int64_t numel;
   };
 
-  /// Moves the parameters' values into the arena and points value and grad at it. The set must
-  /// outlive the arena.
-  explicit ParameterArena(ParameterSet& parameters);
+  /// Moves the parameters' values into the arena and points value, master and grad at it. The set
+  /// must outlive the arena.
+  explicit ParameterArena(ParameterSet& parameters, const Placement& placement = {});
 
-  torch::Tensor values() const { return values_; }        ///< [size] float32
+  torch::Tensor masters() const { return masters_; }  ///< [size] float32
+  torch::Tensor values() const { return values_; }    ///< [size]; the masters themselves if float32
   torch::Tensor gradients() const { return gradients_; }  ///< [size] float32
+  bool has_own_values() const { return !values_.is_same(masters_); }
   const std::vector<Slice>& slices() const { return slices_; }
   ParameterSet& parameters() const { return parameters_; }
 
+  /// Rounds the masters into the values, after something wrote the masters.
+  void round_masters();
+
  private:
   ParameterSet& parameters_;
+  torch::Tensor masters_;
   torch::Tensor values_;
   torch::Tensor gradients_;
   std::vector<Slice> slices_;

@@ -30,15 +30,17 @@ RotaryEmbedding::RotaryEmbedding(const RopeConfig& config, int64_t head_dim) {
   }
 }
 
-RotaryEmbedding::Tables RotaryEmbedding::at(int64_t begin, int64_t length) {
+RotaryEmbedding::Tables RotaryEmbedding::at(int64_t begin,
+                                            int64_t length,
+                                            const torch::Device& device) {
   const int64_t end = begin + length;
-  if (!cosine_.defined() || cosine_.size(0) < end) {
+  if (!cosine_.defined() || cosine_.size(0) < end || cosine_.device() != device) {
     const torch::NoGradGuard no_grad;
     const int64_t capacity = std::max<int64_t>(end, cosine_.defined() ? 2 * cosine_.size(0) : 256);
     const torch::Tensor angles =
         torch::outer(torch::arange(capacity, torch::kFloat32), inverse_frequency_);
-    cosine_ = angles.cos();
-    sine_ = angles.sin();
+    cosine_ = angles.cos().to(device);
+    sine_ = angles.sin().to(device);
   }
   return {cosine_.narrow(0, begin, length), sine_.narrow(0, begin, length)};
 }

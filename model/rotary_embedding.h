@@ -16,12 +16,12 @@ class RotaryEmbedding {
     torch::Tensor sine_Td;
   };
 
-  /// Of positions [begin, begin + length).
-  Tables at(int64_t begin, int64_t length);
+  /// Of positions [begin, begin + length), on `device`.
+  Tables at(int64_t begin, int64_t length, const torch::Device& device);
 
  private:
   torch::Tensor inverse_frequency_;  ///< [d / 2]
-  torch::Tensor cosine_, sine_;      ///< [capacity, d / 2]
+  torch::Tensor cosine_, sine_;      ///< [capacity, d / 2], on the device asked for last
 };
 
 }  // namespace t2r::model

@@ -1,0 +1,58 @@
+#include "launch/backend.h"
+
+#include <ATen/Context.h>
+
+#include "base/error.h"
+#include "model/kernels/cpu_dispatch.h"
+
+namespace t2r::launch {
+namespace {
+
+GpuBackendFactory gpu_backend_factory = nullptr;
+
+class HostBackend : public Backend {
+ public:
+  explicit HostBackend(dist::Communicator& communicator) : communicator_(communicator) {}
+
+  model::Placement placement() const override { return {}; }
+  dist::Communicator& communicator() override { return communicator_; }
+  std::string description() const override {
+    return concat("CPU kernels ", model::kernels::cpu_kernels().name, ", float32");
+  }
+  std::unique_ptr<TrainingStep> make_step(const StepParts& parts) override {
+    return make_host_step(parts);
+  }
+
+ private:
+  dist::Communicator& communicator_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_backend(const BackendOptions& options,
+                                      dist::World& world,
+                                      dist::MpiCommunicator& communicator) {
+  if (options.device == "cpu") return std::make_unique<HostBackend>(communicator);
+  require(gpu_backend_factory != nullptr, "a GPU backend is asked of a program without one");
+  return gpu_backend_factory(options, world, communicator);
+}
+
+bool register_gpu_backend(GpuBackendFactory factory) {
+  gpu_backend_factory = factory;
+  return true;
+}
+
+bool has_gpu_backend() {
+  return gpu_backend_factory != nullptr;
+}
+
+model::Placement single_placement(const BackendOptions& options) {
+  if (options.device == "cpu") return {};
+  if (!at::hasCUDA()) {
+    throw ConfigError("no GPU was found: LibTorch sees no CUDA device or no driver; run with --device cpu");
+  }
+  return {torch::Device(torch::kCUDA, 0),
+          options.precision == "bf16" ? torch::kBFloat16 : torch::kFloat32};
+}
+
+}  // namespace t2r::launch

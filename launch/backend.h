@@ -1,0 +1,56 @@
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "data/batch.h"
+#include "dist/communicator.h"
+#include "dist/mpi_communicator.h"
+#include "dist/world.h"
+#include "launch/backend_options.h"
+#include "launch/training_step.h"
+#include "model/parameters.h"
+
+namespace t2r::launch {
+
+/// What a command computes on: this host's processors, or one GPU per rank.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual model::Placement placement() const = 0;
+  virtual dist::Communicator& communicator() = 0;
+
+  /// For people, e.g. "NVIDIA H200, bf16, NCCL 2.28.9".
+  virtual std::string description() const = 0;
+
+  /// Memory that batches are read into.
+  virtual data::BatchAllocator batch_allocator() const { return &data::allocate_pageable; }
+
+  virtual std::unique_ptr<TrainingStep> make_step(const StepParts& parts) = 0;
+
+  /// Most bytes that tensors have taken on the device since the last reset, 0 where unknown.
+  virtual int64_t peak_memory_bytes() const { return 0; }
+  virtual void reset_peak_memory() {}
+
+  /// Waits for the device to finish what it was given.
+  virtual void synchronize() {}
+};
+
+/// The backend that resolved options ask for. Collective: every rank, same order.
+/// @throws ConfigError  on every rank: no GPU, fewer GPUs than ranks on a host, two ranks on one GPU
+std::unique_ptr<Backend> make_backend(const BackendOptions& options,
+                                      dist::World& world,
+                                      dist::MpiCommunicator& communicator);
+
+/// Where a command without ranks computes: this host's processors, or the first GPU. Local.
+/// @throws ConfigError  if there is no GPU
+model::Placement single_placement(const BackendOptions& options);
+
+/// How t2r_gpu makes its backend; set once, before main's work.
+using GpuBackendFactory = std::unique_ptr<Backend> (*)(const BackendOptions&,
+                                                       dist::World&,
+                                                       dist::MpiCommunicator&);
+bool register_gpu_backend(GpuBackendFactory factory);
+
+}  // namespace t2r::launch

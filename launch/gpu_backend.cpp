@@ -1,0 +1,87 @@
+// What t2r_gpu adds to t2r: the GPU as a backend. Linked into that program alone.
+#include <ATen/Context.h>
+#include <ATen/cuda/CUDAContext.h>
+#include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAFunctions.h>
+
+#include "base/error.h"
+#include "dist/nccl_communicator.h"
+#include "launch/backend.h"
+#include "launch/gpu_step.h"
+
+namespace t2r::launch {
+namespace {
+
+/// Page-locked memory, from which batches are copied without waiting.
+data::BatchBuffer allocate_pinned(int64_t batch_size, int64_t length) {
+  const int64_t num_elements = batch_size * length;
+  auto memory = std::make_shared<torch::Tensor>(
+      torch::empty({2 * num_elements}, torch::TensorOptions(torch::kInt64).pinned_memory(true)));
+  int64_t* const data = memory->data_ptr<int64_t>();
+  return {data, data + num_elements, memory};
+}
+
+class GpuBackend : public Backend {
+ public:
+  GpuBackend(const BackendOptions& options, dist::World& world, dist::MpiCommunicator& host)
+      : options_(options), device_(dist::choose_device(world, host)), communicator_(world, host, {.device = device_}) {
+    c10::cuda::set_device(static_cast<c10::DeviceIndex>(device_));
+    at::Context& context = at::globalContext();
+    // cuDNN's attention is the quickest on Hopper; LibTorch would try its own first.
+    context.setSDPPriorityOrder({static_cast<int64_t>(at::SDPBackend::cudnn_attention),
+                                 static_cast<int64_t>(at::SDPBackend::flash_attention),
+                                 static_cast<int64_t>(at::SDPBackend::efficient_attention),
+                                 static_cast<int64_t>(at::SDPBackend::math)});
+    context.setDeterministicAlgorithms(options.deterministic, /*warn_only=*/false);
+    // Deterministic algorithms would also fill every new tensor.
+    context.setDeterministicFillUninitializedMemory(false);
+  }
+
+  model::Placement placement() const override {
+    return {torch::Device(torch::kCUDA, static_cast<c10::DeviceIndex>(device_)),
+            options_.precision == "bf16" ? torch::kBFloat16 : torch::kFloat32};
+  }
+
+  dist::Communicator& communicator() override { return communicator_; }
+
+  std::string description() const override {
+    return concat(at::cuda::getCurrentDeviceProperties()->name,
+                  ", ",
+                  options_.precision,
+                  options_.deterministic ? ", deterministic" : "",
+                  options_.cuda_graph ? "" : ", no CUDA graph");
+  }
+
+  data::BatchAllocator batch_allocator() const override { return &allocate_pinned; }
+
+  std::unique_ptr<TrainingStep> make_step(const StepParts& parts) override {
+    return make_gpu_step(parts, options_.cuda_graph);
+  }
+
+  int64_t peak_memory_bytes() const override {
+    const auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(static_cast<c10::DeviceIndex>(device_));
+    return stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)].peak;
+  }
+
+  void reset_peak_memory() override {
+    c10::cuda::CUDACachingAllocator::resetPeakStats(static_cast<c10::DeviceIndex>(device_));
+  }
+
+  void synchronize() override { communicator_.synchronize_device(); }
+
+ private:
+  BackendOptions options_;
+  int device_;
+  dist::NcclCommunicator communicator_;
+};
+
+std::unique_ptr<Backend> make_gpu_backend(const BackendOptions& options,
+                                          dist::World& world,
+                                          dist::MpiCommunicator& host) {
+  return std::make_unique<GpuBackend>(options, world, host);
+}
+
+[[maybe_unused]] const bool is_registered = register_gpu_backend(&make_gpu_backend);
+
+}  // namespace
+}  // namespace t2r::launch

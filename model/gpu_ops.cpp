@@ -1,0 +1,147 @@
+#include "model/gpu_ops.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include "base/error.h"
+
+namespace t2r::model::gpu {
+namespace {
+
+using c10::Dispatcher;
+
+template <class Signature>
+c10::TypedOperatorHandle<Signature> find(const char* name) {
+  const auto schema = Dispatcher::singleton().findSchema({concat("t2r::", name), ""});
+  if (!schema.has_value()) {
+    throw ContractError(concat("operator t2r::", name, " is not loaded: tensors on a GPU need the program t2r_gpu (libt2r_ops)"));
+  }
+  return schema->typed<Signature>();
+}
+
+std::optional<Tensor> optional(const Tensor& tensor) {
+  return tensor.defined() ? std::optional<Tensor>(tensor) : std::nullopt;
+}
+
+using OptionalTensor = std::optional<Tensor>;
+
+}  // namespace
+
+bool is_available() {
+  return Dispatcher::singleton().findSchema({"t2r::causal", ""}).has_value();
+}
+
+std::tuple<Tensor, Tensor> add_norm(const Tensor& x,
+                                    const OptionalTensor& delta,
+                                    const Tensor& weight,
+                                    const OptionalTensor& bias,
+                                    double eps) {
+  using Signature = std::tuple<Tensor, Tensor>(
+      const Tensor&, const OptionalTensor&, const Tensor&, const OptionalTensor&, double);
+  static const auto op = find<Signature>("add_norm");
+  return op.call(x, delta, weight, bias, eps);
+}
+
+Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, bool is_input_major) {
+  using Signature = Tensor(const Tensor&, const Tensor&, const OptionalTensor&, bool);
+  static const auto op = find<Signature>("linear");
+  return op.call(x, weight, bias, is_input_major);
+}
+
+Tensor mlp_gelu(const Tensor& x,
+                const Tensor& weight1,
+                const Tensor& bias1,
+                const Tensor& weight2,
+                const Tensor& bias2,
+                bool is_input_major) {
+  using Signature = Tensor(
+      const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, bool);
+  static const auto op = find<Signature>("mlp_gelu");
+  return op.call(x, weight1, bias1, weight2, bias2, is_input_major);
+}
+
+Tensor swiglu(const Tensor& gate_up) {
+  static const auto op = find<Tensor(const Tensor&)>("swiglu");
+  return op.call(gate_up);
+}
+
+Tensor rotate_heads(const Tensor& x_BTHd,
+                    int64_t num_heads,
+                    const Tensor& cosine_Td,
+                    const Tensor& sine_Td) {
+  using Signature = Tensor(const Tensor&, int64_t, const Tensor&, const Tensor&);
+  static const auto op = find<Signature>("rotate_heads");
+  return op.call(x_BTHd, num_heads, cosine_Td, sine_Td);
+}
+
+Tensor embedding(const Tensor& weight_VD,
+                 const Tensor& tokens_BT,
+                 const OptionalTensor& position_TD) {
+  using Signature = Tensor(const Tensor&, const Tensor&, const OptionalTensor&);
+  static const auto op = find<Signature>("embedding");
+  return op.call(weight_VD, tokens_BT, position_TD);
+}
+
+Tensor linear_cross_entropy_sum(const Tensor& x_ND,
+                                const Tensor& weight_VD,
+                                const Tensor& targets_N) {
+  using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&);
+  static const auto op = find<Signature>("linear_cross_entropy_sum");
+  return op.call(x_ND, weight_VD, targets_N);
+}
+
+Tensor linear_cross_entropy_values(const Tensor& x_ND,
+                                   const Tensor& weight_VD,
+                                   const Tensor& targets_N) {
+  using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&);
+  static const auto op = find<Signature>("linear_cross_entropy_values");
+  return op.call(x_ND, weight_VD, targets_N);
+}
+
+LinearAttentionOutput causal_linear_attention(const MappedAttention& in,
+                                              const LinearAttentionState* initial,
+                                              bool wants_state) {
+  if (initial == nullptr && !wants_state) {
+    using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                             double, double, double, const OptionalTensor&);
+    static const auto op = find<Signature>("causal");
+    return {op.call(in.q_BTHd, in.k_BTHd, in.v_BTHd, in.weight_MKd, in.bias_MK,
+                    in.scale, in.rule.floor, in.rule.added, std::nullopt),
+            {}};
+  }
+  using Signature = std::tuple<Tensor, Tensor, Tensor>(
+      const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+      const OptionalTensor&, const OptionalTensor&, double, double, double, const OptionalTensor&);
+  static const auto op = find<Signature>("causal_with_state");
+  const auto [o, s, z] = op.call(in.q_BTHd, in.k_BTHd, in.v_BTHd, in.weight_MKd, in.bias_MK,
+                                 initial != nullptr ? optional(initial->s_BHKV) : std::nullopt,
+                                 initial != nullptr ? optional(initial->z_BHK) : std::nullopt,
+                                 in.scale, in.rule.floor, in.rule.added, std::nullopt);
+  return {o, {s, z}};
+}
+
+LinearAttentionOutput causal_linear_attention(const Tensor& phi_q_BTHK,
+                                              const Tensor& phi_k_BTHK,
+                                              const Tensor& v_BTHV,
+                                              const LinearAttentionState* initial,
+                                              const DenominatorRule& rule) {
+  using Signature = std::tuple<Tensor, Tensor, Tensor>(
+      const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
+      double, double, const OptionalTensor&);
+  static const auto op = find<Signature>("causal_features");
+  const auto [o, s, z] = op.call(phi_q_BTHK, phi_k_BTHK, v_BTHV,
+                                 initial != nullptr ? optional(initial->s_BHKV) : std::nullopt,
+                                 initial != nullptr ? optional(initial->z_BHK) : std::nullopt,
+                                 rule.floor, rule.added, std::nullopt);
+  return {o, {s, z}};
+}
+
+Tensor decode_step(const MappedAttention& in, LinearAttentionState& state) {
+  using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                           const Tensor&, const Tensor&, double, double, double);
+  static const auto op = find<Signature>("decode_step_map");
+  return op.call(in.q_BTHd.squeeze(1), in.k_BTHd.squeeze(1), in.v_BTHd.squeeze(1), in.weight_MKd,
+                 in.bias_MK, state.s_BHKV, state.z_BHK, in.scale, in.rule.floor, in.rule.added)
+      .unsqueeze(1);
+}
+
+}  // namespace t2r::model::gpu

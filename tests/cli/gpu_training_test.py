@@ -1,0 +1,158 @@
+"""Training on GPUs as a user runs it. Needs a GPU; what needs two says so and is left out with one."""
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import time
+import unittest
+
+from support import BINARY, Case, kill_processes_naming, run, start, step_losses, weights
+
+
+def num_gpus():
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
+    return len(listed.stdout.strip().splitlines()) if listed.returncode == 0 else 0
+
+
+def relative(a, b):
+    return abs(float(a) - float(b)) / abs(float(b))
+
+
+class GpuCase(Case):
+    FAMILIES = {
+        "gpt2, one softmax layer": ["--model.family", "gpt2", "--model.softmax-layers", 1],
+        "llama, grouped queries": ["--model.family", "llama", "--model.heads", 4, "--model.kv-heads", 2, "--model.hidden-size", 128],
+        "elu": ["--model.attention", "elu"],
+    }
+
+    def arguments(self, output, *more):
+        # Head size 32, the smallest that the kernels have.
+        return self.train_arguments(output, "--model.hidden-size", 64, *more)
+
+    def train(self, name, *more, **options):
+        output = self.folder / name
+        self.must(*self.arguments(output, *more), **options)
+        return output
+
+
+class Parity(GpuCase):
+    def test_float32_losses_are_the_cpus(self):
+        for index, (family, extra) in enumerate(self.FAMILIES.items()):
+            with self.subTest(family):
+                losses = [step_losses(self.train(f"{device}{index}", "--steps", 20, "--device", device, "--precision", "float32", *extra))
+                          for device in ("cpu", "cuda")]
+                for step in losses[0]:
+                    self.assertLess(relative(losses[1][step], losses[0][step]), 1e-5, f"step {step}")
+                self.assertLess(float(losses[0][20]), 0.8 * float(losses[0][1]), "nothing was learned, so nothing was compared")
+
+    def test_bf16_follows_the_curve(self):
+        for index, (family, extra) in enumerate(self.FAMILIES.items()):
+            with self.subTest(family):
+                exact = step_losses(self.train(f"exact{index}", "--steps", 200, "--device", "cuda", "--precision", "float32", *extra))
+                rounded = step_losses(self.train(f"rounded{index}", "--steps", 200, "--device", "cuda", *extra))
+                last = range(181, 201)
+                mean = [sum(float(losses[step]) for step in last) / len(last) for losses in (rounded, exact)]
+                self.assertLess(relative(*mean), 0.01)
+
+    def test_a_captured_step_is_the_step(self):
+        captured = step_losses(self.train("captured", "--steps", 10, "--dropout", 0.1))
+        launched = step_losses(self.train("launched", "--steps", 10, "--dropout", 0.1, "--cuda-graph=false"))
+        self.assertEqual(captured, launched)
+
+    def test_micro_batches_give_the_batch(self):
+        for precision, bar in (("float32", 1e-6), ("bf16", 2e-3)):
+            whole = step_losses(self.train(f"whole-{precision}", "--steps", 10, "--precision", precision))
+            pieces = step_losses(self.train(f"pieces-{precision}", "--steps", 10, "--precision", precision, "--micro-batch-size", 3))
+            for step in whole:
+                self.assertLess(relative(pieces[step], whole[step]), bar, f"{precision}, step {step}")
+
+
+class Resuming(GpuCase):
+    EXTRA = ["--steps", 10, "--dropout", 0.1, "--deterministic", "--checkpoint-every", 5, "--model.softmax-layers", 1]
+
+    def test_resumed_run_is_the_run_bitwise(self):
+        whole = self.train("whole", *self.EXTRA)
+        halves = self.folder / "halves"
+        process = start(*self.arguments(halves, *self.EXTRA, "--log-every", 1))
+        while not (halves / "checkpoints" / "step-00000005").exists():
+            self.assertIsNone(process.poll(), "the run ended before it could be killed")
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        self.must(*self.arguments(halves, *self.EXTRA, "--resume"))
+        self.assertEqual(step_losses(whole), step_losses(halves))
+        self.assertEqual(weights(whole), weights(halves))
+
+    def test_a_checkpoint_goes_to_the_cpu_and_back(self):
+        folder = self.train("gpu", "--steps", 10, "--precision", "float32") / "checkpoints" / "latest"
+        perplexity = {}
+        for device in ("cpu", "cuda"):
+            result = self.must("evaluate", "--model", folder, "--data", self.folder / "valid", "--context", 32, "--device", device,
+                               "--precision", "float32", "--json")
+            perplexity[device] = json.loads(result.stdout)["perplexity_per_token"]
+        self.assertLess(relative(perplexity["cuda"], perplexity["cpu"]), 1e-5)
+        texts = {device: self.must("generate", "--model", folder, "--prompt", "the cat", "--max-new-tokens", 40, "--ignore-end",
+                                   "--device", device, "--precision", "float32").stdout for device in ("cpu", "cuda")}
+        self.assertEqual(texts["cpu"], texts["cuda"])
+
+    def test_attention_transfer(self):
+        teacher = self.train("teacher", "--steps", 30, "--precision", "float32", "--model.attention", "softmax")
+        converted = self.folder / "converted"
+        self.must("convert", "--model", teacher / "checkpoints" / "latest", "--output", converted, "--feature-size", 16)
+        losses = []
+        for device in ("cpu", "cuda"):
+            output = self.folder / f"transfer-{device}"
+            self.must("train", "--output", output, "--model", converted, "--train-data", self.folder / "train", "--sequence-length", 32,
+                      "--batch-size", 8, "--steps", 12, "--transfer-steps", 6, "--device", device, "--precision", "float32")
+            lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+            losses.append([line["loss"] for line in lines if line["event"] in ("step", "transfer_step")])
+        self.assertEqual(len(losses[0]), 12)
+        for on_cpu, on_gpu in zip(*losses):
+            self.assertLess(relative(on_gpu, on_cpu), 1e-4)
+
+
+class Errors(GpuCase):
+    def test_out_of_memory_says_what_to_do(self):
+        result = run(*self.arguments(self.folder / "big", "--steps", 2, "--model.layers", 4, "--model.hidden-size", 2048, "--model.heads", 16,
+                                     "--sequence-length", 256, "--batch-size", 65536))
+        self.fails(result, 70, "out of GPU memory", "--micro-batch-size")
+        self.assertFalse(any((self.folder / "big" / "checkpoints").glob("step-*")))
+
+    def test_fewer_gpus_than_ranks(self):
+        ranks = num_gpus() + 1
+        result = run(*self.arguments(self.folder / "ranks", "--steps", 2), ranks=ranks)
+        self.fails(result, 78, "GPU", str(ranks))
+
+
+@unittest.skipIf(num_gpus() == 1, "one GPU here")  # with none, all of this file fails instead
+class TwoGpus(GpuCase):
+    def test_two_ranks_give_what_one_gives_with_twice_the_batch(self):
+        one = step_losses(self.train("one", "--steps", 20, "--precision", "float32"))
+        two = step_losses(self.train("two", "--steps", 20, "--precision", "float32", ranks=2))
+        for step in one:
+            self.assertLess(relative(two[step], one[step]), 1e-6, f"step {step}")
+
+    def test_killed_rank_ends_the_job(self):
+        output = self.folder / "killed"
+        process = start(*self.arguments(output, "--steps", 100000, "--checkpoint-every", 50), ranks=2)
+        while not (output / "checkpoints" / "step-00000050").exists():
+            self.assertIsNone(process.poll())
+            time.sleep(0.01)
+        children = subprocess.run(["pgrep", "-f", f"t2r_gpu.*{output}"], capture_output=True, text=True).stdout.split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        killed = time.monotonic()
+        try:
+            process.wait(timeout=10)
+        finally:
+            kill_processes_naming(output)
+        self.assertLess(time.monotonic() - killed, 10)
+        process.stdout.close()
+        self.assertNotEqual(process.returncode, 0)
+
+
+if __name__ == "__main__":
+    if num_gpus() == 0:
+        raise SystemExit("gpu_training_test.py needs a GPU")
+    unittest.main()
