@@ -30,8 +30,14 @@ bool is_available() {
   return Dispatcher::singleton().findSchema({"t2r::causal", ""}).has_value();
 }
 
+Tensor norm(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, double eps) {
+  using Signature = Tensor(const Tensor&, const Tensor&, const OptionalTensor&, double);
+  static const auto op = find<Signature>("norm");
+  return op.call(x, weight, bias, eps);
+}
+
 std::tuple<Tensor, Tensor> add_norm(const Tensor& x,
-                                    const OptionalTensor& delta,
+                                    const Tensor& delta,
                                     const Tensor& weight,
                                     const OptionalTensor& bias,
                                     double eps) {
@@ -84,17 +90,17 @@ Tensor embedding(const Tensor& weight_VD,
 Tensor linear_cross_entropy_sum(const Tensor& x_ND,
                                 const Tensor& weight_VD,
                                 const Tensor& targets_N) {
-  using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&);
+  using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&, int64_t);
   static const auto op = find<Signature>("linear_cross_entropy_sum");
-  return op.call(x_ND, weight_VD, targets_N);
+  return op.call(x_ND, weight_VD, targets_N, /*chunk_rows=*/0);
 }
 
 Tensor linear_cross_entropy_values(const Tensor& x_ND,
                                    const Tensor& weight_VD,
                                    const Tensor& targets_N) {
-  using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&);
+  using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&, int64_t);
   static const auto op = find<Signature>("linear_cross_entropy_values");
-  return op.call(x_ND, weight_VD, targets_N);
+  return op.call(x_ND, weight_VD, targets_N, /*chunk_rows=*/0);
 }
 
 LinearAttentionOutput causal_linear_attention(const MappedAttention& in,

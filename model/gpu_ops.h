@@ -19,9 +19,12 @@ using torch::Tensor;
 /// Whether this process has the operators: the program t2r_gpu, or whoever loaded libt2r_ops.
 bool is_available();
 
-/// (x + delta, its LayerNorm, or without bias its RMSNorm); one kernel each way.
+/// LayerNorm of the last dimension, or without bias RMSNorm.
+Tensor norm(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, double eps);
+
+/// x + delta, and its norm; one kernel each way.
 std::tuple<Tensor, Tensor> add_norm(const Tensor& x,
-                                    const std::optional<Tensor>& delta,
+                                    const Tensor& delta,
                                     const Tensor& weight,
                                     const std::optional<Tensor>& bias,
                                     double eps);

@@ -61,7 +61,7 @@ Linear add_linear(const DecoderConfig& config,
 }
 
 Tensor Norm::operator()(const Tensor& x) const {
-  if (x.is_cuda()) return std::get<1>(gpu::add_norm(x, std::nullopt, weight, optional(bias), eps));
+  if (x.is_cuda()) return gpu::norm(x, weight, optional(bias), eps);
   if (bias.defined()) return at::layer_norm(x, {x.size(-1)}, weight, bias, eps);
   return rms_norm(x, weight, eps);
 }
