@@ -62,11 +62,16 @@ class AddNorm : public torch::autograd::Function<AddNorm> {
     }
     ctx->set_materialize_grads(false);
     ctx->save_for_backward({sum, weight, inverse_std, mean});
+    ctx->saved_data["has_delta"] = delta.has_value();
     return {sum, y};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
-    if (!gradients[1].defined()) return {gradients[0], gradients[0], Tensor(), Tensor(), Tensor()};
+    const bool has_delta = ctx->saved_data["has_delta"].toBool();
+    const auto for_inputs = [&](const Tensor& x, const Tensor& weight, const Tensor& bias) -> variable_list {
+      return {x, has_delta ? x : Tensor(), weight, bias, Tensor()};
+    };
+    if (!gradients[1].defined()) return for_inputs(gradients[0], Tensor(), Tensor());
     const auto saved = ctx->get_saved_variables();
     const Tensor &sum = saved[0], &weight = saved[1], &inverse_std = saved[2], &mean = saved[3];
     const c10::cuda::CUDAGuard guard(sum.device());
@@ -91,13 +96,13 @@ class AddNorm : public torch::autograd::Function<AddNorm> {
     if (a.rows == 0) {
       grad_weight.zero_();
       if (grad_bias.defined()) grad_bias.zero_();
-      return {grad_x, grad_x, grad_weight, grad_bias, Tensor()};
+      return for_inputs(grad_x, grad_weight, grad_bias);
     }
     a.blocks = kernels::cuda::norm_backward_blocks(a, current_device().multiprocessors);
     const Tensor partial = at::empty({a.layer_norm ? 2 : 1, a.blocks, a.width}, inverse_std.options());
     a.partial = mutable_pointer<float>(partial);
     check_launch(kernels::cuda::norm_backward(a, c10::cuda::getCurrentCUDAStream()), "the norm's backward kernels");
-    return {grad_x, grad_x, grad_weight, grad_bias, Tensor()};
+    return for_inputs(grad_x, grad_weight, grad_bias);
   }
 };
 
