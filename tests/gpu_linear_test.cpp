@@ -47,6 +47,7 @@ TEST(GpuMatmul, EveryOrientationAndSize) {
           const Tensor b = b_transposed ? random({n, k}, type).t() : random({k, n}, type);
           const Tensor out = random({m, n}, type), before = out.clone();
           matmul_lt({.a = a, .b = b, .out = out});
+          if (m == 0) continue;  // nothing to compare
           EXPECT_LE(relative_error(out, exact(a).matmul(exact(b))), bar);
           out.copy_(before);
           matmul_lt({.a = a, .b = b, .out = out, .accumulate = true});

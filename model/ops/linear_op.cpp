@@ -69,7 +69,8 @@ Tensor empty_projected(const Tensor& x, int64_t outputs) {
 
 void check_projection(const Tensor& x, const Projection& projection, const char* weight_name, const char* bias_name) {
   const auto check_like_x = [&](const Tensor& tensor, const char* name) {
-    TORCH_CHECK(tensor.device() == x.device(), "t2r: ", name, " is on ", tensor.device(), ", x is on ", x.device(), ", allowed: one device");
+    TORCH_CHECK(tensor.device() == x.device(), "t2r: ", name, " is on ", tensor.device(), ", x is on ", x.device(),
+                ", allowed: one device");
     TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), "t2r: ", name, " has dtype ", tensor.scalar_type(), ", x has ", x.scalar_type(),
                 ", allowed: the same");
   };

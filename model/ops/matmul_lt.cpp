@@ -74,16 +74,17 @@ std::optional<cublasLtEpilogue_t> fused_epilogue(const Matmul& p) {
   const auto unless = [](const char* name, bool impossible, cublasLtEpilogue_t epilogue) {
     return impossible || is_left_out(name) ? std::nullopt : std::optional(epilogue);
   };
-  const bool bad_aux = p.aux.defined() && p.out.size(1) % 8 != 0;
+  // cuBLASLt does not say how exact its gelu is: what bfloat16 hides, float32 may not.
+  const bool no_gelu = p.out.scalar_type() == at::kFloat || (p.aux.defined() && p.out.size(1) % 8 != 0);
   switch (p.epilogue) {
     case Epilogue::kNone:
       return CUBLASLT_EPILOGUE_DEFAULT;
     case Epilogue::kBias:
       return unless("bias", false, CUBLASLT_EPILOGUE_BIAS);
     case Epilogue::kGelu:
-      return unless("gelu", bad_aux, p.aux.defined() ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_BIAS);
+      return unless("gelu", no_gelu, p.aux.defined() ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_BIAS);
     case Epilogue::kDGelu:
-      return unless("dgelu", bad_aux || (p.bias_gradient.defined() && is_left_out("sums")),
+      return unless("dgelu", no_gelu || (p.bias_gradient.defined() && is_left_out("sums")),
                     p.bias_gradient.defined() ? CUBLASLT_EPILOGUE_DGELU_BGRAD : CUBLASLT_EPILOGUE_DGELU);
     case Epilogue::kSumA:
       return unless("sums", false, CUBLASLT_EPILOGUE_BGRADB);

@@ -9,11 +9,11 @@ using at::Tensor;
 /// What is done to the product before it is stored, or beside it.
 enum class Epilogue {
   kNone,
-  kBias,      ///< out = a b + bias
-  kGelu,      ///< out = gelu_tanh(a b + bias); aux, if defined, gets a b + bias
-  kDGelu,     ///< out = (a b) gelu_tanh'(aux); bias_gradient, if defined, gets out's sums over rows
-  kSumA,      ///< out = a b; bias_gradient gets a's sums over K: [M]
-  kSumB,      ///< out = a b; bias_gradient gets b's sums over K: [N]
+  kBias,   ///< out = a b + bias
+  kGelu,   ///< out = gelu_tanh(a b + bias); aux, if defined, gets a b + bias
+  kDGelu,  ///< out = (a b) gelu_tanh'(aux); bias_gradient, if defined, gets out's sums over rows
+  kSumA,   ///< out = a b; bias_gradient gets a's sums over K: [M]
+  kSumB,   ///< out = a b; bias_gradient gets b's sums over K: [N]
 };
 
 /// out = a b of row-major matrices, bfloat16 or float32 throughout, with float32 accumulation.
@@ -35,8 +35,8 @@ struct Matmul {
 
 /// Runs on the current stream of the current device, can be captured in a CUDA graph, and is deterministic: one algorithm a
 /// shape, and split sums are added up in float32 in a separate step. The chosen algorithm is remembered. What cuBLASLt does not
-/// fuse for a shape (aux needs N to be a multiple of 8) becomes several operations with the same result. float32 uses TF32
-/// if PyTorch's settings allow that. Not differentiable.
+/// fuse for a shape (aux needs N to be a multiple of 8; gelu needs bfloat16) becomes several operations with the same result.
+/// float32 uses TF32 if PyTorch's settings allow that. Not differentiable.
 /// T2R_UNFUSED (a list out of bias,gelu,dgelu,sums) leaves those epilogues to the operations, to test or to measure them.
 /// @return  whether one call of cuBLASLt did all
 bool matmul_lt(const Matmul& product);

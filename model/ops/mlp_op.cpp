@@ -29,7 +29,8 @@ class MlpGelu : public torch::autograd::Function<MlpGelu> {
     matmul_lt({.a = inner_NH, .b = down.in_by_out(), .out = as_rows(y), .epilogue = Epilogue::kBias, .bias = b2});
     if (save) {  // each only where a gradient that may be asked for needs it
       const bool before = x.requires_grad() || w1.requires_grad() || b1.requires_grad();
-      ctx->save_for_backward({w1.requires_grad() ? x : Tensor(), w1, w2, before ? pre_NH : Tensor(), w2.requires_grad() ? inner_NH : Tensor()});
+      ctx->save_for_backward({w1.requires_grad() ? x : Tensor(), w1, w2, before ? pre_NH : Tensor(),
+                              w2.requires_grad() ? inner_NH : Tensor()});
     }
     ctx->saved_data["input_major"] = input_major;
     ctx->saved_data["x_sizes"] = x.sizes().vec();

@@ -120,8 +120,8 @@ cudaError_t launch(const ColumnSumArguments& a, cudaStream_t stream) {
 }  // namespace
 
 int column_sum_parts(int64_t rows, int64_t columns) {
-  const int64_t blocks = (columns + 255) / 256;
-  return static_cast<int>(std::clamp((kBlocks + blocks - 1) / std::max<int64_t>(1, blocks), int64_t{1}, std::max<int64_t>(1, rows / kMinRows)));
+  const int64_t blocks = std::max<int64_t>(1, (columns + 255) / 256), most = std::max<int64_t>(1, rows / kMinRows);
+  return static_cast<int>(std::clamp<int64_t>((kBlocks + blocks - 1) / blocks, 1, most));
 }
 
 cudaError_t column_sum(const ColumnSumArguments& a, cudaStream_t stream) {
