@@ -34,6 +34,14 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   target_link_options(t2r_torch INTERFACE -fopenmp)
 endif()
 
+if(T2R_CUDA)
+  find_package(NCCL 2.18)
+  if(NOT NCCL_FOUND)
+    message(FATAL_ERROR "T2R_CUDA is on, but there is no NCCL >= 2.18: PyTorch's wheel brings one (nvidia/nccl beside torch); "
+                        "else install libnccl-dev, set NCCL_ROOT, or configure with -DT2R_CUDA=OFF")
+  endif()
+endif()
+
 find_package(MPI REQUIRED COMPONENTS C)
 find_package(HDF5 REQUIRED COMPONENTS C)
 find_package(spdlog REQUIRED)

@@ -12,11 +12,18 @@ function(t2r_mpi_test name)
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} t2r_dist GTest::gtest GTest::gmock t2r_warnings)
   t2r_use_torch(${name})
   foreach(ranks IN LISTS ARG_RANKS)
-    add_test(NAME ${name}.${ranks}_ranks
-             COMMAND ${MPIEXEC_EXECUTABLE} ${MPIEXEC_NUMPROC_FLAG} ${ranks} ${T2R_MPIEXEC_FLAGS} $<TARGET_FILE:${name}>)
-    set_tests_properties(${name}.${ranks}_ranks PROPERTIES
-      ENVIRONMENT "OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1;OMP_NUM_THREADS=1"
-      PROCESSORS ${ranks}
-      TIMEOUT 300)
+    t2r_mpi_run(${name}.${ranks}_ranks ${ranks} ${name})
   endforeach()
+endfunction()
+
+# t2r_mpi_run(<entry> <ranks> <target> [ARGS <argument>...] [LABELS <label>...]): a ctest entry that starts the executable.
+function(t2r_mpi_run entry ranks target)
+  cmake_parse_arguments(ARG "" "" "ARGS;LABELS" ${ARGN})
+  add_test(NAME ${entry} COMMAND
+    ${MPIEXEC_EXECUTABLE} ${MPIEXEC_NUMPROC_FLAG} ${ranks} ${T2R_MPIEXEC_FLAGS} $<TARGET_FILE:${target}> ${ARG_ARGS})
+  set_tests_properties(${entry} PROPERTIES
+    ENVIRONMENT "OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1;OMP_NUM_THREADS=1"
+    LABELS "${ARG_LABELS}"
+    PROCESSORS ${ranks}
+    TIMEOUT 300)
 endfunction()

@@ -15,14 +15,21 @@ class Work {
  public:
   virtual ~Work() = default;
 
-  /// Returns when the result is in the tensor. Local: waits for this rank's part.
+  /// Returns when the result is in the tensor. For a GPU tensor it makes the calling thread's
+  /// current stream wait instead, and not the host: what that stream is given afterwards sees the
+  /// result. Local: waits for this rank's part.
   virtual void wait() = 0;
 };
 
 /// The collective operations that training needs, over all ranks of a run.
 ///
 /// Every rank calls the same operations in the same order with tensors of the same shape and dtype.
-/// Tensors are contiguous; float32, float64, int32, int64 or uint8. One thread per rank.
+/// Tensors are contiguous; float32, float64, int32, int64 or uint8, on a GPU also bfloat16. One
+/// thread per rank at a time.
+///
+/// Operations on GPU tensors run in stream order: they see what the calling thread's current stream
+/// was given before the call, never wait on the host for the device, and may be captured into a
+/// CUDA graph, if they are also waited for inside it.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -46,6 +53,13 @@ class Communicator {
 
   /// Collective: every rank, same order.
   virtual void barrier() = 0;
+
+  /// Returns once the device has done what the calling thread's current stream was given so far;
+  /// throws when a collective in it can never end. At once where tensors are the host's. Local.
+  virtual void synchronize_device() {}
+
+  /// Whether the current stream's work is recorded into a CUDA graph instead of run. Local.
+  virtual bool is_capturing() const { return false; }
 
   /// Ends the whole job from one rank: says why and does not return to a collective. Local.
   [[noreturn]] virtual void abort(const std::string& reason, int exit_code) = 0;

@@ -1,5 +1,6 @@
 #include "dist/gradient_reducer.h"
 
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
 
@@ -21,6 +22,12 @@ bool is_arena_view(const GradientSlice& slice, const torch::Tensor& arena) {
   const auto* expected =
       static_cast<const char*>(arena.data_ptr()) + slice.offset * arena.element_size();
   return grad.data_ptr() == expected && grad.scalar_type() == arena.scalar_type();
+}
+
+// Empty on the CPU, which has no streams.
+std::optional<c10::Stream> current_stream(const torch::Device& device) {
+  if (device.is_cpu()) return std::nullopt;
+  return c10::impl::VirtualGuardImpl(device.type()).getStream(device);
 }
 
 void check_slice(const GradientSlice& slice, const torch::Tensor& arena) {
@@ -119,15 +126,8 @@ std::string first_difference(const std::vector<std::string>& texts) {
 
 // A rank with a problem of its own still joins, so that all ranks fail with the same words.
 void agree(Communicator& communicator, const std::string& problem, const std::string& text) {
-  const auto problems = communicator.all_gather(problem);
-  std::string all_problems;
-  for (const auto& [words, ranks] : group_ranks(problems)) {
-    if (!words.empty()) all_problems += concat(list_ranks(ranks), ": ", words, "; ");
-  }
-  if (!all_problems.empty()) {
-    all_problems.resize(all_problems.size() - 2);
-    throw ContractError(all_problems);
-  }
+  const std::string all_problems = list_problems(communicator.all_gather(problem));
+  if (!all_problems.empty()) throw ContractError(all_problems);
   const auto hashes = communicator.all_gather(hash_bytes(text.data(), text.size()));
   if (group_ranks(hashes).size() == 1) return;
   throw ContractError(concat("gradient reducer: the ranks' parameters differ; the first: ",
@@ -206,6 +206,7 @@ void GradientReducer::begin_micro_step(bool is_last) {
   require(phase_ == Phase::kStep || phase_ == Phase::kMicroStep,
           "gradient reducer: begin_micro_step outside a step, or after the last micro-step");
   phase_ = is_last ? Phase::kLastMicroStep : Phase::kMicroStep;
+  stream_ = current_stream(arena_.device());
 }
 
 void GradientReducer::on_gradient(size_t slice) {
@@ -214,6 +215,7 @@ void GradientReducer::on_gradient(size_t slice) {
                  slices_[slice].name,
                  " got a gradient outside a micro-step"));
   check_gradient_view(slice);
+  check_stream(slice);
   if (phase_ != Phase::kLastMicroStep) return;
   require(!is_ready_[slice],
           concat("gradient reducer: parameter ",
@@ -232,6 +234,15 @@ void GradientReducer::check_gradient_view(size_t slice) const {
                  "create_graph) instead of calling begin_step"));
 }
 
+// A bucket waits for the stream of the hook that completes it, so all its gradients must be there.
+void GradientReducer::check_stream(size_t slice) const {
+  require(current_stream(arena_.device()) == stream_,
+          concat("gradient reducer: the gradient of parameter ",
+                 slices_[slice].name,
+                 " was added on another stream than that of begin_micro_step; run forward on the "
+                 "same one, and keep no graph of a forward that ran on another"));
+}
+
 void GradientReducer::mark_ready(size_t slice) {
   is_ready_[slice] = true;
   for (const size_t bucket : buckets_of_slice_[slice]) --num_unready_[bucket];
@@ -248,7 +259,6 @@ void GradientReducer::launch_ready_buckets() {
 ReductionReport GradientReducer::finish_step() {
   require(phase_ == Phase::kLastMicroStep,
           "gradient reducer: finish_step without a last micro-step");
-  const auto start = std::chrono::steady_clock::now();
   ReductionReport report;
   report.num_launched_in_backward = static_cast<int64_t>(next_bucket_);
   for (size_t s = 0; s < slices_.size(); ++s) {
@@ -257,12 +267,13 @@ ReductionReport GradientReducer::finish_step() {
     ++report.num_missing_gradients;
     mark_ready(s);
   }
-  launch_ready_buckets();
-  for (const std::unique_ptr<Work>& work : in_flight_) work->wait();
+  if (arena_.device().is_cpu()) {
+    wait_on_host(report);
+  } else {
+    wait_on_device(report);
+  }
   in_flight_.clear();
   phase_ = Phase::kIdle;
-  report.exposed_seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return report;
 }
 
@@ -270,6 +281,38 @@ void GradientReducer::discard_step() {
   require(in_flight_.empty() && phase_ != Phase::kLastMicroStep,
           "gradient reducer: discard_step in a last micro-step, whose buckets may be under way");
   phase_ = Phase::kIdle;
+}
+
+void GradientReducer::wait_on_host(ReductionReport& report) {
+  const auto start = std::chrono::steady_clock::now();
+  launch_ready_buckets();
+  for (const std::unique_ptr<Work>& work : in_flight_) work->wait();
+  report.exposed_seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+void GradientReducer::wait_on_device(ReductionReport& report) {
+  const bool is_capturing = communicator_.is_capturing();
+  if (!is_capturing && unread_marks_ && unread_marks_->end.query()) {
+    constexpr double kSecondsPerMillisecond = 1e-3;
+    device_exposed_seconds_ =
+        unread_marks_->begin.elapsedTime(unread_marks_->end) * kSecondsPerMillisecond;
+    unread_marks_.reset();
+  }
+  report.exposed_seconds = device_exposed_seconds_;
+  std::optional<WaitMarks> marks;
+  if (!is_capturing && !unread_marks_) {
+    const torch::DeviceType type = arena_.device().type();
+    marks.emplace(c10::Event(type, c10::EventFlag::BACKEND_DEFAULT),
+                  c10::Event(type, c10::EventFlag::BACKEND_DEFAULT));
+    marks->begin.record(*current_stream(arena_.device()));
+  }
+  launch_ready_buckets();
+  for (const std::unique_ptr<Work>& work : in_flight_) work->wait();
+  if (marks) {
+    marks->end.record(*current_stream(arena_.device()));
+    unread_marks_ = std::move(marks);
+  }
 }
 
 }  // namespace t2r::dist

@@ -1,9 +1,12 @@
 #pragma once
 
+#include <c10/core/Event.h>
+#include <c10/core/Stream.h>
 #include <torch/types.h>
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,7 +31,10 @@ struct GradientReducerOptions {
 
 /// What one step's reduction cost.
 struct ReductionReport {
-  double exposed_seconds = 0;  ///< from finish_step's call until the last bucket was there
+  /// On the CPU, from finish_step's call until the last bucket was there. On a GPU, where the host
+  /// does not wait, how long the stream did: in the newest step that the device has finished and
+  /// that was measured (one at a time, none inside a capture); 0 until there is one.
+  double exposed_seconds = 0;
   int64_t num_launched_in_backward = 0;  ///< buckets that backward had a chance to hide
   int64_t num_missing_gradients = 0;     ///< parameters that backward did not reach; zero gradient
 };
@@ -42,7 +48,13 @@ struct ReductionReport {
 ///
 /// A step: begin_step(); for each micro-step begin_micro_step(is_last), forward, one backward;
 /// finish_step(). Only the last micro-step launches.
-/// Source: c10d's Reducer (Li et al. 2020, "PyTorch Distributed", section 3.2)
+///
+/// An arena on a GPU may be float32 or bfloat16 (the communicator's choice); then nothing here
+/// makes the host wait, and a whole step may be captured into a CUDA graph: what is captured is the
+/// work on the current stream and on those that the communicator forks from it and joins in
+/// finish_step. A replay runs no code of this class. Forward, begin_micro_step, backward and
+/// finish_step use one current stream. Source: c10d's Reducer (Li et al. 2020, "PyTorch
+/// Distributed", section 3.2)
 class GradientReducer {
  public:
   /// Verifies that all ranks have the same parameters. Collective: every rank, same order.
@@ -69,7 +81,8 @@ class GradientReducer {
   void begin_micro_step(bool is_last);
 
   /// Launches what backward left, with zeros for parameters that it did not reach, and waits until
-  /// the arena holds the sums. Collective: every rank, same order.
+  /// the arena holds the sums (on a GPU: lets the current stream wait). Collective: every rank,
+  /// same order.
   ReductionReport finish_step();
 
   /// Ends a step that nobody shall use, e.g. one that only warmed the device up; launches nothing.
@@ -85,8 +98,11 @@ class GradientReducer {
   void attach_hooks();
   void on_gradient(size_t slice);
   void check_gradient_view(size_t slice) const;
+  void check_stream(size_t slice) const;
   void mark_ready(size_t slice);
   void launch_ready_buckets();
+  void wait_on_host(ReductionReport& report);
+  void wait_on_device(ReductionReport& report);
 
   std::vector<GradientSlice> slices_;
   torch::Tensor arena_;
@@ -100,6 +116,15 @@ class GradientReducer {
   std::vector<int64_t> num_unready_;  // slices that a bucket waits for
   size_t next_bucket_ = 0;            // the first that was not launched
   std::vector<std::unique_ptr<Work>> in_flight_;
+
+  // Of an arena on a device only.
+  struct WaitMarks {
+    c10::Event begin;
+    c10::Event end;
+  };
+  std::optional<c10::Stream> stream_;      // of the micro-step
+  std::optional<WaitMarks> unread_marks_;  // around one step's waits
+  double device_exposed_seconds_ = 0;
 };
 
 }  // namespace t2r::dist

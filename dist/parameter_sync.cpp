@@ -50,6 +50,7 @@ void check_replicas_equal(Communicator& communicator,
                           const torch::Tensor& flat,
                           const std::string& what) {
   check_flat(flat);
+  if (!flat.device().is_cpu()) communicator.synchronize_device();  // the copy would wait for ever
   const torch::Tensor host = flat.detach().cpu();
   const std::string hash = hash_bytes(host.data_ptr(), host.nbytes());
   const std::vector<std::string> hashes = communicator.all_gather(hash);

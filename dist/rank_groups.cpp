@@ -16,4 +16,18 @@ std::string list_ranks(const std::vector<int>& ranks) {
   return text;
 }
 
+std::string list_problems(const std::vector<std::string>& problems) {
+  constexpr int kNumListed = 8;
+  std::string text;
+  int num_seen = 0;
+  for (const auto& [words, ranks] : group_ranks(problems)) {
+    if (words.empty() || ++num_seen > kNumListed) continue;
+    text += (text.empty() ? "" : "; ") + list_ranks(ranks) + ": " + words;
+  }
+  if (num_seen > kNumListed) {
+    text += "; and " + std::to_string(num_seen - kNumListed) + " other problems";
+  }
+  return text;
+}
+
 }  // namespace t2r::dist

@@ -5,6 +5,7 @@
 #include <c10/cuda/CUDAFunctions.h>
 
 #include "base/error.h"
+#include "dist/gpu_device.h"
 #include "dist/nccl_communicator.h"
 #include "launch/backend.h"
 #include "launch/gpu_step.h"
@@ -49,7 +50,9 @@ class GpuBackend : public Backend {
                   ", ",
                   options_.precision,
                   options_.deterministic ? ", deterministic" : "",
-                  options_.cuda_graph ? "" : ", no CUDA graph");
+                  options_.cuda_graph ? "" : ", no CUDA graph",
+                  ", NCCL ",
+                  dist::NcclCommunicator::version());
   }
 
   data::BatchAllocator batch_allocator() const override { return &allocate_pinned; }

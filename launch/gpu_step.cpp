@@ -177,39 +177,59 @@ class GpuStep : public TrainingStep {
     for (size_t i = 0; i < inputs.batches.size(); ++i)
       is_missing = is_missing || !programs_.contains(kind_of(inputs, i));
     if (!is_missing) return;
-    on_all_ranks(parts_.communicator, [&] {
-      try {
-        for (size_t i = 0; i < inputs.batches.size(); ++i) make_program(kind_of(inputs, i), inputs.batches[i]);
-        c10::cuda::getCurrentCUDAStream().synchronize();
-      } catch (const c10::OutOfMemoryError& error) {
-        throw Error(ExitCode::kInternal,
-                    concat("out of GPU memory for micro-batches of ",
-                           inputs.batches.front().batch_size,
-                           " x ",
-                           inputs.batches.front().length,
-                           " tokens; try a smaller --micro-batch-size (",
-                           first_sentence(error.what_without_backtrace()),
-                           ")"));
-      }
+    const auto for_missing = [&](const auto& body) {
+      on_all_ranks(parts_.communicator, [&] {
+        explaining_out_of_memory(inputs, [&] {
+          for (size_t i = 0; i < inputs.batches.size(); ++i) body(kind_of(inputs, i), inputs.batches[i]);
+          c10::cuda::getCurrentCUDAStream().synchronize();
+        });
+      });
+    };
+    for_missing([&](const Kind& kind, const data::Batch& batch) { warm_up(kind, batch); });
+    if (!uses_graph_) return;
+    warm_up_collectives();
+    c10::cuda::CUDACachingAllocator::emptyCache();  // graphs have memory of their own
+    for_missing([&](const Kind& kind, const data::Batch&) {
+      Program& program = programs_.at(kind);
+      if (program.graph == nullptr) program.graph = capture([&] { enqueue(kind, program.tokens); });
     });
   }
 
-  static std::string first_sentence(const std::string& text) { return text.substr(0, text.find(". ")); }
+  template <class Body>
+  static void explaining_out_of_memory(const StepInputs& inputs, const Body& body) {
+    try {
+      body();
+    } catch (const c10::OutOfMemoryError& error) {
+      const std::string what = error.what_without_backtrace();
+      const data::Batch& batch = inputs.batches.front();
+      throw Error(ExitCode::kInternal,
+                  concat("out of GPU memory for micro-batches of ", batch.batch_size, " x ", batch.length,
+                         " tokens; try a smaller --micro-batch-size (", what.substr(0, what.find(". ")), ")"));
+    }
+  }
 
-  void make_program(const Kind& kind, const data::Batch& batch) {
+  /// Runs a kind once, without collectives and without an update: libraries set themselves up.
+  void warm_up(const Kind& kind, const data::Batch& batch) {
     if (programs_.contains(kind)) return;
     Program program;
     program.tokens = torch::empty({2, kind.batch_size, kind.length},
                                   torch::TensorOptions(torch::kCUDA).dtype(torch::kInt64));
     copy_tokens(batch, program.tokens);
-    // Once for real, without collectives and without an update: libraries set themselves up.
     parts_.reducer.begin_step();
     parts_.reducer.begin_micro_step(/*is_last=*/false);
     loss_of(kind, program.tokens).backward();
     parts_.reducer.discard_step();
-    c10::cuda::CUDACachingAllocator::emptyCache();  // the graph has memory of its own
-    if (uses_graph_) program.graph = capture([&] { enqueue(kind, program.tokens); });
     programs_.emplace(kind, std::move(program));
+  }
+
+  /// NCCL connects the ranks at an operation's first use, which must not be while capturing.
+  void warm_up_collectives() {
+    for (const dist::Bucket& bucket : parts_.reducer.buckets()) {
+      parts_.communicator.all_reduce(parts_.arena.gradients().narrow(0, bucket.begin, bucket.end - bucket.begin),
+                                     dist::Reduction::kSum);
+    }
+    parts_.communicator.all_reduce(board_.device_sums(), dist::Reduction::kSum);
+    parts_.communicator.synchronize_device();
   }
 
   template <class Body>

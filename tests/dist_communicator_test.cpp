@@ -1,4 +1,5 @@
-// What every communicator promises; built for LocalCommunicator and for MpiCommunicator.
+// What every communicator promises; built for LocalCommunicator, MpiCommunicator and
+// NcclCommunicator.
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <gtest/gtest.h>
@@ -19,16 +20,17 @@ namespace {
 const std::vector<int64_t> kSizes = {0, 1, 7, 1000, 16385, 300007};
 
 torch::Tensor normal(int64_t numel, uint64_t seed) {
-  return torch::empty({numel}).normal_(0, 1, at::detail::createCPUGenerator(seed));
+  return on_device(torch::empty({numel}).normal_(0, 1, at::detail::createCPUGenerator(seed)));
 }
 
 // Small integers: every partial sum is exact in every dtype, so the order cannot matter.
 torch::Tensor small_integers(int64_t numel, int rank, torch::ScalarType type) {
-  return (torch::arange(numel, torch::kInt64) % 13 + rank).to(type);
+  return on_device((torch::arange(numel, torch::kInt64) % 13 + rank).to(type));
 }
 
 std::string hash_of(const torch::Tensor& tensor) {
-  return hash_bytes(tensor.data_ptr(), tensor.nbytes());
+  const torch::Tensor host = tensor.cpu();
+  return hash_bytes(host.data_ptr(), host.nbytes());
 }
 
 void expect_same_on_all_ranks(Communicator& communicator, const torch::Tensor& tensor) {
@@ -44,8 +46,8 @@ TEST(Communicator, SumsExactlyWhenInputsAreIntegers) {
          {torch::kFloat32, torch::kFloat64, torch::kInt32, torch::kInt64, torch::kUInt8}) {
       for (const int64_t numel : kSizes) {
         const torch::Tensor tensor = small_integers(numel, communicator.rank(), type);
-        const torch::Tensor expected =
-            ((torch::arange(numel, torch::kInt64) % 13) * size + size * (size - 1) / 2).to(type);
+        const torch::Tensor expected = on_device(
+            ((torch::arange(numel, torch::kInt64) % 13) * size + size * (size - 1) / 2).to(type));
         communicator.all_reduce(tensor, Reduction::kSum);
         EXPECT_TRUE(tensor.equal(expected)) << torch::toString(type) << " x " << numel;
       }
@@ -111,7 +113,8 @@ TEST(Communicator, CopiesRootsTensorWhenBroadcasting) {
       communicator.broadcast(tensor, root);
       EXPECT_TRUE(tensor.equal(normal(1001, root))) << "root " << root;
     }
-    EXPECT_THROW(communicator.broadcast(torch::zeros({1}), communicator.size()), ContractError);
+    EXPECT_THROW(communicator.broadcast(on_device(torch::zeros({1})), communicator.size()),
+                 ContractError);
   });
 }
 
@@ -129,7 +132,7 @@ TEST(Communicator, GathersTextsByRankWhenLengthsDiffer) {
 
 TEST(Communicator, RefusesTensorWhenNotContiguous) {
   run_on_ranks([](Communicator& communicator) {
-    const torch::Tensor transposed = torch::zeros({3, 2}).t();
+    const torch::Tensor transposed = on_device(torch::zeros({3, 2})).t();
     EXPECT_THROW(communicator.all_reduce(transposed, Reduction::kSum), ContractError);
     EXPECT_THROW(communicator.broadcast(transposed, 0), ContractError);
     EXPECT_THROW(communicator.all_reduce(torch::Tensor(), Reduction::kSum), ContractError);

@@ -1,4 +1,5 @@
-// What the reducer promises on any communicator; built for LocalCommunicator and MpiCommunicator.
+// What the reducer promises on any communicator; built for LocalCommunicator, MpiCommunicator
+// and NcclCommunicator.
 
 #include "dist/gradient_reducer.h"
 
@@ -49,10 +50,10 @@ class RecordingCommunicator : public Communicator {
 /// Four parameters in one arena, in groups of their own. The caps make five buckets: head; middle
 /// with bias; and three pieces of the embedding.
 struct Model {
-  torch::Tensor head = torch::arange(6, torch::kFloat32).reshape({3, 2});
-  torch::Tensor middle = torch::arange(9, torch::kFloat32).reshape({3, 3}) - 4;
-  torch::Tensor bias = torch::ones({3});
-  torch::Tensor embedding = torch::arange(60, torch::kFloat32).reshape({20, 3}) - 30;
+  torch::Tensor head = on_device(torch::arange(6, torch::kFloat32).reshape({3, 2}));
+  torch::Tensor middle = on_device(torch::arange(9, torch::kFloat32).reshape({3, 3}) - 4);
+  torch::Tensor bias = on_device(torch::ones({3}));
+  torch::Tensor embedding = on_device(torch::arange(60, torch::kFloat32).reshape({20, 3}) - 30);
   torch::Tensor arena;
   std::vector<GradientSlice> slices;
 
@@ -67,7 +68,7 @@ struct Model {
       slices.push_back({name, parameter, offset, parameter.numel(), group++});
       offset += parameter.numel();
     }
-    arena = torch::full({offset}, 99.0f);  // begin_step has to clear it
+    arena = on_device(torch::full({offset}, 99.0f));  // begin_step has to clear it
     for (GradientSlice& slice : slices) {
       slice.parameter.mutable_grad() =
           arena.narrow(0, slice.offset, slice.numel).view(slice.parameter.sizes());
@@ -78,7 +79,7 @@ struct Model {
 
   /// Integer-valued: sums of gradients are exact. The embedding is used twice, as when tied.
   torch::Tensor loss(int seed) const {
-    const torch::Tensor ids = (torch::arange(5, torch::kInt64) * (seed + 1)) % 20;
+    const torch::Tensor ids = on_device((torch::arange(5, torch::kInt64) * (seed + 1)) % 20);
     const torch::Tensor hidden = embedding.index_select(0, ids).matmul(middle) + bias;
     return (hidden.matmul(head)).sum() + hidden.matmul(embedding.t()).sum() * (seed + 1);
   }
@@ -117,17 +118,19 @@ std::string contract_message(const Function& function) {
 TEST(GradientReducer, HoldsGradientThatHandsComputeWhenLossIsLinear) {
   run_on_ranks([](Communicator& communicator) {
     const int size = communicator.size();
-    const torch::Tensor weight = torch::zeros({3}).requires_grad_();
-    const torch::Tensor arena = torch::empty({3});
+    const torch::Tensor weight = on_device(torch::zeros({3})).requires_grad_();
+    const torch::Tensor arena = on_device(torch::empty({3}));
     weight.mutable_grad() = arena.view({3});
     GradientReducer reducer({{"weight", weight, 0, 3, 0}}, arena, communicator);
     reducer.begin_step();
     reducer.begin_micro_step(true);
     // d/dw of w . x is x; the sum over ranks of (1, 2, 3) (rank + 1) follows.
-    const torch::Tensor x = torch::arange(1, 4, torch::kFloat32) * (communicator.rank() + 1);
+    const torch::Tensor x =
+        on_device(torch::arange(1, 4, torch::kFloat32) * (communicator.rank() + 1));
     weight.dot(x).backward();
     reducer.finish_step();
-    EXPECT_TRUE(arena.equal(torch::arange(1, 4, torch::kFloat32) * (size * (size + 1) / 2.0)));
+    EXPECT_TRUE(
+        arena.equal(on_device(torch::arange(1, 4, torch::kFloat32) * (size * (size + 1) / 2.0))));
   });
 }
 
@@ -176,7 +179,7 @@ TEST(GradientReducer, LaunchesInIndexOrderWhenHooksComeInOtherOrders) {
     std::vector<torch::Tensor> terms = {
         model.head.sum(), model.middle.sum(), model.bias.sum(), model.embedding.sum()};
     std::rotate(terms.begin(), terms.begin() + communicator.rank() % 4, terms.end());
-    torch::Tensor loss = torch::zeros({});
+    torch::Tensor loss = on_device(torch::zeros({}));
     for (const torch::Tensor& term : terms) loss = loss + (term * 1.0);
     reducer.begin_step();
     reducer.begin_micro_step(true);
@@ -216,9 +219,9 @@ TEST(GradientReducer, AddsZeroWhenOneRankDoesNotUseAParameter) {
     loss.backward();
     reducer.finish_step();
     const float size = static_cast<float>(communicator.size());
-    EXPECT_TRUE(model.head.grad().equal(torch::full({3, 2}, size)));
-    EXPECT_TRUE(model.embedding.grad().equal(torch::full({20, 3}, size - 1)));
-    EXPECT_TRUE(model.middle.grad().equal(torch::zeros({3, 3})));
+    EXPECT_TRUE(model.head.grad().equal(on_device(torch::full({3, 2}, size))));
+    EXPECT_TRUE(model.embedding.grad().equal(on_device(torch::full({20, 3}, size - 1))));
+    EXPECT_TRUE(model.middle.grad().equal(on_device(torch::zeros({3, 3}))));
   });
 }
 
@@ -249,8 +252,8 @@ TEST(GradientReducer, GivesTheSameBitsOnEveryRankWhenSumsRound) {
       reducer.begin_micro_step(true);
       (model.loss(communicator.rank()).sin() * 0.1 + model.embedding.cos().sum() / 3).backward();
       reducer.finish_step();
-      for (const auto& hash :
-           communicator.all_gather(hash_bytes(model.arena.data_ptr(), model.arena.nbytes()))) {
+      const torch::Tensor host = model.arena.cpu();
+      for (const auto& hash : communicator.all_gather(hash_bytes(host.data_ptr(), host.nbytes()))) {
         hashes.insert(hash);
       }
     }
@@ -332,7 +335,7 @@ TEST(GradientReducer, TellsEveryRankWhenOneRanksModelDiffers) {
     Model reshaped;
     if (communicator.rank() == odd) {
       torch::Tensor& bias = reshaped.slices[2].parameter;
-      bias = torch::ones({1, 3}).requires_grad_();
+      bias = on_device(torch::ones({1, 3})).requires_grad_();
       bias.mutable_grad() = reshaped.arena.narrow(0, 15, 3).view({1, 3});
     }
     EXPECT_THAT(message(reshaped),
@@ -355,7 +358,8 @@ TEST(GradientReducer, TellsEveryRankWhenOneRanksSliceIsWrong) {
           [&] { GradientReducer(model.slices, model.arena, communicator, model.options()); });
     };
     Model detached;
-    if (communicator.rank() == odd) detached.middle.mutable_grad() = torch::zeros({3, 3});
+    if (communicator.rank() == odd)
+      detached.middle.mutable_grad() = on_device(torch::zeros({3, 3}));
     EXPECT_THAT(message(detached), HasSubstr(concat("rank ", odd, ": ")));
     EXPECT_THAT(message(detached), HasSubstr("parameter middle: its grad must be"));
 

@@ -25,10 +25,10 @@ std::string difference(Communicator& communicator, const torch::Tensor& flat) {
 
 TEST(ParameterSync, MakesReplicasEqualWhenBroadcast) {
   run_on_ranks([](Communicator& communicator) {
-    const torch::Tensor flat = torch::full({1000}, 1.0 + communicator.rank());
+    const torch::Tensor flat = on_device(torch::full({1000}, 1.0 + communicator.rank()));
     EXPECT_EQ(difference(communicator, flat).empty(), communicator.size() == 1);
     broadcast_parameters(communicator, flat);
-    EXPECT_TRUE(flat.equal(torch::ones({1000})));
+    EXPECT_TRUE(flat.equal(on_device(torch::ones({1000}))));
     EXPECT_EQ(difference(communicator, flat), "");
   });
 }
@@ -36,7 +36,7 @@ TEST(ParameterSync, MakesReplicasEqualWhenBroadcast) {
 TEST(ParameterSync, NamesTheRankWhenOneBitIsFlipped) {
   run_on_ranks([](Communicator& communicator) {
     if (communicator.size() == 1) return;  // one replica has nothing to differ from
-    const torch::Tensor flat = torch::zeros({1000});
+    const torch::Tensor flat = on_device(torch::zeros({1000}));
     const int damaged = communicator.size() - 1;
     // The sign of a zero: equal as numbers, different as bits.
     if (communicator.rank() == damaged) flat[999] = -0.0f;
@@ -54,9 +54,11 @@ TEST(ParameterSync, NamesTheRankWhenOneBitIsFlipped) {
 
 TEST(ParameterSync, RefusesTensorWhenNotFlat) {
   run_on_ranks([](Communicator& communicator) {
-    EXPECT_THROW(broadcast_parameters(communicator, torch::zeros({2, 2})), ContractError);
-    EXPECT_THROW(check_replicas_equal(communicator, torch::zeros({4}).slice(0, 0, 4, 2), "x"),
+    EXPECT_THROW(broadcast_parameters(communicator, on_device(torch::zeros({2, 2}))),
                  ContractError);
+    EXPECT_THROW(
+        check_replicas_equal(communicator, on_device(torch::zeros({4})).slice(0, 0, 4, 2), "x"),
+        ContractError);
   });
 }
 

@@ -20,7 +20,6 @@
 
 #include "base/error.h"
 #include "dist/mpi_communicator.h"
-#include "tests/dist_ranks.h"
 
 namespace t2r::dist {
 namespace {
@@ -134,11 +133,6 @@ int run_tests(int argc, char** argv) {
 
 World& test_world() {
   return *current_world;
-}
-
-void run_on_ranks(const std::function<void(Communicator&)>& body) {
-  MpiCommunicator communicator(test_world());
-  body(communicator);
 }
 
 }  // namespace t2r::dist
