@@ -303,8 +303,8 @@ void GradientReducer::wait_on_device(ReductionReport& report) {
   std::optional<WaitMarks> marks;
   if (!is_capturing && !unread_marks_) {
     const torch::DeviceType type = arena_.device().type();
-    marks.emplace(c10::Event(type, c10::EventFlag::BACKEND_DEFAULT),
-                  c10::Event(type, c10::EventFlag::BACKEND_DEFAULT));
+    marks = WaitMarks{.begin = c10::Event(type, c10::EventFlag::BACKEND_DEFAULT),
+                      .end = c10::Event(type, c10::EventFlag::BACKEND_DEFAULT)};
     marks->begin.record(*current_stream(arena_.device()));
   }
   launch_ready_buckets();

@@ -8,9 +8,10 @@ Usage: launch/gpu_check.sh BUILD [--no-bench]
        launch/gpu_check.sh --pack BUILD DIR
 
 The first runs, on a machine with a GPU, every GPU test of BUILD (a build folder, e.g. build/gpu, or a packed one), on all
-kernels that the GPU can run, loads the operators into Python, and prints 't2r bench attention'. It ends with 0 if all tests
-passed. The second copies what that needs, stripped, to DIR (about 20 MB): take DIR and this script to a machine that has only
-python3 with the same version of torch.
+kernels that the GPU can run, loads the operators into Python, tests NCCL on one rank and, where mpirun is, on two that share
+a GPU (which must be refused) and on as many as there are GPUs (at most 4), and prints 't2r bench attention'. It ends with 0 if
+all tests passed. The second copies what that needs, stripped, to DIR (about 25 MB): take DIR and this script to a machine that
+has only python3 with the same version of torch.
 EOF
 }
 
@@ -31,19 +32,61 @@ find_file() {
   fail 1 "$1 has no $2; build it with launch/build.sh gpu"
 }
 
+# pack_mpi DIR: the components that Open MPI loads by name, as far as one rank on a machine without MPI needs them.
+pack_mpi() {
+  local to=$1 folder name
+  folder=$(ompi_info --parsable --path pkglibdir | cut -d: -f3-) || fail 1 "ompi_info, which openmpi-bin brings, is missing"
+  mkdir -p "$to/openmpi"
+  for name in allocator_ bml_ btl_{self,sm,tcp,vader} coll_{basic,libnbc,self,tuned} errmgr_default_app ess_singleton mpool_ \
+    op_ osc_{rdma,sm} pmix_isolated pml_ob1 rcache_ reachable_ schizo_{ompi,orte} shmem_ state_app; do
+    find "$folder" -name "mca_$name*.so" -exec cp -t "$to/openmpi" {} +  # Open MPI 5 has most of them built in
+  done
+}
+
 pack() {
   local build=$1 to=$2 name script
   script=$(dirname "${BASH_SOURCE[0]}")/../tests/load_from_python.py
   mkdir -p "$to"
-  for name in t2r t2r_gpu t2r_gpu_tests t2r_gpu_bench libt2r_ops.so; do
+  for name in t2r t2r_gpu t2r_gpu_tests t2r_gpu_bench t2r_dist_nccl_tests libt2r_ops.so; do
     strip -o "$to/$name" "$(find_file "$build" "$name")"
   done
   cp "$script" "$(dirname "$script")"/cli/{support,gpu_training_test}.py "$to/"
   # What the programs need from the distribution goes along; LibTorch, CUDA and the compiler's runtime are on the other machine.
-  ldd "$to"/t2r* |
+  pack_mpi "$to"
+  find "$to" '(' -name 't2r*' -o -name 'mca_*.so' ')' -exec ldd {} + |
     awk '$3 ~ "^/(usr/)?lib" && $3 !~ "/lib(c|m|dl|rt|pthread|stdc\\+\\+|gcc_s|gomp|cuda[a-z]*|nv[a-zA-Z-]*)[.]so" {print $3}' |
     sort -u | xargs -r cp -Lt "$to"
   du -sh "$to"
+}
+
+# check_nccl TESTS: on one rank, on two with one GPU, on one rank per GPU. Ends with 0 if all passed.
+check_nccl() {
+  local tests=$1 failed=0 num_gpus num_ranks
+  num_gpus=$(nvidia-smi --list-gpus | grep -c '^GPU ')
+  num_ranks=$((num_gpus < 4 ? num_gpus : 4))
+  echo "== NCCL, 1 rank"
+  "$tests" --gtest_brief=1 || failed=1
+  if ! command -v mpirun >/dev/null; then
+    echo "== NCCL, more ranks: not run, no mpirun here"
+    return "$failed"
+  fi
+  local start=(mpirun --oversubscribe --bind-to none -x LD_LIBRARY_PATH)
+  echo "== NCCL, 2 ranks that share a GPU"
+  "${start[@]}" -n 2 "$tests" --gtest_brief=1 --gtest_filter='NcclRefusal.*' || failed=1
+  if ((num_ranks > 1)); then
+    echo "== NCCL, $num_ranks ranks"
+    "${start[@]}" -n "$num_ranks" "$tests" --gtest_brief=1 || failed=1
+  else
+    echo "== NCCL, more ranks: not run, 1 GPU here"
+  fi
+  return "$failed"
+}
+
+# check_training BUILD: the test of `t2r train` on GPUs.
+check_training() {
+  local test=$1/gpu_training_test.py
+  [[ -e $test ]] || test=$(dirname "${BASH_SOURCE[0]}")/../tests/cli/gpu_training_test.py
+  T2R_BINARY=$(realpath "$(find_file "$1" t2r)") T2R_SOURCE_DIR=$PWD PYTHONDONTWRITEBYTECODE=1 python3 "$test"
 }
 
 main() {
@@ -55,8 +98,9 @@ main() {
       exit 0 ;;
     "" | -*) usage >&2; exit 64 ;;
   esac
-  local build=$1 kernels torch tests bench library script packed=''
+  local build=$1 kernels torch tests nccl_tests bench library script packed=''
   tests=$(find_file "$build" t2r_gpu_tests)
+  nccl_tests=$(find_file "$build" t2r_dist_nccl_tests)
   bench=$(find_file "$build" t2r_gpu_bench)
   library=$(find_file "$build" libt2r_ops.so)
   script=$build/load_from_python.py
@@ -64,9 +108,13 @@ main() {
   nvidia-smi --query-gpu=name,driver_version --format=csv,noheader || fail 1 "no GPU here: nvidia-smi does not run"
   [[ ! -e $build/load_from_python.py ]] || packed=$build  # libraries that were packed
   torch=$(python3 -c 'import os, torch; print(os.path.dirname(torch.__file__))') || fail 1 "python3 has no torch"
-  LD_LIBRARY_PATH=${packed:+$packed:}$(dirname "$library"):$torch/lib:/usr/local/cuda/lib64:${LD_LIBRARY_PATH:-}
+  LD_LIBRARY_PATH=${packed:+$packed:}$(dirname "$library"):$torch/lib:$torch/../nvidia/nccl/lib:/usr/local/cuda/lib64:${LD_LIBRARY_PATH:-}
   # A symbolised trace for every refused input would take half a minute each.
-  export LD_LIBRARY_PATH TORCH_SHOW_CPP_STACKTRACES=0 TORCH_DISABLE_ADDR2LINE=1
+  export LD_LIBRARY_PATH TORCH_SHOW_CPP_STACKTRACES=0 TORCH_DISABLE_ADDR2LINE=1 OMP_NUM_THREADS=1
+  export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+  if [[ -n $packed ]] && ! command -v mpirun >/dev/null; then
+    export OMPI_MCA_ess_singleton_isolated=1 OMPI_MCA_mca_base_component_path=$packed/openmpi
+  fi
   local failed=0
   for kernels in default sm80; do
     echo "== GPU tests, T2R_CUDA_KERNELS=$kernels"
@@ -74,6 +122,9 @@ main() {
   done
   echo "== the operators in Python"
   python3 "$script" "$library" || failed=1
+  check_nccl "$nccl_tests" || failed=1
+  echo "== training, as a user runs it"
+  check_training "$build" || failed=1
   if [[ ${2:-} != --no-bench ]]; then
     echo "== t2r bench attention"
     "$bench" || failed=1

@@ -9,7 +9,7 @@ usage() {
 Usage: launch/test.sh [--preset NAME] [CTEST_ARGUMENT...]
 
 Runs launch/build.sh NAME (default release), then ctest there with the arguments that follow, e.g. -R Bucket. Ends with
-ctest's code; no test at all counts as a failure. Without a GPU the tests that need one (label gpu) are named and left out.
+ctest's code; no test at all counts as a failure. Tests that need a GPU (label gpu) or two (multi_gpu) are named and left out where there are fewer.
 EOF
 }
 
@@ -26,9 +26,15 @@ main() {
   # shellcheck source=launch/env.sh
   source "$T2R_ROOT/launch/env.sh"
   cd "$T2R_ROOT"
-  if ! nvidia-smi >/dev/null 2>&1; then
-    ctest --test-dir "build/$preset" -N -L gpu | sed -n 's/^  Test *#[0-9]*: /test.sh: not run, no GPU here: /p'
-    set -- -LE gpu "$@"
+  local num_gpus missing=''
+  num_gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ') || num_gpus=0
+  case $num_gpus in
+    0) missing=gpu ;;  # part of both labels
+    1) missing=multi_gpu ;;
+  esac
+  if [[ -n $missing ]]; then
+    ctest --test-dir "build/$preset" -N -L $missing | sed -n "s/^  Test *#[0-9]*: /test.sh: not run, $num_gpus GPUs here: /p"
+    set -- -LE $missing "$@"
   fi
   exec ctest --test-dir "build/$preset" --output-on-failure --no-tests=error "$@"
 }

@@ -85,7 +85,7 @@ GpuCheckNamesWhatIsMissing() {
   expect 64 "Usage" "$ROOT/launch/gpu_check.sh" &&
     expect 64 "needs BUILD and DIR" "$ROOT/launch/gpu_check.sh" --pack "$build" &&
     expect 1 "gpu_build has no t2r_gpu_tests; build it with launch/build.sh gpu" "$ROOT/launch/gpu_check.sh" "$build" || return 1
-  touch "$build/t2r_gpu_tests" "$build/t2r_gpu_bench" "$build/libt2r_ops.so"
+  touch "$build/t2r_gpu_tests" "$build/t2r_dist_nccl_tests" "$build/t2r_gpu_bench" "$build/libt2r_ops.so"
   expect 1 "no GPU here: nvidia-smi does not run" env PATH="$bin:$PATH" "$ROOT/launch/gpu_check.sh" "$build"
 }
 
