@@ -303,6 +303,7 @@ class GpuStep : public TrainingStep {
     board_.slot(control::kMapLearningRate) = inputs.update.map_learning_rate;
     board_.slot(control::kClipNorm) = parts_.clip_norm;
     board_.slot(control::kNumUpdates) = static_cast<double>(inputs.update.number - 1);
+    board_.slot(control::kNumTokens) = num_tokens;  // of all ranks, once the step has added them up
     board_.sum(Board::kTokens) = num_tokens;
     board_.sum(Board::kStop) = inputs.is_stop_requested ? 1.0 : 0.0;
     board_.upload();

@@ -22,7 +22,9 @@ def relative(a, b):
 class GpuCase(Case):
     FAMILIES = {
         "gpt2, one softmax layer": ["--model.family", "gpt2", "--model.softmax-layers", 1],
-        "llama, grouped queries": ["--model.family", "llama", "--model.heads", 4, "--model.kv-heads", 2, "--model.hidden-size", 128],
+        # At the others' 3e-3 this one amplifies rounding: two instruction sets of one CPU differ by 1.7e-4 within 20 steps.
+        "llama, grouped queries": ["--model.family", "llama", "--model.heads", 4, "--model.kv-heads", 2, "--model.hidden-size", 128,
+                                   "--learning-rate", 1e-3],
         "elu": ["--model.attention", "elu"],
     }
 

@@ -1,0 +1,123 @@
+#!/usr/bin/env bash
+# Turns a real pretrained transformer, SmolLM2-135M, into an RNN, beside the baselines that this has to be measured against.
+set -euo pipefail
+# shellcheck source=launch/venv.sh
+source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
+
+readonly VARIANTS="as-is softmax t2r t2r-transfer t2r-query-transfer t2r75 t2r75-transfer elu scratch"
+
+usage() {
+  cat <<EOF
+Usage: launch/smollm2.sh [--tokens N] [--output DIR] [--extra-text FILE] [VARIANT...]
+
+Finetunes SmolLM2-135M (data/get_model.sh) on WikiText-2 in each VARIANT with N tokens (default 9830400) and prints the
+perplexity on WikiText-2's validation and test text. Meant for a GPU; a minute a variant on an H200.
+Text is WikiText-2 as people write it (data/detokenize_wikitext.py), three times an epoch beside --extra-text, once alone.
+
+VARIANT (default: all)
+  as-is               SmolLM2 as it came, nothing trained
+  softmax             finetuned as it is: what T2R has to be compared with
+  t2r                 the paper's recipe: k 32, a map per key/value head, all layers
+  t2r-transfer        the first quarter of the steps is attention transfer
+  t2r-query-transfer  the same with a map per query head
+  t2r75, t2r75-transfer   every fourth layer from the top keeps softmax
+  elu                 elu + 1 instead of a learned map
+  scratch             the T2R model without pretraining
+T2R takes the place of the built binary. What DIR (default runs/smollm2) holds already is not made again.
+EOF
+}
+
+prepare() {
+  local part text
+  [[ -e $MODEL/model.safetensors ]] || data/get_model.sh smollm2-135m "$MODEL" >/dev/null
+  for part in train valid test; do
+    [[ ! -d $OUT/shards/$part ]] || continue
+    [[ -e corpora/wikitext-2/lm/$part.txt ]] || data/get_corpus.sh wikitext-2
+    mkdir -p "$OUT/text"
+    text=$OUT/text/$part.txt
+    python3 data/detokenize_wikitext.py "corpora/wikitext-2/lm/$part.txt" >"$text"
+    "$T2R" prepare lm --inputs "$text" --tokenizer "$MODEL" --output "$OUT/shards/$part"
+  done
+  if [[ -n $EXTRA && ! -d $OUT/shards/extra ]]; then
+    "$T2R" prepare lm --inputs "$EXTRA" --tokenizer "$MODEL" --output "$OUT/shards/extra"
+  fi
+}
+
+# train NAME [OPTION...]: a run of TOKENS tokens in $OUT/NAME.
+train() {
+  local name=$1 shards=("$OUT/shards/train")
+  shift
+  [[ ! -d $OUT/shards/extra ]] || shards=("$OUT/shards/train" "$OUT/shards/train" "$OUT/shards/train" "$OUT/shards/extra")
+  echo "== $name"
+  "$T2R" train --config launch/smollm2/finetune.toml --output "$OUT/$name" --train-data "${shards[@]}" \
+    --valid-data "$OUT/shards/valid" --tokenizer "$MODEL" --tokens "$TOKENS" --resume "$@"
+}
+
+# convert NAME [OPTION...]: $OUT/swapped-NAME
+convert() {
+  local name=$1
+  shift
+  [[ -e $OUT/swapped-$name ]] || "$T2R" convert --model "$MODEL" --output "$OUT/swapped-$name" "$@"
+}
+
+measure() {  # NAME MODEL TOKENS SECONDS
+  local valid test
+  valid=$("$T2R" evaluate --model "$2" --data "$OUT/shards/valid" --context 512 --batch-size 32 --precision float32 --json)
+  test=$("$T2R" evaluate --model "$2" --data "$OUT/shards/test" --context 512 --batch-size 32 --precision float32 --json)
+  printf '{"name": "%s", "tokens": %s, "seconds": %s, "valid": %s, "test": %s}\n' "$1" "$3" "$4" "$valid" "$test" >>"$OUT/results.jsonl"
+  tail -n 1 "$OUT/results.jsonl"
+}
+
+run_variant() {
+  local name=$1 transfer=$((TOKENS / 16384 / 4)) started=$SECONDS
+  local t2r=(--feature-map t2r --feature-size 32)
+  case $name in
+    as-is) measure "$name" "$MODEL" 0 0; return ;;
+    softmax) train "$name" --model "$MODEL" --learning-rate 1e-4 --map-learning-rate 0 ;;
+    t2r | t2r-transfer) convert t2r "${t2r[@]}" ;;
+    t2r-query-transfer) convert t2r-query "${t2r[@]}" --map-per-query-head ;;
+    t2r75 | t2r75-transfer) convert t2r75 "${t2r[@]}" --keep-softmax-every 4 ;;
+    elu) convert elu --feature-map elu ;;
+    scratch)
+      train scratch --learning-rate 1e-3 --map-learning-rate 0 --model.family llama --model.layers 30 --model.hidden-size 576 \
+        --model.heads 9 --model.kv-heads 3 --model.intermediate-size 1536 --model.attention t2r ;;
+  esac
+  case $name in
+    *-transfer) train "$name" --model "$OUT/swapped-${name%-transfer}" --transfer-steps "$transfer" ;;
+    t2r | t2r75 | elu) train "$name" --model "$OUT/swapped-$name" ;;
+  esac
+  measure "$name" "$OUT/$name/checkpoints/latest" "$TOKENS" $((SECONDS - started))
+}
+
+main() {
+  local variants=() name
+  OUT=runs/smollm2 TOKENS=9830400 EXTRA=''
+  while (($#)); do
+    case $1 in
+      -h | --help) usage; exit 0 ;;
+      --tokens) TOKENS=${2:?--tokens needs a number}; shift 2 ;;
+      --output) OUT=${2:?--output needs a folder}; shift 2 ;;
+      --extra-text) EXTRA=$(realpath "${2:?--extra-text needs a file}"); shift 2 ;;
+      -*) t2r_fail 64 "unknown option $1; see --help" ;;
+      *)
+        [[ " $VARIANTS " == *" $1 "* ]] || t2r_fail 64 "unknown variant $1; allowed: $VARIANTS"
+        variants+=("$1"); shift ;;
+    esac
+  done
+  # shellcheck disable=SC2206
+  ((${#variants[@]})) || variants=($VARIANTS)
+  cd "$T2R_ROOT"
+  MODEL=${T2R_MODEL:-models/smollm2-135m}
+  mkdir -p "$OUT"
+  if [[ -z ${T2R:-} ]]; then
+    launch/build.sh release t2r
+    # shellcheck source=launch/env.sh
+    source launch/env.sh
+    T2R=$T2R_ROOT/build/release/launch/t2r
+  fi
+  prepare
+  for name in "${variants[@]}"; do run_variant "$name"; done
+  python3 launch/smollm2/table.py "$OUT/results.jsonl"
+}
+
+main "$@"
