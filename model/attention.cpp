@@ -86,7 +86,7 @@ Attention::Heads Attention::project(const Tensor& x_BTD,
     qkv_BTHd = rotate_heads(qkv_BTHd, num_heads_ + num_kv_heads_, rope->cosine_Td, rope->sine_Td);
   const std::vector<Tensor> parts =
       qkv_BTHd.split_with_sizes({num_heads_, num_kv_heads_, num_kv_heads_}, 2);
-  return {parts[0], parts[1], parts[2]};
+  return {parts[0], parts[1], parts[2], qkv_BTHd};
 }
 
 Tensor Attention::softmax_attention(const Heads& heads, AttentionState* state) const {
@@ -127,6 +127,14 @@ Tensor Attention::linear_attention(const Heads& heads, AttentionState* state) co
 Tensor Attention::mapped_attention(const Heads& heads,
                                    const FeatureMap::Affine& map,
                                    AttentionState* state) const {
+  if (state == nullptr) {
+    return gpu::causal_linear_attention({.qkv_BTHd = heads.qkv_BTHd,
+                                         .query_heads = num_heads_,
+                                         .weight_MKd = map.weight_MKd,
+                                         .bias_MK = map.bias_MK,
+                                         .scale = query_scale_,
+                                         .rule = feature_map_->denominator_rule()});
+  }
   const gpu::MappedAttention inputs{.q_BTHd = heads.q_BTHd,
                                     .k_BTHd = heads.k_BTHd,
                                     .v_BTHd = heads.v_BTHd,
@@ -134,13 +142,12 @@ Tensor Attention::mapped_attention(const Heads& heads,
                                     .bias_MK = map.bias_MK,
                                     .scale = query_scale_,
                                     .rule = feature_map_->denominator_rule()};
-  if (state == nullptr) return gpu::causal_linear_attention(inputs, nullptr, false).o_BTHV;
   state->length += heads.v_BTHd.size(1);
   if (state->linear.has_value() && heads.v_BTHd.size(1) == 1 && !torch::GradMode::is_enabled()) {
     return gpu::decode_step(inputs, *state->linear);
   }
   LinearAttentionOutput output = gpu::causal_linear_attention(
-      inputs, state->linear.has_value() ? &*state->linear : nullptr, true);
+      inputs, state->linear.has_value() ? &*state->linear : nullptr);
   state->linear = output.state;
   return output.o_BTHV;
 }

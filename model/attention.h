@@ -58,6 +58,7 @@ class Attention {
  private:
   struct Heads {
     torch::Tensor q_BTHd, k_BTHd, v_BTHd;
+    torch::Tensor qkv_BTHd;  ///< all three, side by side
   };
   Heads project(const torch::Tensor& x_BTD, const RotaryEmbedding::Tables* rope) const;
   torch::Tensor join_heads(const torch::Tensor& o_BTHd) const;

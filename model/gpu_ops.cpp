@@ -103,17 +103,16 @@ Tensor linear_cross_entropy_values(const Tensor& x_ND,
   return op.call(x_ND, weight_VD, targets_N, /*chunk_rows=*/0);
 }
 
+Tensor causal_linear_attention(const FusedAttention& in) {
+  using Signature = Tensor(
+      const Tensor&, const Tensor&, const Tensor&, int64_t, double, double, double);
+  static const auto op = find<Signature>("causal_qkv");
+  return op.call(
+      in.qkv_BTHd, in.weight_MKd, in.bias_MK, in.query_heads, in.scale, in.rule.floor, in.rule.added);
+}
+
 LinearAttentionOutput causal_linear_attention(const MappedAttention& in,
-                                              const LinearAttentionState* initial,
-                                              bool wants_state) {
-  if (initial == nullptr && !wants_state) {
-    using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                             double, double, double, const OptionalTensor&);
-    static const auto op = find<Signature>("causal");
-    return {op.call(in.q_BTHd, in.k_BTHd, in.v_BTHd, in.weight_MKd, in.bias_MK,
-                    in.scale, in.rule.floor, in.rule.added, std::nullopt),
-            {}};
-  }
+                                              const LinearAttentionState* initial) {
   using Signature = std::tuple<Tensor, Tensor, Tensor>(
       const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
       const OptionalTensor&, const OptionalTensor&, double, double, double, const OptionalTensor&);

@@ -60,7 +60,6 @@ Tensor linear_cross_entropy_values(const Tensor& x_ND,
                                    const Tensor& targets_N);
 
 /// Causal linear attention with the map phi(x) = relu(scale W x + b) inside (scale 1 for keys).
-/// Without a state to continue or to return the state of the result is undefined.
 struct MappedAttention {
   Tensor q_BTHd, k_BTHd, v_BTHd;
   Tensor weight_MKd, bias_MK;
@@ -68,8 +67,17 @@ struct MappedAttention {
   DenominatorRule rule;
 };
 LinearAttentionOutput causal_linear_attention(const MappedAttention& inputs,
-                                              const LinearAttentionState* initial,
-                                              bool wants_state);
+                                              const LinearAttentionState* initial);
+
+/// The same on a fused projection [B, T, heads of q, k, v, d] and without states, for training.
+struct FusedAttention {
+  Tensor qkv_BTHd;
+  int64_t query_heads = 0;
+  Tensor weight_MKd, bias_MK;
+  double scale = 1.0;
+  DenominatorRule rule;
+};
+Tensor causal_linear_attention(const FusedAttention& inputs);
 
 /// The same from features.
 LinearAttentionOutput causal_linear_attention(const Tensor& phi_q_BTHK,

@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/types.h>
 
+#include "model/gpu_ops.h"
 #include "model/linear_attention_naive.h"
 #include "model/ops/causal_op.h"
 #include "tests/gpu_support.h"
@@ -220,6 +221,30 @@ TEST(GpuCausal, DocumentsDoNotSeeEachOther) {
 }
 
 TEST(GpuCausal, SlicesOfAFusedProjection) { expect_exact({.length = 257, .query_heads = 3, .state_heads = 3, .key_heads = 3, .value_heads = 3, .fused_qkv = true}); }
+
+TEST(GpuCausal, AFusedProjectionGetsOneGradient) {
+  for (const auto type : {at::kBFloat16, at::kFloat}) {
+    for (const auto& [query_heads, key_heads] : {std::pair<int64_t, int64_t>{3, 3}, {4, 2}}) {
+      for (const int64_t head_size : {64, 128}) {
+        SCOPED_TRACE(testing::Message() << type << " " << query_heads << " " << key_heads << " " << head_size);
+        const auto randn = [](at::IntArrayRef sizes) { return at::randn(sizes, at::TensorOptions(at::kCUDA)); };
+        std::vector<Tensor> leaves{randn({2, 193, query_heads + 2 * key_heads, head_size}), randn({key_heads, 32, head_size}),
+                                   randn({key_heads, 32})};
+        for (Tensor& leaf : leaves) leaf = leaf.to(type).requires_grad_(true);
+        const auto parts = leaves[0].split_with_sizes({query_heads, key_heads, key_heads}, 2);
+        const Tensor apart = causal({.q_BTHd = parts[0], .k_BTHd = parts[1], .v_BTHd = parts[2], .weight_HKd = leaves[1],
+                                     .bias_HK = leaves[2], .scale = 0.125, .floor = 0.01}).o_BTHd;
+        const Tensor fused = model::gpu::causal_linear_attention(model::gpu::FusedAttention{
+            .qkv_BTHd = leaves[0], .query_heads = query_heads, .weight_MKd = leaves[1], .bias_MK = leaves[2], .scale = 0.125,
+            .rule = {.floor = 0.01, .added = 0.0}});
+        EXPECT_TRUE(at::equal(fused, apart));
+        const Tensor grad = randn(apart.sizes()).to(type);
+        const auto of_apart = torch::autograd::grad({apart}, leaves, {grad}), of_fused = torch::autograd::grad({fused}, leaves, {grad});
+        for (size_t i = 0; i < leaves.size(); ++i) EXPECT_TRUE(at::equal(of_fused[i], of_apart[i])) << "gradient " << i;
+      }
+    }
+  }
+}
 
 TEST(GpuCausal, AMapAtAnyAddress) {
   Problem p = make_problem({}, at::kBFloat16);

@@ -89,15 +89,15 @@ ForwardResult forward_bf16(const Problem& p, bool save, bool want_state) {
   return result;
 }
 
-Gradients backward_bf16(const Problem& p, const Tensor& states, const Tensor& grad_o, const Tensor& grad_s, const Tensor& grad_z) {
-  Gradients g;
+/// What `g` has already of q, k and v is written in place.
+Gradients backward_bf16(const Problem& p, const Tensor& states, const Tensor& grad_o, const Tensor& grad_s, const Tensor& grad_z, Gradients g = {}) {
   CausalArguments a = common_arguments(p, true);
   const auto empty = [&](int64_t columns) {
     return at::empty({p.shape.batch, p.shape.length, p.shape.query_heads, columns}, p.q.options());
   };
-  g.q = empty(p.q.size(3));
-  g.k = empty(p.k.size(3));
-  g.v = empty(p.v.size(3));
+  if (!g.q.defined()) g.q = empty(p.q.size(3));
+  if (!g.k.defined()) g.k = empty(p.k.size(3));
+  if (!g.v.defined()) g.v = empty(p.v.size(3));
   a.grad_q = view_of(g.q);
   a.grad_k = view_of(g.k);
   a.grad_v = view_of(g.v);
@@ -285,6 +285,66 @@ class Causal : public torch::autograd::Function<Causal> {
   }
 };
 
+/// The same in bfloat16 on a fused projection, whose gradient is written where it belongs instead of put together from three.
+class CausalQkv : public torch::autograd::Function<CausalQkv> {
+ public:
+  static Tensor forward(AutogradContext* ctx,
+                        const Tensor& qkv,
+                        const Tensor& weight,
+                        const Tensor& bias,
+                        int64_t query_heads,
+                        double scale,
+                        double floor,
+                        double added,
+                        bool save) {
+    const c10::cuda::CUDAGuard guard(qkv.device());
+    const Problem p = problem(qkv, weight, bias, query_heads, scale, floor, added);
+    const ForwardResult result = forward_bf16(p, save, /*want_state=*/false);
+    ctx->save_for_backward({qkv, weight, bias, result.states});
+    ctx->saved_data["query_heads"] = query_heads;
+    ctx->saved_data["scale"] = scale;
+    ctx->saved_data["floor"] = floor;
+    ctx->saved_data["added"] = added;
+    return result.o;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor& qkv = saved[0];
+    const c10::cuda::CUDAGuard guard(qkv.device());
+    const int64_t query_heads = ctx->saved_data["query_heads"].toInt();
+    const Problem p = problem(qkv, saved[1], saved[2], query_heads, ctx->saved_data["scale"].toDouble(),
+                              ctx->saved_data["floor"].toDouble(), ctx->saved_data["added"].toDouble());
+    const Tensor grad_qkv = at::empty(qkv.sizes(), qkv.options());
+    const auto [grad_q, grad_k, grad_v] = parts(grad_qkv, query_heads);
+    const bool grouped = p.shape.key_heads != p.shape.query_heads;
+    Gradients g;
+    g.q = grad_q;
+    if (!grouped) {
+      g.k = grad_k;
+      g.v = grad_v;
+    }
+    g = backward_bf16(p, saved[3], readable_bf16(gradients[0]), {}, {}, g);
+    if (grouped) {
+      grad_k.copy_(add_groups(g.k, 2, p.shape.key_heads));
+      grad_v.copy_(add_groups(g.v, 2, p.shape.value_heads));
+    }
+    return {grad_qkv, g.weight, g.bias, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+
+ private:
+  static std::array<Tensor, 3> parts(const Tensor& qkv, int64_t query_heads) {
+    const int64_t key_heads = (qkv.size(2) - query_heads) / 2;
+    return {qkv.narrow(2, 0, query_heads), qkv.narrow(2, query_heads, key_heads), qkv.narrow(2, query_heads + key_heads, key_heads)};
+  }
+
+  static Problem problem(const Tensor& qkv, const Tensor& weight, const Tensor& bias, int64_t query_heads, double scale, double floor,
+                         double added) {
+    const auto [q, k, v] = parts(qkv, query_heads);
+    return {check_causal({q, k, v, weight, bias, {}, {}, {}, scale, floor, added}), q, k, v, weight, bias, {}, {}, {}, scale, floor, added};
+  }
+};
+
 bool needs_gradient(const CausalInputs& in) {
   if (!at::GradMode::is_enabled()) return false;
   const auto needs = [](const OptionalTensor& tensor) { return tensor.has_value() && tensor->requires_grad(); };
@@ -317,6 +377,15 @@ CausalOutputs causal_padded(CausalInputs in, bool want_state) {
     out.z_BHK = out.z_BHK.slice(2, 0, features);
   }
   return out;
+}
+
+/// Whether one kernel serves bfloat16 inputs with a map.
+bool is_fused(const CausalInputs& in) {
+  const Shape shape = check_causal(in);
+  check_bf16_strides(in.q_BTHd, "q");
+  check_bf16_strides(in.k_BTHd, "k");
+  check_bf16_strides(in.v_BTHd, "v");
+  return kernels::cuda::plan_causal(shape, false, false, {}).engine != kernels::cuda::Engine::kNone;
 }
 
 CausalOutputs causal_any(CausalInputs in, bool want_state) {
@@ -374,12 +443,27 @@ std::tuple<Tensor, Tensor, Tensor> op_causal_features(const Tensor& phi_q, const
   return {out.o_BTHd, out.s_BHKd, out.z_BHK};
 }
 
+Tensor op_causal_qkv(const Tensor& qkv, const Tensor& weight, const Tensor& bias, int64_t query_heads, double scale, double floor,
+                     double added) {
+  TORCH_CHECK(qkv.dim() == 4, "t2r: qkv has ", qkv.dim(), " dimensions, allowed: 4 ([B, T, heads of q, k, v, d])");
+  TORCH_CHECK(query_heads >= 1 && qkv.size(2) > query_heads && (qkv.size(2) - query_heads) % 2 == 0, "t2r: qkv has ", qkv.size(2),
+              " heads, ", query_heads, " of them queries, allowed: an even number of others");
+  const int64_t key_heads = (qkv.size(2) - query_heads) / 2;
+  const Tensor q = qkv.narrow(2, 0, query_heads), k = qkv.narrow(2, query_heads, key_heads), v = qkv.narrow(2, query_heads + key_heads, key_heads);
+  const CausalInputs inputs{q, k, v, weight, bias, {}, {}, {}, scale, floor, added};
+  // The kernels for float32 take given features: the general operator makes them.
+  if (qkv.scalar_type() != at::kBFloat16 || !is_fused(inputs)) return causal_any(inputs, false).o_BTHd;
+  return CausalQkv::apply(qkv, *contiguous_and_aligned(weight), bias.contiguous(), query_heads, scale, floor, added, needs_gradient(inputs));
+}
+
 }  // namespace
 
 TORCH_LIBRARY(t2r, library) {
   library.def(
       "causal(Tensor q, Tensor k, Tensor v, Tensor weight, Tensor bias, *, float scale=1.0, float floor=0.01, float added=0.0, "
       "Tensor? document_start=None) -> Tensor");
+  library.def(
+      "causal_qkv(Tensor qkv, Tensor weight, Tensor bias, int query_heads, *, float scale=1.0, float floor=0.01, float added=0.0) -> Tensor");
   library.def(
       "causal_with_state(Tensor q, Tensor k, Tensor v, Tensor weight, Tensor bias, Tensor? initial_s=None, Tensor? "
       "initial_z=None, *, float scale=1.0, float floor=0.01, float added=0.0, Tensor? document_start=None) -> (Tensor, Tensor, "
@@ -391,6 +475,7 @@ TORCH_LIBRARY(t2r, library) {
 
 TORCH_LIBRARY_IMPL(t2r, CompositeImplicitAutograd, library) {
   library.impl("causal", op_causal);
+  library.impl("causal_qkv", op_causal_qkv);
   library.impl("causal_with_state", op_causal_with_state);
   library.impl("causal_features", op_causal_features);
 }
