@@ -41,6 +41,11 @@ struct Encoder {
 cudaError_t make_tensor_maps(const CausalArguments& a, bool backward, TensorMaps& maps) {
   static const Encode encode = find_encoder();
   if (encode == nullptr) return cudaErrorNotSupported;
+  // The encoder wants a context, which a thread that has called nothing of CUDA yet does not have (autograd's, at the first backward).
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaSetDevice(device);
+  if (error != cudaSuccess) return error;
   const Shape& shape = a.shape;
   const bool has_map = a.weight != nullptr;
   const int head_size = shape.head_size, chunk = a.plan.chunk;
