@@ -237,6 +237,11 @@ TEST(GpuCausal, OneSequenceCutIntoSegments) {
   expect_exact({.batch = 1, .length = 8192, .query_heads = 1, .state_heads = 1, .key_heads = 1, .value_heads = 1, .state = true},
                at::kBFloat16, 1e-2);
   expect_exact({.batch = 1, .length = 5000, .query_heads = 2, .v_mean = 4.0}, at::kBFloat16, 1e-2);
+  for (const int64_t features : {32, 64}) {
+    for (const bool map : {true, false}) {
+      expect_exact({.batch = 1, .length = 5000, .head_size = 128, .features = features, .map = map, .state = true, .v_mean = 4.0}, at::kBFloat16, 1e-2);
+    }
+  }
 }
 
 TEST(GpuCausal, AThreadThatHasNotUsedTheGpu) {

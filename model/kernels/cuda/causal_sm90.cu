@@ -55,10 +55,11 @@ cudaError_t make_tensor_maps(const CausalArguments& a, bool backward, TensorMaps
   make(maps.k, a.k, shape.key_heads, columns, box, chunk);
   make(maps.v, a.v, shape.value_heads, head_size, 64, chunk);
   if (backward) {
+    const int stored = head_size == kWideHead ? chunk : 16;
     make(maps.grad_o, a.grad_o, shape.query_heads, head_size, 64, chunk);
-    make(maps.grad_q, a.grad_q, shape.query_heads, columns, box, 16);
-    make(maps.grad_k, a.grad_k, shape.query_heads, columns, box, 16);
-    make(maps.grad_v, a.grad_v, shape.query_heads, head_size, 64, 16);
+    make(maps.grad_q, a.grad_q, shape.query_heads, columns, box, stored);
+    make(maps.grad_k, a.grad_k, shape.query_heads, columns, box, stored);
+    make(maps.grad_v, a.grad_v, shape.query_heads, head_size, 64, stored);
   } else {
     make(maps.o, a.o, shape.query_heads, head_size, 64, 16);
   }
