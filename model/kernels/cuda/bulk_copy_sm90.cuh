@@ -27,9 +27,8 @@ __device__ __forceinline__ void expect_bytes(uint32_t barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
-/// This warp's arrival, once all its lanes are here. It can overtake loads from shared memory that are still on their way (seen: wgmma
-/// of other warps held them up until the copy engine had overwritten their place): what was read must have been used before, by
-/// a store, a shuffle or a product.
+/// This warp's arrival, once all its lanes are here. What was read from shared memory must have been used before, by a store, a shuffle
+/// or a product: loads still on their way do not hold the arrival up (seen: they read what the copy engine had brought since).
 __device__ __forceinline__ void arrive(uint32_t barrier, int lane) {
   __syncwarp();
   if (lane == 0) asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
