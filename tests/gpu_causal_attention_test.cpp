@@ -7,6 +7,8 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/types.h>
 
+#include <thread>
+
 #include "model/gpu_ops.h"
 #include "model/linear_attention_naive.h"
 #include "model/ops/causal_op.h"
@@ -260,6 +262,19 @@ TEST(GpuCausal, OneSequenceCutIntoSegments) {
   expect_exact({.batch = 1, .length = 8192, .query_heads = 1, .state_heads = 1, .key_heads = 1, .value_heads = 1, .state = true},
                at::kBFloat16, 1e-2);
   expect_exact({.batch = 1, .length = 5000, .query_heads = 2, .v_mean = 4.0}, at::kBFloat16, 1e-2);
+  for (const int64_t features : {32, 64}) {
+    for (const bool map : {true, false}) {
+      expect_exact({.batch = 1, .length = 5000, .head_size = 128, .features = features, .map = map, .state = true, .v_mean = 4.0}, at::kBFloat16, 1e-2);
+    }
+  }
+}
+
+TEST(GpuCausal, AThreadThatHasNotUsedTheGpu) {
+  const Problem p = make_problem({}, at::kBFloat16);
+  const Tensor wanted = causal(p.inputs).o_BTHd;
+  Tensor actual;
+  std::thread([&] { actual = causal(p.inputs).o_BTHd; }).join();
+  EXPECT_TRUE(at::equal(actual, wanted));
 }
 
 TEST(GpuCausal, EluRule) { expect_exact({.length = 257, .features = 64, .map = false, .floor = 0.0, .added = 1e-6}); }

@@ -54,7 +54,7 @@ struct Plan {
   int chunks = 0;    ///< per sequence
   int segments = 1;
   int chunks_per_segment = 0;
-  int64_t state_record_bytes = 0;  ///< one saved state: S as hi and lo bf16 images, z in float32
+  int64_t state_record_bytes = 0;  ///< one saved state: S (what its kernels hold of it, in bf16), z in float32
   int64_t sums_floats = 0;         ///< one segment's S and z in float32
 };
 

@@ -576,14 +576,14 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_kernel(const __gr
 }
 
 /// Launches one kernel, or, where the sequences are cut, the kernels of the two parts with the scan in between.
-inline cudaError_t launch_backward_kernels(Kernel* all, Kernel* rows, Kernel* columns, int bytes, const CausalArguments& a, cudaStream_t stream) {
+inline cudaError_t launch_backward_kernels(Kernel* all, Kernel* rows, Kernel* columns, int threads, int bytes, const CausalArguments& a, cudaStream_t stream) {
   TensorMaps maps;
   cudaError_t error = make_tensor_maps(a, true, maps);
   if (error != cudaSuccess) return error;
   const auto launch = [&](Kernel* kernel) {
     const cudaError_t failed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (failed != cudaSuccess) return failed;
-    kernel<<<dim3(a.shape.batch * a.shape.query_heads, a.plan.segments), kThreads, bytes, stream>>>(a, maps);  // early: measured slower
+    kernel<<<dim3(a.shape.batch * a.shape.query_heads, a.plan.segments), threads, bytes, stream>>>(a, maps);  // early: measured slower
     return cudaGetLastError();
   };
   if (a.plan.segments == 1) return launch(all);
@@ -598,7 +598,7 @@ cudaError_t launch_backward(const CausalArguments& a, cudaStream_t stream) {
   static_assert(kBytes <= 227 * 1024);
   return launch_backward_kernels(&causal_backward_kernel<kFeatures, kMap, BackwardPart::kAll>,
                                  &causal_backward_kernel<kFeatures, kMap, BackwardPart::kRows>,
-                                 &causal_backward_kernel<kFeatures, kMap, BackwardPart::kColumns>, kBytes, a, stream);
+                                 &causal_backward_kernel<kFeatures, kMap, BackwardPart::kColumns>, kThreads, kBytes, a, stream);
 }
 
 }  // namespace t2r::kernels::cuda::sm90

@@ -5,45 +5,110 @@
 
 namespace t2r::kernels::cuda::sm90 {
 
+constexpr int kWideBackwardThreads = 512;
+
+/// Shared memory of the backward kernel for head size 128, in bytes from its start.
 template <int kFeatures, bool kMap>
 struct WideBackwardMemory {
   static constexpr int kTile = kWideChunk * kHalfHead * 2;
   static constexpr int kInputTiles = kMap ? 2 : 1;
   static constexpr int kInputTile = kMap ? kTile : kWideChunk * kFeatures * 2;
-  static constexpr int kQ = 0;
+  static constexpr int kQ = 0;  // later d q
   static constexpr int kK = kQ + kInputTiles * kInputTile;
-  static constexpr int kV = kK + kInputTiles * kInputTile;
-  static constexpr int kGradO = kV + 2 * kTile;
+  static constexpr int kV = kK + kInputTiles * kInputTile;  // later d v
+  static constexpr int kGradO = kV + 2 * kTile;             // later d k
   static constexpr int kStage = kGradO + 2 * kTile;
   static constexpr int kWeightTile = kMap ? kFeatures * kHalfHead * 2 : 0;
   static constexpr int kFeatureTile = kWideChunk * kFeatures * 2;
-  static constexpr int kRecord = round_up(kWideRecordBytes<kFeatures>, 1024);
-  static constexpr int kScratchBytes = 2 * kTile;
-  static constexpr int kSmall = 4 * kFeatures + 4 * kWideChunk + 16 * kFeatures + 32 + 1024;
-  static constexpr int kRest = 2 * kWeightTile + (kMap ? 5 : 2) * kFeatureTile + 2 * kRecord + kScratchBytes + kSmall;
-  static constexpr int kStages = 2 * kStage + kRest <= 227 * 1024 ? 2 : 1;
-  static constexpr int kWeight = kStages * kStage;
+  static constexpr int kMapTile = kMap ? kFeatureTile : 0;
+  static constexpr int kWeight = 2 * kStage;
   static constexpr int kScaledPhiQ = kWeight + 2 * kWeightTile;  // R = phi(q) / denominator
-  static constexpr int kGradYK = kScaledPhiQ + kFeatureTile;
-  static constexpr int kGradYQ = kGradYK + kFeatureTile;
-  static constexpr int kPhiK = kGradYQ + (kMap ? kFeatureTile : 0);
-  static constexpr int kPhiQ = kPhiK + (kMap ? kFeatureTile : 0);
-  static constexpr int kState = kPhiQ + (kMap ? kFeatureTile : 0);
-  static constexpr int kGradState = kState + kRecord;
-  static constexpr int kScratch = kGradState + kRecord;
-  static constexpr int kBias = kScratch + kScratchBytes;
+  static constexpr int kPhiK = kScaledPhiQ + kFeatureTile;
+  static constexpr int kGradYQ = kPhiK + kMapTile;
+  static constexpr int kGradYK = kGradYQ + kMapTile;
+  static constexpr int kGradState = kGradYK + kMapTile;  // dS, the high halves
+  static constexpr int kState = kGradState + 2 * kFeatures * kWideHead;
+  static constexpr int kBias = kState + kWideRecordBytes<kFeatures>;
   static constexpr int kE = kBias + 4 * kFeatures;
-  static constexpr int kDz = kE + 4 * kWideChunk;  // [warp of the first warpgroup][kFeatures]
+  static constexpr int kDz = kE + 4 * kWideChunk;  // [warp of the third warpgroup][kFeatures]
   static constexpr int kBarriers = kDz + 16 * kFeatures;
-  static constexpr int kBytes = kBarriers + 32 + 1024;
+
+  // Barriers. Of both stages: a tile has been loaded; a tile may be loaded again, after what lies there now has been stored.
+  static constexpr int kLoadedQ = kBarriers, kLoadedK = kLoadedQ + 16, kLoadedV = kLoadedK + 16, kLoadedGradO = kLoadedV + 16;
+  static constexpr int kDoneQ = kLoadedGradO + 16, kDoneK = kDoneQ + 16, kDoneV = kDoneK + 16, kDoneGradO = kDoneV + 16;
+  // Of what there is once: it is there for its readers; they are done with it.
+  static constexpr int kStateReady = kDoneGradO + 16, kStateDone = kStateReady + 8;
+  static constexpr int kRowsReady = kStateDone + 8, kRowsDone = kRowsReady + 8;  // R, e (and phi(k))
+  static constexpr int kPhiKDone = kRowsDone + 8;
+  static constexpr int kGradYQReady = kPhiKDone + 8, kGradYQDone = kGradYQReady + 8;
+  static constexpr int kGradYKReady = kGradYQDone + 8, kGradYKDone = kGradYKReady + 8;
+  static constexpr int kGradStateReady = kGradYKDone + 8, kGradStateDone = kGradStateReady + 8;
+  static constexpr int kGradOSummed = kGradStateDone + 8;
+  static constexpr int kBytes = kGradOSummed + 8 + 1024;
   static_assert(kBytes <= 227 * 1024);
 };
 
-/// causal_backward_kernel for head size 128 on Hopper, shared out as causal_forward_wide_kernel is: both warpgroups make the
-/// weights and the features' gradients of all rows, and each the half of what has columns: d q, d k, d v, dS^T, dW^T.
+/// Sums over rows of tiles, each times a weight, held by one warp, without the tensor cores: mma.sync would wait for all the wgmma
+/// that other warps have queued.
+template <int kFeatures>
+struct RowSums {
+  static constexpr int kUnits = kFeatures / 8, kParts = 32 / kUnits, kValues = 8 / kParts;  // kParts lanes share 8 features
+  float value[kValues] = {};
+
+  /// The first of this lane's features.
+  __device__ __forceinline__ static int first_feature(int lane) {
+    const int part = lane / kUnits;  // its bits, the highest first, choose halves
+    return 8 * (lane % kUnits) + (kParts == 4 ? 2 * part : part);
+  }
+
+  /// Adds 16 rows; `weight(row)` is the weight of the tile's row `row`.
+  template <class Weight>
+  __device__ __forceinline__ void add(const Tile<kFeatures>& x, int row, int lane, const Weight& weight) {
+    float sum[8] = {};
+#pragma unroll
+    for (int i = 0; i < 16 / kParts; ++i) {
+      const int r = row + i * kParts + lane / kUnits;
+      const uint4 unit = load_shared_16(x.at(r, lane % kUnits));
+      const uint32_t pairs[4] = {unit.x, unit.y, unit.z, unit.w};
+      const float w = weight(r);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float2 pair = unpack(pairs[j]);
+        sum[2 * j] = fmaf(w, pair.x, sum[2 * j]);
+        sum[2 * j + 1] = fmaf(w, pair.y, sum[2 * j + 1]);
+      }
+    }
+#pragma unroll
+    for (int mask = 16, count = 4; mask >= kUnits; mask /= 2, count /= 2) {
+      const bool upper = (lane & mask) != 0;
+#pragma unroll
+      for (int i = 0; i < count; ++i) {
+        const float keep = upper ? sum[i + count] : sum[i], send = upper ? sum[i] : sum[i + count];
+        sum[i] = keep + __shfl_xor_sync(0xffffffffu, send, mask);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) value[i] += sum[i];
+  }
+
+  /// Calls body(feature, sum) for the features that this lane holds.
+  template <class Body>
+  __device__ __forceinline__ void for_each(int lane, const Body& body) const {
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) body(first_feature(lane) + i, value[i]);
+  }
+};
+
+/// causal_backward_kernel for head size 128 on Hopper: chunks of 64 tokens, and a warpgroup for each part of the work, all of
+/// them at different places of the walk: the first does the rows (features, e, R, d q), the second the columns (d k, d v), the
+/// third the sums (dS, dz, dW, d b), and the warps of the fourth move tiles, each of one tensor: a tile is loaded, served, is
+/// overwritten by a gradient, stored, and loaded again. They wait for each other at barriers in shared memory only.
+///
+/// dS lies in shared memory rounded to bfloat16, H. What H v_s lacks is nearly the same for every s, as far as v has a mean: it
+/// is made up for by (dS - H) times the mean of some of the chunk's v, which goes with dz.
 template <int kFeatures, bool kMap, BackwardPart kPart>
-__global__ void __launch_bounds__(kThreads, 1) causal_backward_wide_kernel(const __grid_constant__ CausalArguments a,
-                                                                           const __grid_constant__ TensorMaps maps) {
+__global__ void __launch_bounds__(kWideBackwardThreads, 1) causal_backward_wide_kernel(const __grid_constant__ CausalArguments a,
+                                                                                       const __grid_constant__ TensorMaps maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Memory = WideBackwardMemory<kFeatures, kMap>;
   constexpr int kSteps = kFeatures / 16;
@@ -53,9 +118,10 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_wide_kernel(const
   const uint32_t base = shared_address(memory);
   const auto weight = [&](int half) { return Tile<kHalfHead>{base + Memory::kWeight + half * Memory::kWeightTile}; };
   const Tile<kFeatures> scaled_phi_q{base + Memory::kScaledPhiQ}, grad_y_q{base + Memory::kGradYQ}, grad_y_k{base + Memory::kGradYK};
-  const Tile<kFeatures> s_hi{base + Memory::kState}, s_lo{base + Memory::kState + kFeatures * kWideHead * 2};
-  const Tile<kFeatures> ds_hi{base + Memory::kGradState}, ds_lo{base + Memory::kGradState + kFeatures * kWideHead * 2};
-  const float* const z = reinterpret_cast<const float*>(memory + Memory::kState + 4 * kFeatures * kWideHead);
+  const Tile<kFeatures> s_centred{base + Memory::kState};
+  const Tile<kFeatures> ds_hi{base + Memory::kGradState};
+  const float* const z = reinterpret_cast<const float*>(memory + Memory::kState + 2 * kFeatures * kWideHead);
+  const float* const value_mean = z + kFeatures;
   float* const dz_shared = reinterpret_cast<float*>(memory + Memory::kDz);
   float* const bias = reinterpret_cast<float*>(memory + Memory::kBias);
   float* const e_shared = reinterpret_cast<float*>(memory + Memory::kE);
@@ -66,230 +132,226 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_wide_kernel(const
   const int heads_per_state = shape.query_heads / shape.state_heads, state_head = head / heads_per_state;
   const int tid = threadIdx.x, lane = tid & 31, warp = __shfl_sync(0xffffffffu, tid >> 5, 0);  // uniform, and known to be
   const int group = warp >> 2, row0 = (warp & 3) * 16, low = row0 + lane / 4, high = low + 8;
-  const int column_low = group * kHalfHead + low;  // of dS^T and dW^T
   const int features = shape.feature_size;
   const int chunk_begin = segment * a.plan.chunks_per_segment;
   const int chunk_end = min(chunk_begin + a.plan.chunks_per_segment, a.plan.chunks);
+  const int turns = chunk_end - chunk_begin;  // turn 0 is the last chunk
   const int key_head = state_head / (shape.state_heads / shape.key_heads);
   const int value_head = state_head / (shape.state_heads / shape.value_heads);
-  const Tile<kHalfHead> scratch{base + Memory::kScratch + group * Memory::kTile};
-  float* const saved_denominator = a.row_values == nullptr ? nullptr : a.row_values + int64_t{item} * 2 * shape.length;
-  float* const saved_e = saved_denominator + shape.length;
 
-  const uint32_t state_barrier = base + Memory::kBarriers + 8 * Memory::kStages;
-  // With one stage only, a chunk is loaded in two parts, as its places become free; the L2 cache has it before.
-  const auto copy_keys = [&](int chunk) {
-    if (tid != 0 || chunk < chunk_begin) return;
-    const int slot = chunk % Memory::kStages;
-    const uint32_t stage = base + slot * Memory::kStage, barrier = base + Memory::kBarriers + 8 * slot;
-#pragma unroll
-    for (int i = 0; i < Memory::kInputTiles; ++i)
-      load_tile(stage + Memory::kK + i * Memory::kInputTile, maps.k, barrier, 64 * i, chunk * kWideChunk, key_head, batch);
+  const auto wait = [&](int barrier, int turn) { wait_barrier(base + barrier, turn & 1); };
+  const auto wait_slot = [&](int barrier, int turn) { wait_barrier(base + barrier + 8 * (turn & 1), turn >> 1 & 1); };
+  const auto done = [&](int barrier) { arrive(base + barrier, lane); };
+  const auto done_slot = [&](int barrier, int turn) { arrive(base + barrier + 8 * (turn & 1), lane); };
+  const auto stage_of = [&](int turn) { return base + (turn & 1) * Memory::kStage; };
+  const auto tile_of = [&](int turn, int at, int half) { return Tile<kHalfHead>{stage_of(turn) + at + half * Memory::kTile}; };
+  const auto token_of = [&](int turn) { return (chunk_end - 1 - turn) * kWideChunk; };
+  const auto valid_of = [&](int turn) { return min(kWideChunk, shape.length - token_of(turn)); };
+
+  // By one thread.
+  const auto load = [&](const CUtensorMap& map, int tiles, int bytes, int at, int loaded, int turn, int of_head) {
+    if (turn >= turns) return;
+    const uint32_t barrier = base + loaded + 8 * (turn & 1);
+    expect_bytes(barrier, tiles * bytes);
+    for (int i = 0; i < tiles; ++i) load_tile(stage_of(turn) + at + i * bytes, map, barrier, 64 * i, token_of(turn), of_head, batch);
   };
-  const auto copy_others = [&](int chunk) {
-    if (tid != 0 || chunk < chunk_begin) return;
-    const int slot = chunk % Memory::kStages, token = chunk * kWideChunk;
-    const uint32_t stage = base + slot * Memory::kStage, barrier = base + Memory::kBarriers + 8 * slot;
-    expect_bytes(barrier, Memory::kStage);
-#pragma unroll
-    for (int i = 0; i < Memory::kInputTiles; ++i)
-      load_tile(stage + Memory::kQ + i * Memory::kInputTile, maps.q, barrier, 64 * i, token, head, batch);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      load_tile(stage + Memory::kV + i * Memory::kTile, maps.v, barrier, 64 * i, token, value_head, batch);
-      load_tile(stage + Memory::kGradO + i * Memory::kTile, maps.grad_o, barrier, 64 * i, token, head, batch);
-    }
+  const auto prefetch = [&](const CUtensorMap& map, int tiles, int turn, int of_head) {
+    if (turn >= turns) return;
+    for (int i = 0; i < tiles; ++i) prefetch_tile(map, 64 * i, token_of(turn), of_head, batch);
   };
-  const auto prefetch_chunk = [&](int chunk) {
-    if (tid != 0 || chunk < chunk_begin) return;
-    const int token = chunk * kWideChunk;
-#pragma unroll
-    for (int i = 0; i < Memory::kInputTiles; ++i) {
-      prefetch_tile(maps.k, 64 * i, token, key_head, batch);
-      prefetch_tile(maps.q, 64 * i, token, head, batch);
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      prefetch_tile(maps.v, 64 * i, token, value_head, batch);
-      prefetch_tile(maps.grad_o, 64 * i, token, head, batch);
-    }
+  const auto load_q = [&](int turn) { load(maps.q, Memory::kInputTiles, Memory::kInputTile, Memory::kQ, Memory::kLoadedQ, turn, head); };
+  const auto load_k = [&](int turn) { load(maps.k, Memory::kInputTiles, Memory::kInputTile, Memory::kK, Memory::kLoadedK, turn, key_head); };
+  const auto load_v = [&](int turn) { load(maps.v, 2, Memory::kTile, Memory::kV, Memory::kLoadedV, turn, value_head); };
+  const auto load_grad_o = [&](int turn) { load(maps.grad_o, 2, Memory::kTile, Memory::kGradO, Memory::kLoadedGradO, turn, head); };
+  const auto has_state = [&](int turn) { return turn < turns && (turn + 1 < turns || chunk_begin > 0 || a.initial_s != nullptr); };
+  const auto record_of = [&](int turn) {
+    return a.states + (int64_t{item} * a.plan.chunks + chunk_end - 1 - turn) * a.plan.state_record_bytes;
   };
-  const auto has_state = [&](int chunk) { return kRowPart && (chunk > 0 || a.initial_s != nullptr); };
-  const auto copy_state = [&](int chunk) {
-    if (!kRowPart || chunk < chunk_begin) return;
-    if (has_state(chunk)) {
-      if (tid != 0) return;
-      expect_bytes(state_barrier, kWideRecordBytes<kFeatures>);
-      load_bytes(base + Memory::kState, a.states + (int64_t{item} * a.plan.chunks + chunk) * a.plan.state_record_bytes, kWideRecordBytes<kFeatures>, state_barrier);
-    } else {
-      for (int i = tid; i < kWideRecordBytes<kFeatures> / 16; i += kThreads) store_shared_16(base + Memory::kState + 16 * i, uint4{0, 0, 0, 0});
-    }
+  const auto load_state = [&](int turn) {
+    expect_bytes(base + Memory::kStateReady, kWideRecordBytes<kFeatures>);
+    load_bytes(base + Memory::kState, record_of(turn), kWideRecordBytes<kFeatures>, base + Memory::kStateReady);
   };
 
   if (tid == 0) {
-    for (int barrier = 0; barrier <= Memory::kStages; ++barrier) init_barrier(base + Memory::kBarriers + 8 * barrier);
+    constexpr int kBoth = kPart == BackwardPart::kAll ? 8 : 4;  // warps of the rows and of the columns, or of the only ones
+    const auto of_stages = [&](int barrier, int arrivals) {
+      init_barrier(base + barrier, arrivals);
+      init_barrier(base + barrier + 8, arrivals);
+    };
+    of_stages(Memory::kLoadedQ, 1);
+    of_stages(Memory::kLoadedK, 1);
+    of_stages(Memory::kLoadedV, 1);
+    of_stages(Memory::kLoadedGradO, 1);
+    of_stages(Memory::kDoneQ, 4);
+    of_stages(Memory::kDoneK, kMap ? 4 : kBoth);
+    of_stages(Memory::kDoneV, 4);
+    of_stages(Memory::kDoneGradO, 4);
+    init_barrier(base + Memory::kStateReady, 1);
+    init_barrier(base + Memory::kStateDone, 4);
+    init_barrier(base + Memory::kRowsReady, 4);
+    init_barrier(base + Memory::kRowsDone, kColumnPart ? 8 : 4);
+    init_barrier(base + Memory::kPhiKDone, kBoth);
+    for (int barrier = Memory::kGradYQReady; barrier <= Memory::kGradOSummed; barrier += 8) init_barrier(base + barrier, 4);
     publish_barriers();
   }
   wait_for_earlier_kernels();
   if (tid == 0) {
-    copy_others(chunk_end - 1);
-    copy_keys(chunk_end - 1);
+    for (int turn = 0; turn < 2; ++turn) {
+      load_k(turn);
+      load_q(turn);
+      load_v(turn);
+      load_grad_o(turn);
+      if (kRowPart && turn == 0 && has_state(0)) load_state(0);
+    }
   }
-  copy_state(chunk_end - 1);
   if constexpr (kMap) {
-    copy_weight_async<kWideHead, kFeatures, kThreads>([&](int row, int unit) { return weight(unit / 8).at(row, unit % 8); }, a.weight, state_head, features);
-    load_bias<kFeatures, kThreads>(bias, a.bias, state_head, features);
-  }
-  commit_copies();
-
-  // This warpgroup's halves of dS^T and dW^T, [64][kFeatures]; and of every warp its share: of the first warpgroup's, dz; of the
-  // second's, d b.
-  float ds[kFeatures / 8][4] = {}, dw[kFeatures / 8][4] = {};
-  WeightedColumnSums<kFeatures> share;
-  const auto own_rows = [&](const Tile<kFeatures>& tile) { return Tile<kFeatures>{tile.base + row0 * Tile<kFeatures>::kRowBytes}; };
-  if constexpr (kColumnPart) {
-    const float *from_s = nullptr, *from_z = nullptr;
-    if (a.plan.segments > 1) {
-      from_s = a.sums + (int64_t{item} * a.plan.segments + segment) * a.plan.sums_floats;
-      from_z = from_s + features * kWideHead;
-    } else if (a.grad_final_s != nullptr && head % heads_per_state == 0) {
-      const int64_t state = int64_t{batch} * shape.state_heads + state_head;
-      from_s = a.grad_final_s + state * features * kWideHead;
-      from_z = a.grad_final_z + state * features;
-    }
-    if (from_s != nullptr) {
-#pragma unroll
-      for (int n = 0; n < kFeatures / 8; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int feature = n * 8 + 2 * (lane & 3) + (i & 1);
-          if (feature < features) ds[n][i] = from_s[feature * kWideHead + column_low + (i < 2 ? 0 : 8)];
-        }
-      if (warp == 0 && (lane & 3) == 0) {
-#pragma unroll
-        for (int m = 0; m < kSteps; ++m) {
-          const int feature = m * 16 + lane / 4;
-          if (feature < features) share.value[m][0] = from_z[feature];
-          if (feature + 8 < features) share.value[m][2] = from_z[feature + 8];
-        }
-      }
-    }
-  }
-  const auto publish_state = [&] {
-    if constexpr (kColumnPart) {
-      store_split_rows(ds_hi, ds_lo, group * kHalfHead + row0, ds, lane);
-      if (group == 0) share.for_each(lane, [&](int feature, float value) { dz_shared[warp * kFeatures + feature] = value; });
-    }
-  };
-  publish_state();
-  const auto free_scratch = [&] {
-    if (lane == 0) wait_stores_read();
-    __syncwarp();
-  };
-
-  const auto row_values_of = [&](int chunk) { return RowValues(saved_denominator, saved_e, chunk * kWideChunk, low, chunk < chunk_begin ? 0 : shape.length); };
-  RowValues next(nullptr, nullptr, 0, 0, 0);
-  if constexpr (!kRowPart) next = row_values_of(chunk_end - 1);
-
-  for (int chunk = chunk_end - 1; chunk >= chunk_begin; --chunk) {
-    const uint32_t stage = base + chunk % Memory::kStages * Memory::kStage;
-    const auto tile = [&](int at, int half) { return Tile<kHalfHead>{stage + at + half * Memory::kTile}; };
-    const Tile<kFeatures> phi_k{kMap ? base + Memory::kPhiK : stage + Memory::kK};
-    const Tile<kFeatures> phi_q_tile{kMap ? base + Memory::kPhiQ : stage + Memory::kQ};
-    const int first = chunk * kWideChunk, valid = min(kWideChunk, shape.length - first);
-    const int turn = chunk_end - 1 - chunk;
-
-    if (turn == 0) wait_copies<0>();  // the map's weights
-    if (lane == 0) wait_stores_read();
+    copy_weight_async<kWideHead, kFeatures, kWideBackwardThreads>([&](int row, int unit) { return weight(unit / 8).at(row, unit % 8); }, a.weight, state_head, features);
+    load_bias<kFeatures, kWideBackwardThreads>(bias, a.bias, state_head, features);
+    commit_copies();
+    wait_copies<0>();
     make_visible_to_wgmma();
-    __syncthreads();
-    if constexpr (Memory::kStages == 2) {
-      copy_others(chunk - 1);
-      copy_keys(chunk - 1);
-    } else {
-      prefetch_chunk(chunk - 1);
-    }
-    wait_barrier(base + Memory::kBarriers + 8 * (chunk % Memory::kStages), turn / Memory::kStages & 1);
-    if (has_state(chunk)) wait_barrier(state_barrier, turn & 1);
+  }
+  __syncthreads();
 
-    if constexpr (kMap) {  // the first warpgroup maps the keys, the second the queries
-      const int input = group == 0 ? Memory::kK : Memory::kQ;
-      float y[kFeatures / 8][4];
-      begin_products();
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-#pragma unroll
-        for (int step = 0; step < 4; ++step)
-          product<Major::kK, Major::kK>(y, operand<Major::kK>(tile(input, half), 0, step), operand<Major::kK>(weight(half), 0, step), half + step > 0);
-      commit_products();
-      wait_products<0>();
-      settle(y);
-      uint32_t phi[kSteps][4];
-      activate<kFeatures>(phi, y, bias, group == 0 ? 1.0F : a.rule.scale, low < valid, high < valid, lane);
-      store_rows<kFeatures>(group == 0 ? phi_k : phi_q_tile, row0, phi, lane);
-      make_visible_to_wgmma();
-      __syncthreads();
-    }
+  if (group == 0) {
+    take_registers<144>();
+    float* const saved_denominator = a.row_values == nullptr ? nullptr : a.row_values + int64_t{item} * 2 * shape.length;
+    float* const saved_e = saved_denominator + shape.length;
+    const auto row_values_of = [&](int turn) { return RowValues(saved_denominator, saved_e, token_of(turn), low, turn < turns ? shape.length : 0); };
+    RowValues next(nullptr, nullptr, 0, 0, 0);
+    if constexpr (!kRowPart) next = row_values_of(0);
 
-    float inverse_low = 0.0F, inverse_high = 0.0F;
-    if constexpr (kRowPart) {
+    for (int turn = 0; turn < turns; ++turn) {
+      const int first = token_of(turn), valid = valid_of(turn);
+      const Tile<kFeatures> phi_k{kMap ? base + Memory::kPhiK : stage_of(turn) + Memory::kK};
+      const Tile<kFeatures> given_phi_q{stage_of(turn) + Memory::kQ};
+
       uint32_t phi_q[kSteps][4];
+      float mean_low = 0.0F, mean_high = 0.0F;  // d o . m, m the mean of the values so far
+      const auto meet_mean = [&] {
+        wait_slot(Memory::kLoadedGradO, turn);
+        wait(Memory::kStateReady, turn);
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step) phi_q_tile.load_a(phi_q[step], row0, 2 * step, lane);
-      float p[8][4], dp[8][4], dphi[kFeatures / 8][4];
-      begin_products();
+        for (int half = 0; half < 2; ++half)
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step) product<Major::kK>(p, phi_q[step], operand<Major::kK>(phi_k, 0, step), step > 0);
+          for (int i = 0; i < 2; ++i) {
+            const int unit = (lane & 3) + 4 * (i ^ (lane / 4 & 1));  // of neighbouring rows, in different banks
+            const uint4 of_low = load_shared_16(tile_of(turn, Memory::kGradO, half).at(low, unit));
+            const uint4 of_high = load_shared_16(tile_of(turn, Memory::kGradO, half).at(high, unit));
+            const uint32_t pairs_low[4] = {of_low.x, of_low.y, of_low.z, of_low.w}, pairs_high[4] = {of_high.x, of_high.y, of_high.z, of_high.w};
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
+            for (int j = 0; j < 4; ++j) {
+              const float2 mean = *reinterpret_cast<const float2*>(value_mean + half * kHalfHead + 8 * unit + 2 * j);
+              const float2 x_low = unpack(pairs_low[j]), x_high = unpack(pairs_high[j]);
+              mean_low = fmaf(x_low.x, mean.x, fmaf(x_low.y, mean.y, mean_low));
+              mean_high = fmaf(x_high.x, mean.x, fmaf(x_high.y, mean.y, mean_high));
+            }
+          }
+        mean_low = row_sum(mean_low);
+        mean_high = row_sum(mean_high);
+      };
+      wait_slot(Memory::kLoadedK, turn);
+      wait_slot(Memory::kLoadedQ, turn);
+      if constexpr (kMap) {
+        float y_k[kFeatures / 8][4], y_q[kFeatures / 8][4];
+        begin_products();
 #pragma unroll
-        for (int step = 0; step < 4; ++step)
-          product<Major::kK, Major::kK>(dp, operand<Major::kK>(tile(Memory::kGradO, half), 0, step), operand<Major::kK>(tile(Memory::kV, half), 0, step), half + step > 0);
-      commit_products();
+        for (int half = 0; half < 2; ++half)
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
+          for (int step = 0; step < 4; ++step)
+            product<Major::kK, Major::kK>(y_k, operand<Major::kK>(tile_of(turn, Memory::kK, half), 0, step), operand<Major::kK>(weight(half), 0, step), half + step > 0);
+        commit_products();
 #pragma unroll
-        for (int step = 0; step < 4; ++step) {
-          product<Major::kK, Major::kMN>(dphi, operand<Major::kK>(tile(Memory::kGradO, half), 0, step), operand<Major::kMN>(s_hi, half * 64, step), half + step > 0);
-          product<Major::kK, Major::kMN>(dphi, operand<Major::kK>(tile(Memory::kGradO, half), 0, step), operand<Major::kMN>(s_lo, half * 64, step), true);
+        for (int half = 0; half < 2; ++half)
+#pragma unroll
+          for (int step = 0; step < 4; ++step)
+            product<Major::kK, Major::kK>(y_q, operand<Major::kK>(tile_of(turn, Memory::kQ, half), 0, step), operand<Major::kK>(weight(half), 0, step), half + step > 0);
+        commit_products();
+        if constexpr (kRowPart) meet_mean();
+        wait_products<1>();
+        settle(y_k);
+        uint32_t own_phi_k[kSteps][4];
+        activate<kFeatures>(own_phi_k, y_k, bias, 1.0F, low < valid, high < valid, lane);
+        wait(Memory::kPhiKDone, turn + 1);
+        store_rows<kFeatures>(phi_k, row0, own_phi_k, lane);
+        make_visible_to_wgmma();
+        wait_products<0>();
+        settle(y_q);
+        if constexpr (!kColumnPart) done_slot(Memory::kDoneK, turn);
+        activate<kFeatures>(phi_q, y_q, bias, a.rule.scale, low < valid, high < valid, lane);
+        if constexpr (kRowPart) sync_warpgroup(1);  // phi(k) of all rows
+      } else {
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step) given_phi_q.load_a(phi_q[step], row0, 2 * step, lane);
+        if constexpr (kRowPart) meet_mean();
+      }
+
+      float inverse_low, inverse_high, e_low, e_high;
+      const auto publish_rows = [&] {
+        wait(Memory::kRowsDone, turn + 1);
+        store_scaled_rows<kFeatures>(scaled_phi_q, row0, phi_q, inverse_low, inverse_high, lane);
+        if ((lane & 3) == 0) {
+          e_shared[low] = e_low;
+          e_shared[high] = e_high;
         }
-      commit_products();
-      wait_products<1>();
-      settle(p);
-      settle(dp);
-      float den_low = 0.0F, den_high = 0.0F, inner_low = 0.0F, inner_high = 0.0F;  // inner: d o . numerator
+        make_visible_to_wgmma();
+        done(Memory::kRowsReady);
+      };
+      if constexpr (kRowPart) {
+        float p[8][4], dp[8][4], dphi[kFeatures / 8][4];
+        wait_slot(Memory::kLoadedV, turn);
+        begin_products();
 #pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        float w[4] = {p[n][0], p[n][1], p[n][2], p[n][3]};
-        mask_after(w, n * 8 + 2 * (lane & 3), low, high);
-        den_low += w[0] + w[1];
-        den_high += w[2] + w[3];
-        inner_low = fmaf(w[0], dp[n][0], fmaf(w[1], dp[n][1], inner_low));
-        inner_high = fmaf(w[2], dp[n][2], fmaf(w[3], dp[n][3], inner_high));
-      }
-      wait_products<0>();
-      settle(dphi);
+        for (int step = 0; step < kSteps; ++step) product<Major::kK>(p, phi_q[step], operand<Major::kK>(phi_k, 0, step), step > 0);
 #pragma unroll
-      for (int n = 0; n < kFeatures / 8; ++n) {
-        const float2 z_pair = *reinterpret_cast<const float2*>(z + 8 * n + 2 * (lane & 3));
-        const float2 phi_low = unpack(phi_q[n / 2][2 * (n & 1)]), phi_high = unpack(phi_q[n / 2][2 * (n & 1) + 1]);
-        den_low = fmaf(phi_low.x, z_pair.x, fmaf(phi_low.y, z_pair.y, den_low));
-        den_high = fmaf(phi_high.x, z_pair.x, fmaf(phi_high.y, z_pair.y, den_high));
-        inner_low = fmaf(phi_low.x, dphi[n][0], fmaf(phi_low.y, dphi[n][1], inner_low));
-        inner_high = fmaf(phi_high.x, dphi[n][2], fmaf(phi_high.y, dphi[n][3], inner_high));
-      }
-      den_low = row_sum(den_low) + a.rule.added;
-      den_high = row_sum(den_high) + a.rule.added;
-      inner_low = row_sum(inner_low);
-      inner_high = row_sum(inner_high);
-      inverse_low = 1.0F / fmaxf(den_low, a.rule.floor);
-      inverse_high = 1.0F / fmaxf(den_high, a.rule.floor);
-      const float e_low = den_low < a.rule.floor ? 0.0F : -inner_low * inverse_low;
-      const float e_high = den_high < a.rule.floor ? 0.0F : -inner_high * inverse_high;
-      if (group == 0 && (lane & 3) == 0) {
-        e_shared[low] = e_low;
-        e_shared[high] = e_high;
-        if constexpr (kPart == BackwardPart::kRows) {
+        for (int half = 0; half < 2; ++half)
+#pragma unroll
+          for (int step = 0; step < 4; ++step)
+            product<Major::kK, Major::kK>(dp, operand<Major::kK>(tile_of(turn, Memory::kGradO, half), 0, step), operand<Major::kK>(tile_of(turn, Memory::kV, half), 0, step), half + step > 0);
+        commit_products();
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+#pragma unroll
+          for (int step = 0; step < 4; ++step)
+            product<Major::kK, Major::kMN>(dphi, operand<Major::kK>(tile_of(turn, Memory::kGradO, half), 0, step), operand<Major::kMN>(s_centred, half * 64, step), half + step > 0);
+        commit_products();
+        wait_products<1>();
+        settle(p);
+        settle(dp);
+        if constexpr (!kColumnPart) done_slot(Memory::kDoneV, turn);
+        float den_low = 0.0F, den_high = 0.0F, inner_low = 0.0F, inner_high = 0.0F;  // inner: d o . numerator
+        float before_low = 0.0F, before_high = 0.0F;                                   // of den, what comes from before the chunk
+#pragma unroll
+        for (int n = 0; n < 8; ++n) {
+          float w[4] = {p[n][0], p[n][1], p[n][2], p[n][3]};
+          mask_after(w, n * 8 + 2 * (lane & 3), low, high);
+          den_low += w[0] + w[1];
+          den_high += w[2] + w[3];
+          inner_low = fmaf(w[0], dp[n][0], fmaf(w[1], dp[n][1], inner_low));
+          inner_high = fmaf(w[2], dp[n][2], fmaf(w[3], dp[n][3], inner_high));
+        }
+        wait_products<0>();
+        settle(dphi);
+#pragma unroll
+        for (int n = 0; n < kFeatures / 8; ++n) {
+          const float2 z_pair = *reinterpret_cast<const float2*>(z + 8 * n + 2 * (lane & 3));
+          const float2 phi_low = unpack(phi_q[n / 2][2 * (n & 1)]), phi_high = unpack(phi_q[n / 2][2 * (n & 1) + 1]);
+          before_low = fmaf(phi_low.x, z_pair.x, fmaf(phi_low.y, z_pair.y, before_low));
+          before_high = fmaf(phi_high.x, z_pair.x, fmaf(phi_high.y, z_pair.y, before_high));
+          inner_low = fmaf(phi_low.x, dphi[n][0], fmaf(phi_low.y, dphi[n][1], inner_low));
+          inner_high = fmaf(phi_high.x, dphi[n][2], fmaf(phi_high.y, dphi[n][3], inner_high));
+        }
+        before_low = row_sum(before_low);
+        before_high = row_sum(before_high);
+        den_low = row_sum(den_low) + before_low + a.rule.added;
+        den_high = row_sum(den_high) + before_high + a.rule.added;
+        inner_low = fmaf(mean_low, before_low, row_sum(inner_low));
+        inner_high = fmaf(mean_high, before_high, row_sum(inner_high));
+        inverse_low = 1.0F / fmaxf(den_low, a.rule.floor);
+        inverse_high = 1.0F / fmaxf(den_high, a.rule.floor);
+        e_low = den_low < a.rule.floor ? 0.0F : -inner_low * inverse_low;
+        e_high = den_high < a.rule.floor ? 0.0F : -inner_high * inverse_high;
+        if (kPart == BackwardPart::kRows && (lane & 3) == 0) {
           if (low < valid) {
             saved_denominator[first + low] = fmaxf(den_low, a.rule.floor);
             saved_e[first + low] = e_low;
@@ -299,259 +361,447 @@ __global__ void __launch_bounds__(kThreads, 1) causal_backward_wide_kernel(const
             saved_e[first + high] = e_high;
           }
         }
-      }
-#pragma unroll
-      for (int n = 0; n < kFeatures / 8; ++n) {
-        const float2 z_pair = *reinterpret_cast<const float2*>(z + 8 * n + 2 * (lane & 3));
-        dphi[n][0] = fmaf(e_low, z_pair.x, dphi[n][0]);
-        dphi[n][1] = fmaf(e_low, z_pair.y, dphi[n][1]);
-        dphi[n][2] = fmaf(e_high, z_pair.x, dphi[n][2]);
-        dphi[n][3] = fmaf(e_high, z_pair.y, dphi[n][3]);
-      }
-      uint32_t weights[4][4];
-#pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        float w[4] = {dp[n][0] + e_low, dp[n][1] + e_low, dp[n][2] + e_high, dp[n][3] + e_high};
-        mask_after(w, n * 8 + 2 * (lane & 3), low, high);
-        weights[n / 2][2 * (n & 1)] = pack(w[0], w[1]);
-        weights[n / 2][2 * (n & 1) + 1] = pack(w[2], w[3]);
-      }
-      begin_products();
-#pragma unroll
-      for (int step = 0; step < 4; ++step) product<Major::kMN>(dphi, weights[step], operand<Major::kMN>(phi_k, 0, step), true);
-      commit_products();
-      if (group == 0) {
-        store_scaled_rows<kFeatures>(scaled_phi_q, row0, phi_q, inverse_low, inverse_high, lane);  // R, while the products run
-      }
-      wait_products<0>();
-      settle(dphi);
-      if constexpr (kMap) {
-        uint32_t grad_y[kSteps][4];
-        const float scale_low = inverse_low * a.rule.scale, scale_high = inverse_high * a.rule.scale;
+        publish_rows();  // the columns wait for it
 #pragma unroll
         for (int n = 0; n < kFeatures / 8; ++n) {
-          const float2 phi_low = unpack(phi_q[n / 2][2 * (n & 1)]), phi_high = unpack(phi_q[n / 2][2 * (n & 1) + 1]);
-          grad_y[n / 2][2 * (n & 1)] = pack(phi_low.x > 0.0F ? dphi[n][0] * scale_low : 0.0F, phi_low.y > 0.0F ? dphi[n][1] * scale_low : 0.0F);
-          grad_y[n / 2][2 * (n & 1) + 1] = pack(phi_high.x > 0.0F ? dphi[n][2] * scale_high : 0.0F, phi_high.y > 0.0F ? dphi[n][3] * scale_high : 0.0F);
+          const float2 z_pair = *reinterpret_cast<const float2*>(z + 8 * n + 2 * (lane & 3));
+          dphi[n][0] = fmaf(e_low + mean_low, z_pair.x, dphi[n][0]);
+          dphi[n][1] = fmaf(e_low + mean_low, z_pair.y, dphi[n][1]);
+          dphi[n][2] = fmaf(e_high + mean_high, z_pair.x, dphi[n][2]);
+          dphi[n][3] = fmaf(e_high + mean_high, z_pair.y, dphi[n][3]);
         }
-        float grad[8][4];
+        uint32_t weights[4][4];
+#pragma unroll
+        for (int n = 0; n < 8; ++n) {
+          float w[4] = {dp[n][0] + e_low, dp[n][1] + e_low, dp[n][2] + e_high, dp[n][3] + e_high};
+          mask_after(w, n * 8 + 2 * (lane & 3), low, high);
+          weights[n / 2][2 * (n & 1)] = pack(w[0], w[1]);
+          weights[n / 2][2 * (n & 1) + 1] = pack(w[2], w[3]);
+        }
         begin_products();
 #pragma unroll
-        for (int step = 0; step < kSteps; ++step) product<Major::kMN>(grad, grad_y[step], operand<Major::kMN>(weight(group), 0, step), step > 0);
+        for (int step = 0; step < 4; ++step) product<Major::kMN>(dphi, weights[step], operand<Major::kMN>(phi_k, 0, step), true);
         commit_products();
-        if (group == 1) store_rows<kFeatures>(grad_y_q, row0, grad_y, lane);
-        make_visible_to_wgmma();
         wait_products<0>();
-        settle(grad);
-        stage_rows<kHalfHead>(scratch, row0, grad, 1.0F, 1.0F, lane);
-        send_rows(maps.grad_q, scratch, row0, group * kHalfHead, first, head, batch, lane);
-      } else if (group == 0) {
-        stage_rows<kFeatures>(grad_y_k, row0, dphi, inverse_low, inverse_high, lane);
-        send_rows(maps.grad_q, grad_y_k, row0, 0, first, head, batch, lane);
-      }
-    } else if (group == 0) {
-      inverse_low = 1.0F / next.denominator_low;
-      inverse_high = 1.0F / next.denominator_high;
-      if ((lane & 3) == 0) {
-        e_shared[low] = next.e_low;
-        e_shared[high] = next.e_high;
-      }
-      next = row_values_of(chunk - 1);
-      uint32_t phi_q[kSteps][4];
+        settle(dphi);
+        done(Memory::kStateDone);  // not before the last z is in its register, wherefore the products waited
+        if constexpr (kMap) {
+          done(Memory::kPhiKDone);
+          uint32_t grad_y[kSteps][4];
+          const float scale_low = inverse_low * a.rule.scale, scale_high = inverse_high * a.rule.scale;
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step) phi_q_tile.load_a(phi_q[step], row0, 2 * step, lane);
-      store_scaled_rows<kFeatures>(scaled_phi_q, row0, phi_q, inverse_low, inverse_high, lane);
+          for (int n = 0; n < kFeatures / 8; ++n) {
+            const float2 phi_low = unpack(phi_q[n / 2][2 * (n & 1)]), phi_high = unpack(phi_q[n / 2][2 * (n & 1) + 1]);
+            grad_y[n / 2][2 * (n & 1)] = pack(phi_low.x > 0.0F ? dphi[n][0] * scale_low : 0.0F, phi_low.y > 0.0F ? dphi[n][1] * scale_low : 0.0F);
+            grad_y[n / 2][2 * (n & 1) + 1] = pack(phi_high.x > 0.0F ? dphi[n][2] * scale_high : 0.0F, phi_high.y > 0.0F ? dphi[n][3] * scale_high : 0.0F);
+          }
+          float grad[2][8][4];
+          begin_products();
+#pragma unroll
+          for (int half = 0; half < 2; ++half)
+#pragma unroll
+            for (int step = 0; step < kSteps; ++step) product<Major::kMN>(grad[half], grad_y[step], operand<Major::kMN>(weight(half), 0, step), step > 0);
+          commit_products();
+          store_rows<kFeatures>(grad_y_q, row0, grad_y, lane);
+          make_visible_to_wgmma();
+          done(Memory::kGradYQReady);
+          wait_products<0>();
+          settle(grad[0]);
+          settle(grad[1]);
+          wait(Memory::kGradYQDone, turn);  // and with q, where d q goes
+#pragma unroll
+          for (int half = 0; half < 2; ++half) stage_rows<kHalfHead>(tile_of(turn, Memory::kQ, half), row0, grad[half], 1.0F, 1.0F, lane);
+        } else {
+          done_slot(Memory::kDoneK, turn);
+          stage_rows<kFeatures>(given_phi_q, row0, dphi, inverse_low, inverse_high, lane);
+        }
+        make_visible_to_wgmma();
+        done_slot(Memory::kDoneQ, turn);
+      } else {
+        inverse_low = 1.0F / next.denominator_low;
+        inverse_high = 1.0F / next.denominator_high;
+        e_low = next.e_low;
+        e_high = next.e_high;
+        next = row_values_of(turn + 1);
+        publish_rows();
+        done_slot(Memory::kDoneQ, turn);
+      }
     }
-    make_visible_to_wgmma();
-    __syncthreads();
-    copy_state(chunk - 1);
-
-    const auto start_sums = [&] {  // what needs R, e and d y of the queries alone
-#pragma unroll
-      for (int step = 0; step < 4; ++step)
-        product<Major::kMN, Major::kMN>(ds, operand<Major::kMN>(tile(Memory::kGradO, group), 0, step), operand<Major::kMN>(scaled_phi_q, 0, step), true);
-      if constexpr (kMap && kRowPart) {
-#pragma unroll
-        for (int step = 0; step < 4; ++step)
-          product<Major::kMN, Major::kMN>(dw, operand<Major::kMN>(tile(Memory::kQ, group), 0, step), operand<Major::kMN>(grad_y_q, 0, step), true);
-      }
-      commit_products();
-    };
-    const auto share_sums = [&] {
-      if (group == 0) {
-        share.template add<16>(own_rows(scaled_phi_q), 0, 16, lane, [&](int row) {
-          uint32_t hi, lo;
-          split(e_shared[row0 + row], e_shared[row0 + row + 1], hi, lo);
-          return lane < 4 ? hi : lane < 8 ? lo : 0u;
-        });
-      } else if constexpr (kMap && kRowPart) {
-        uint32_t hi, lo;
-        split(1.0F / a.rule.scale, 1.0F / a.rule.scale, hi, lo);
-        const uint32_t unscale = lane < 4 ? hi : lane < 8 ? lo : 0u;
-        share.template add<16>(own_rows(grad_y_q), 0, 16, lane, [unscale](int) { return unscale; });
-      }
-    };
-
+  } else if (group == 1) {
+    take_registers<176>();
     if constexpr (kColumnPart) {
-      uint32_t own_phi_k[kSteps][4];
+      for (int turn = 0; turn < turns; ++turn) {
+        const Tile<kFeatures> phi_k{kMap ? base + Memory::kPhiK : stage_of(turn) + Memory::kK};
+        if constexpr (!kMap) wait_slot(Memory::kLoadedK, turn);
+        wait_slot(Memory::kLoadedV, turn);
+        wait_slot(Memory::kLoadedGradO, turn);
+        wait(Memory::kRowsReady, turn);
+        uint32_t own_phi_k[kSteps][4];
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step) phi_k.load_a(own_phi_k[step], row0, 2 * step, lane);
-      share_sums();  // mma.sync: behind queued wgmma it would wait for all of them
-      float p[8][4], dp[8][4], dphi[kFeatures / 8][4];
-      begin_products();
+        for (int step = 0; step < kSteps; ++step) phi_k.load_a(own_phi_k[step], row0, 2 * step, lane);
+        float p[8][4], dp[8][4], dphi[kFeatures / 8][4];
+        begin_products();
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step) product<Major::kK>(p, own_phi_k[step], operand<Major::kK>(scaled_phi_q, 0, step), step > 0);
+        for (int step = 0; step < kSteps; ++step) product<Major::kK>(p, own_phi_k[step], operand<Major::kK>(scaled_phi_q, 0, step), step > 0);
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
+        for (int half = 0; half < 2; ++half)
 #pragma unroll
-        for (int step = 0; step < 4; ++step)
-          product<Major::kK, Major::kK>(dp, operand<Major::kK>(tile(Memory::kV, half), 0, step), operand<Major::kK>(tile(Memory::kGradO, half), 0, step), half + step > 0);
-      commit_products();
+          for (int step = 0; step < 4; ++step)
+            product<Major::kK, Major::kK>(dp, operand<Major::kK>(tile_of(turn, Memory::kV, half), 0, step), operand<Major::kK>(tile_of(turn, Memory::kGradO, half), 0, step), half + step > 0);
+        commit_products();
+        wait(Memory::kGradStateReady, turn);
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
+        for (int half = 0; half < 2; ++half)
 #pragma unroll
-        for (int step = 0; step < 4; ++step) {
-          product<Major::kK, Major::kMN>(dphi, operand<Major::kK>(tile(Memory::kV, half), 0, step), operand<Major::kMN>(ds_hi, half * 64, step), half + step > 0);
-          product<Major::kK, Major::kMN>(dphi, operand<Major::kK>(tile(Memory::kV, half), 0, step), operand<Major::kMN>(ds_lo, half * 64, step), true);
+          for (int step = 0; step < 4; ++step)
+            product<Major::kK, Major::kMN>(dphi, operand<Major::kK>(tile_of(turn, Memory::kV, half), 0, step), operand<Major::kMN>(ds_hi, half * 64, step), half + step > 0);
+        commit_products();
+        if constexpr (kMap) {
+          done(Memory::kPhiKDone);
+        } else {
+          done_slot(Memory::kDoneK, turn);
         }
-      start_sums();
-      wait_products<1>();
-      settle(p);
-      settle(dp);
-      uint32_t weights[4][4], grad_weights[4][4];
+        wait_products<1>();
+        settle(p);
+        settle(dp);
+        uint32_t weights[4][4], grad_weights[4][4];
 #pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        const float2 e_pair = *reinterpret_cast<const float2*>(e_shared + 8 * n + 2 * (lane & 3));
-        float w[4] = {p[n][0], p[n][1], p[n][2], p[n][3]};
-        float g[4] = {dp[n][0] + e_pair.x, dp[n][1] + e_pair.y, dp[n][2] + e_pair.x, dp[n][3] + e_pair.y};
-        mask_before(w, n * 8 + 2 * (lane & 3), low, high);
-        mask_before(g, n * 8 + 2 * (lane & 3), low, high);
-        weights[n / 2][2 * (n & 1)] = pack(w[0], w[1]);
-        weights[n / 2][2 * (n & 1) + 1] = pack(w[2], w[3]);
-        grad_weights[n / 2][2 * (n & 1)] = pack(g[0], g[1]);
-        grad_weights[n / 2][2 * (n & 1) + 1] = pack(g[2], g[3]);
-      }
-      begin_products();
-#pragma unroll
-      for (int step = 0; step < 4; ++step) product<Major::kMN>(dphi, grad_weights[step], operand<Major::kMN>(scaled_phi_q, 0, step), true);
-      commit_products();
-      wait_products<0>();
-      settle(dphi);
-      settle(ds);
-      settle(dw);
-#pragma unroll
-      for (int n = 0; n < kFeatures / 8; ++n)
-#pragma unroll
-        for (int from = 0; from < 4; ++from) {
-          const float2 dz_pair = *reinterpret_cast<const float2*>(dz_shared + from * kFeatures + 8 * n + 2 * (lane & 3));
-          dphi[n][0] += dz_pair.x;
-          dphi[n][1] += dz_pair.y;
-          dphi[n][2] += dz_pair.x;
-          dphi[n][3] += dz_pair.y;
+        for (int n = 0; n < 8; ++n) {
+          const float2 e_pair = *reinterpret_cast<const float2*>(e_shared + 8 * n + 2 * (lane & 3));
+          float w[4] = {p[n][0], p[n][1], p[n][2], p[n][3]};
+          float g[4] = {dp[n][0] + e_pair.x, dp[n][1] + e_pair.y, dp[n][2] + e_pair.x, dp[n][3] + e_pair.y};
+          mask_before(w, n * 8 + 2 * (lane & 3), low, high);
+          mask_before(g, n * 8 + 2 * (lane & 3), low, high);
+          weights[n / 2][2 * (n & 1)] = pack(w[0], w[1]);
+          weights[n / 2][2 * (n & 1) + 1] = pack(w[2], w[3]);
+          grad_weights[n / 2][2 * (n & 1)] = pack(g[0], g[1]);
+          grad_weights[n / 2][2 * (n & 1) + 1] = pack(g[2], g[3]);
         }
-      uint32_t grad_y[kSteps][4];
+        // The halves of d v and of d k start one by one, so that there are registers for all that is on its way.
+        float dv[2][8][4];
+        const auto start_dv = [&](int half) {
+          begin_products();
 #pragma unroll
-      for (int n = 0; n < kFeatures / 8; ++n) {
-        const float2 phi_low = unpack(own_phi_k[n / 2][2 * (n & 1)]), phi_high = unpack(own_phi_k[n / 2][2 * (n & 1) + 1]);
-        grad_y[n / 2][2 * (n & 1)] = pack(!kMap || phi_low.x > 0.0F ? dphi[n][0] : 0.0F, !kMap || phi_low.y > 0.0F ? dphi[n][1] : 0.0F);
-        grad_y[n / 2][2 * (n & 1) + 1] = pack(!kMap || phi_high.x > 0.0F ? dphi[n][2] : 0.0F, !kMap || phi_high.y > 0.0F ? dphi[n][3] : 0.0F);
+          for (int step = 0; step < kSteps; ++step)
+            product<Major::kK>(dv[half], own_phi_k[step], operand<Major::kK>(ds_hi, half * kHalfHead, step), step > 0);
+#pragma unroll
+          for (int step = 0; step < 4; ++step) product<Major::kMN>(dv[half], weights[step], operand<Major::kMN>(tile_of(turn, Memory::kGradO, half), 0, step), true);
+          commit_products();
+        };
+        begin_products();
+#pragma unroll
+        for (int step = 0; step < 4; ++step) product<Major::kMN>(dphi, grad_weights[step], operand<Major::kMN>(scaled_phi_q, 0, step), true);
+        commit_products();
+        start_dv(0);
+        wait_products<1>();
+        settle(dphi);
+        done(Memory::kRowsDone);
+        uint32_t grad_y[kSteps][4];
+#pragma unroll
+        for (int n = 0; n < kFeatures / 8; ++n) {
+          const float2 dz_pair = *reinterpret_cast<const float2*>(dz_shared + 8 * n + 2 * (lane & 3));
+          const float2 phi_low = unpack(own_phi_k[n / 2][2 * (n & 1)]), phi_high = unpack(own_phi_k[n / 2][2 * (n & 1) + 1]);
+          grad_y[n / 2][2 * (n & 1)] = pack(!kMap || phi_low.x > 0.0F ? dphi[n][0] + dz_pair.x : 0.0F, !kMap || phi_low.y > 0.0F ? dphi[n][1] + dz_pair.y : 0.0F);
+          grad_y[n / 2][2 * (n & 1) + 1] = pack(!kMap || phi_high.x > 0.0F ? dphi[n][2] + dz_pair.x : 0.0F, !kMap || phi_high.y > 0.0F ? dphi[n][3] + dz_pair.y : 0.0F);
+        }
+        start_dv(1);
+        wait(Memory::kGradOSummed, turn);  // d k goes where d o was
+        if constexpr (kMap) {
+          wait(Memory::kGradYKDone, turn + 1);
+          store_rows<kFeatures>(grad_y_k, row0, grad_y, lane);
+          make_visible_to_wgmma();
+          done(Memory::kGradYKReady);
+        }
+        wait_products<0>();
+        settle(dv[0]);
+        settle(dv[1]);
+        if constexpr (!kMap) make_visible_to_wgmma();  // dz has been read, not only asked for: with a map, grad_y's store has seen to it
+        done(Memory::kGradStateDone);
+        float grad[2][8][4];
+        const auto start_dk = [&](int half) {
+          if constexpr (kMap) {
+            begin_products();
+#pragma unroll
+            for (int step = 0; step < kSteps; ++step) product<Major::kMN>(grad[half], grad_y[step], operand<Major::kMN>(weight(half), 0, step), step > 0);
+            commit_products();
+          }
+        };
+        start_dk(0);
+        sync_warpgroup(2);  // everybody is done with v and d o
+        stage_rows<kHalfHead>(tile_of(turn, Memory::kV, 0), row0, dv[0], 1.0F, 1.0F, lane);
+        start_dk(1);
+        stage_rows<kHalfHead>(tile_of(turn, Memory::kV, 1), row0, dv[1], 1.0F, 1.0F, lane);
+        make_visible_to_wgmma();
+        done_slot(Memory::kDoneV, turn);
+        if constexpr (kMap) {
+          wait_products<1>();
+          settle(grad[0]);
+          stage_rows<kHalfHead>(tile_of(turn, Memory::kGradO, 0), row0, grad[0], 1.0F, 1.0F, lane);
+          wait_products<0>();
+          settle(grad[1]);
+          stage_rows<kHalfHead>(tile_of(turn, Memory::kGradO, 1), row0, grad[1], 1.0F, 1.0F, lane);
+        } else {
+          store_rows<kFeatures>(Tile<kFeatures>{stage_of(turn) + Memory::kGradO}, row0, grad_y, lane);
+        }
+        make_visible_to_wgmma();
+        done_slot(Memory::kDoneGradO, turn);
       }
-      float dv[8][4], grad[8][4];
-      begin_products();
-#pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
-        product<Major::kK>(dv, own_phi_k[step], operand<Major::kK>(ds_hi, group * kHalfHead, step), step > 0);
-        product<Major::kK>(dv, own_phi_k[step], operand<Major::kK>(ds_lo, group * kHalfHead, step), true);
+    }
+  } else if (group == 2) {
+    take_registers<168>();
+    float ds[2][kFeatures / 8][4] = {}, dw[2][kFeatures / 8][4] = {};  // dS^T and dW^T, the halves' rows one after the other
+    RowSums<kFeatures> dz, db;                                         // each warp's share
+    if constexpr (kColumnPart) {
+      const float *from_s = nullptr, *from_z = nullptr;
+      if (a.plan.segments > 1) {
+        from_s = a.sums + (int64_t{item} * a.plan.segments + segment) * a.plan.sums_floats;
+        from_z = from_s + features * kWideHead;
+      } else if (a.grad_final_s != nullptr && head % heads_per_state == 0) {
+        const int64_t state = int64_t{batch} * shape.state_heads + state_head;
+        from_s = a.grad_final_s + state * features * kWideHead;
+        from_z = a.grad_final_z + state * features;
       }
+      if (from_s != nullptr) {
 #pragma unroll
-      for (int step = 0; step < 4; ++step) product<Major::kMN>(dv, weights[step], operand<Major::kMN>(tile(Memory::kGradO, group), 0, step), true);
-      commit_products();
-      if constexpr (kMap) {
+        for (int half = 0; half < 2; ++half)
 #pragma unroll
-        for (int step = 0; step < kSteps; ++step) product<Major::kMN>(grad, grad_y[step], operand<Major::kMN>(weight(group), 0, step), step > 0);
+          for (int n = 0; n < kFeatures / 8; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              const int feature = n * 8 + 2 * (lane & 3) + (i & 1);
+              if (feature < features) ds[half][n][i] = from_s[feature * kWideHead + half * kHalfHead + (i < 2 ? low : high)];
+            }
+#pragma unroll
+        for (int i = 0; i < RowSums<kFeatures>::kValues; ++i) {
+          const int feature = RowSums<kFeatures>::first_feature(lane) + i;
+          if (warp % 4 == 0 && feature < features) dz.value[i] = from_z[feature];
+        }
       }
-      commit_products();
-      free_scratch();
-      if (group == 0) store_rows<kFeatures>(grad_y_k, row0, grad_y, lane);
-      wait_products<1>();
-      settle(dv);
-      stage_rows<kHalfHead>(scratch, row0, dv, 1.0F, 1.0F, lane);
-      send_rows(maps.grad_v, scratch, row0, group * kHalfHead, first, head, batch, lane);
-      wait_products<0>();
-      free_scratch();
-      if constexpr (kMap) {
-        settle(grad);
-        stage_rows<kHalfHead>(scratch, row0, grad, 1.0F, 1.0F, lane);
-        send_rows(maps.grad_k, scratch, row0, group * kHalfHead, first, head, batch, lane);
-      } else if (group == 0) {
-        send_rows(maps.grad_k, grad_y_k, row0, 0, first, head, batch, lane);
+    }
+    const auto add_shares = [&](const RowSums<kFeatures>& shares) {  // in the first row of dz_shared, of the thread that asks
+      shares.for_each(lane, [&](int feature, float value) { dz_shared[(warp & 3) * kFeatures + feature] = value; });
+      sync_warpgroup(3);
+      const float* const from = dz_shared + (tid & (kFeatures - 1));
+      return (from[0] + from[kFeatures]) + (from[2 * kFeatures] + from[3 * kFeatures]);
+    };
+    const auto publish_state = [&](int turn) {
+      // Some rows of v, for their mean.
+      float mean[2][2] = {};
+      const int valid = valid_of(turn);
+      wait_slot(Memory::kLoadedV, turn);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            const int column = low + 8 * j;
+            const uint32_t at = tile_of(turn, Memory::kV, half).at(i * valid / 4, column / 8) + column % 8 * 2;
+            mean[half][j] += 0.25F * __bfloat162float(*reinterpret_cast<const bf16*>(memory + (at - base)));
+          }
+      wait(Memory::kGradStateDone, turn + 1);
+      // dS - H times the mean, summed over the eight lanes of a column: every exchange halves what a lane looks after, down to one n.
+      float missing[kFeatures / 16][2];
+      const auto exchange = [&](float keep, float send, int mask) { return keep + __shfl_xor_sync(0xffffffffu, send, mask); };
+      const bool upper16 = (lane & 16) != 0, upper8 = (lane & 8) != 0, upper4 = (lane & 4) != 0;
+#pragma unroll
+      for (int pair = 0; pair < kSteps / 2; ++pair) {
+        float sums[2][4] = {};
+#pragma unroll
+        for (int side = 0; side < 2; ++side) {
+          const int step = pair + side * kSteps / 2;
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            uint32_t rounded[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              const float x = ds[half][2 * step + i / 2][2 * (i & 1)], y = ds[half][2 * step + i / 2][2 * (i & 1) + 1];
+              rounded[i] = pack(x, y);
+              const float2 there = unpack(rounded[i]);
+              sums[side][i / 2 * 2] = fmaf(x - there.x, mean[half][i & 1], sums[side][i / 2 * 2]);
+              sums[side][i / 2 * 2 + 1] = fmaf(y - there.y, mean[half][i & 1], sums[side][i / 2 * 2 + 1]);
+            }
+            ds_hi.store_a(rounded, half * kHalfHead + row0, 2 * step, lane);
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          missing[2 * pair + i / 2][i & 1] = exchange(upper16 ? sums[1][i] : sums[0][i], upper16 ? sums[0][i] : sums[1][i], 16);
+      }
+      int n = upper16 ? kFeatures / 16 : 0;
+#pragma unroll
+      for (int count = kFeatures / 32, mask = 8; mask >= 4; mask /= 2, count /= 2) {
+        const bool upper = mask == 8 ? upper8 : upper4;
+        if (count > 0 && upper) n += count;
+#pragma unroll
+        for (int i = 0; i < (count > 0 ? count : 1); ++i)
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            if (count > 0) {
+              missing[i][j] = exchange(upper ? missing[i + count][j] : missing[i][j], upper ? missing[i][j] : missing[i + count][j], mask);
+            } else {
+              missing[i][j] = exchange(missing[i][j], missing[i][j], mask);
+            }
+          }
+      }
+      *reinterpret_cast<float2*>(dz_shared + (warp & 3) * kFeatures + 8 * n + 2 * (lane & 3)) = {missing[0][0], missing[0][1]};
+      __syncwarp();
+      dz.for_each(lane, [&](int feature, float value) { dz_shared[(warp & 3) * kFeatures + feature] += value; });
+      sync_warpgroup(3);
+      const int feature = tid & 127;
+      if (feature < kFeatures) {
+        float* const to = dz_shared + feature;
+        *to = (to[0] + to[kFeatures]) + (to[2 * kFeatures] + to[3 * kFeatures]);
       }
       make_visible_to_wgmma();
-      __syncthreads();
-      if constexpr (Memory::kStages == 1) copy_others(chunk - 1);
-    } else {
-      begin_products();
-      start_sums();
-      share_sums();
-      wait_products<0>();
-      settle(ds);
-      settle(dw);
-    }
-    publish_state();
-    if constexpr (kMap && kColumnPart) {
-      begin_products();
-#pragma unroll
-      for (int step = 0; step < 4; ++step)
-        product<Major::kMN, Major::kMN>(dw, operand<Major::kMN>(tile(Memory::kK, group), 0, step), operand<Major::kMN>(grad_y_k, 0, step), true);
-      commit_products();
-      if (group == 1) {
-        const uint32_t ones = ones_column(lane);
-        share.template add<16>(own_rows(grad_y_k), 0, 16, lane, [ones](int) { return ones; });
-      }
-      wait_products<0>();
-      settle(dw);
-    }
-    if constexpr (Memory::kStages == 1) {
-      __syncthreads();
-      if constexpr (!kColumnPart) copy_others(chunk - 1);
-      copy_keys(chunk - 1);
-    }
-  }
+      done(Memory::kGradStateReady);
+    };
+    if constexpr (kColumnPart) publish_state(0);
 
-  // The warps' shares meet where a state was.
-  if (lane == 0) wait_stores_read();
-  __syncthreads();
-  float* const shares = reinterpret_cast<float*>(memory + Memory::kState);
-  share.for_each(lane, [&](int feature, float value) { shares[warp * kFeatures + feature] = value; });
-  __syncthreads();
-  const auto write_transposed = [&](const float (&value)[kFeatures / 8][4], float* to) {
+    for (int turn = 0; turn < turns; ++turn) {
+      wait_slot(Memory::kLoadedGradO, turn);
+      wait(Memory::kRowsReady, turn);
+      begin_products();
 #pragma unroll
-    for (int n = 0; n < kFeatures / 8; ++n)
+      for (int half = 0; half < 2; ++half)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int feature = n * 8 + 2 * (lane & 3) + (i & 1);
-        if (feature < features) to[feature * kWideHead + column_low + (i < 2 ? 0 : 8)] = value[n][i];
+        for (int step = 0; step < 4; ++step)
+          product<Major::kMN, Major::kMN>(ds[half], operand<Major::kMN>(tile_of(turn, Memory::kGradO, half), 0, step), operand<Major::kMN>(scaled_phi_q, 0, step), true);
+      commit_products();
+      dz.add(scaled_phi_q, row0, lane, [&](int row) { return e_shared[row]; });
+      wait_products<0>();
+      settle(ds[0]);
+      settle(ds[1]);
+      done(Memory::kRowsDone);
+      if constexpr (kColumnPart) {
+        done(Memory::kGradOSummed);
+      } else {
+        done_slot(Memory::kDoneGradO, turn);
       }
-  };
-  const auto write_shares = [&](int from_group, float* to) {
-    if (tid >= features) return;
-    const float* const from = shares + from_group * 4 * kFeatures + tid;
-    to[tid] = (from[0] + from[kFeatures]) + (from[2 * kFeatures] + from[3 * kFeatures]);
-  };
-  if constexpr (kPart == BackwardPart::kRows) {
-    float* const part = a.sums + (int64_t{item} * a.plan.segments + segment) * a.plan.sums_floats;
-    write_transposed(ds, part);
-    write_shares(0, part + features * kWideHead);
-  } else if (a.grad_initial_s != nullptr && segment == 0) {
-    write_transposed(ds, a.grad_initial_s + int64_t{item} * features * kWideHead);
-    write_shares(0, a.grad_initial_z + int64_t{item} * features);
-  }
-  if constexpr (kMap) {
-    constexpr int kLaunches = kPart == BackwardPart::kAll ? 1 : 2, kLaunch = kPart == BackwardPart::kColumns ? 1 : 0;
-    float* const part = a.grad_weight + ((int64_t{item} * a.plan.segments + segment) * kLaunches + kLaunch) * (kWideHead + 2) * features;
-    write_transposed(dw, part);
-    write_shares(1, part + features * kWideHead);
-    if (tid < features) part[features * kWideHead + features + tid] = 0.0F;
+      const auto add_to_map = [&](const Tile<kFeatures>& grad_y, int input, float weight_of_rows) {
+        begin_products();
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+#pragma unroll
+          for (int step = 0; step < 4; ++step)
+            product<Major::kMN, Major::kMN>(dw[half], operand<Major::kMN>(tile_of(turn, input, half), 0, step), operand<Major::kMN>(grad_y, 0, step), true);
+        commit_products();
+        db.add(grad_y, row0, lane, [&](int) { return weight_of_rows; });
+        wait_products<0>();
+        settle(dw[0]);
+        settle(dw[1]);
+      };
+      if constexpr (kMap && kRowPart) {
+        wait_slot(Memory::kLoadedQ, turn);
+        wait(Memory::kGradYQReady, turn);
+        add_to_map(grad_y_q, Memory::kQ, 1.0F / a.rule.scale);
+        done(Memory::kGradYQDone);
+      }
+      if constexpr (kColumnPart) {
+        if (turn + 1 < turns) publish_state(turn + 1);
+      }
+      if constexpr (kMap && kColumnPart) {
+        wait_slot(Memory::kLoadedK, turn);
+        wait(Memory::kGradYKReady, turn);
+        add_to_map(grad_y_k, Memory::kK, 1.0F);
+        done(Memory::kGradYKDone);
+        done_slot(Memory::kDoneK, turn);
+      }
+    }
+
+    if constexpr (kColumnPart) wait(Memory::kGradStateDone, turns - 1);  // and with dz_shared
+    const auto write_transposed = [&](const float (&value)[2][kFeatures / 8][4], float* to) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+#pragma unroll
+        for (int n = 0; n < kFeatures / 8; ++n)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const int feature = n * 8 + 2 * (lane & 3) + (i & 1);
+            if (feature < features) to[feature * kWideHead + half * kHalfHead + (i < 2 ? low : high)] = value[half][n][i];
+          }
+    };
+    const int feature = tid & 127;
+    const float whole_dz = add_shares(dz);
+    float *to_s = nullptr, *to_z = nullptr;
+    if constexpr (kPart == BackwardPart::kRows) {
+      to_s = a.sums + (int64_t{item} * a.plan.segments + segment) * a.plan.sums_floats;
+      to_z = to_s + features * kWideHead;
+    } else if (a.grad_initial_s != nullptr && segment == 0) {
+      to_s = a.grad_initial_s + int64_t{item} * features * kWideHead;
+      to_z = a.grad_initial_z + int64_t{item} * features;
+    }
+    if (to_s != nullptr) {
+      write_transposed(ds, to_s);
+      if (feature < features) to_z[feature] = whole_dz;
+    }
+    if constexpr (kMap) {
+      constexpr int kLaunches = kPart == BackwardPart::kAll ? 1 : 2, kLaunch = kPart == BackwardPart::kColumns ? 1 : 0;
+      float* const part = a.grad_weight + ((int64_t{item} * a.plan.segments + segment) * kLaunches + kLaunch) * (kWideHead + 2) * features;
+      write_transposed(dw, part);
+      sync_warpgroup(3);  // dz has been read
+      const float whole_db = add_shares(db);
+      if (feature < features) {
+        part[features * kWideHead + feature] = whole_db;
+        part[features * kWideHead + features + feature] = 0.0F;
+      }
+    }
+  } else {
+    give_registers<24>();
+    // One warp for each tensor's tiles; the first brings the states too. What is loaded next is brought to the L2 cache before.
+    const auto store = [&](const CUtensorMap& map, int tiles, int bytes, int at, int turn) {
+      for (int i = 0; i < tiles; ++i) store_tile(map, stage_of(turn) + at + i * bytes, 64 * i, token_of(turn), head, batch);
+      commit_stores();
+      wait_stores_read();
+    };
+    for (int turn = 0; turn < turns; ++turn) {
+      if (warp % 4 == 0) {
+        if constexpr (kRowPart) {
+          if (lane == 0 && has_state(turn + 1)) prefetch_bytes(record_of(turn + 1), kWideRecordBytes<kFeatures>);
+        }
+        if (lane == 0) prefetch(maps.q, Memory::kInputTiles, turn + 2, head);
+        if constexpr (kRowPart) {
+          const auto clear_state = [&] {
+            for (int i = lane; i < kWideRecordBytes<kFeatures> / 16; i += 32) store_shared_16(base + Memory::kState + 16 * i, uint4{0, 0, 0, 0});
+            make_visible_to_wgmma();
+            done(Memory::kStateReady);
+          };
+          if (turn == 0 && !has_state(0)) clear_state();
+          wait(Memory::kStateDone, turn);
+          if (turn + 1 < turns) {
+            if (!has_state(turn + 1)) {
+              clear_state();
+            } else if (lane == 0) {
+              load_state(turn + 1);
+            }
+          }
+        }
+        wait_slot(Memory::kDoneQ, turn);
+        if (lane == 0) {
+          if constexpr (kRowPart) store(maps.grad_q, Memory::kInputTiles, Memory::kInputTile, Memory::kQ, turn);
+          load_q(turn + 2);
+        }
+      } else if (warp % 4 == 1) {
+        if (lane == 0) prefetch(maps.k, Memory::kInputTiles, turn + 2, key_head);
+        wait_slot(Memory::kDoneK, turn);
+        if (lane == 0) load_k(turn + 2);
+      } else if (warp % 4 == 2) {
+        if (lane == 0) prefetch(maps.v, 2, turn + 2, value_head);
+        wait_slot(Memory::kDoneV, turn);
+        if (lane == 0) {
+          if constexpr (kColumnPart) store(maps.grad_v, 2, Memory::kTile, Memory::kV, turn);
+          load_v(turn + 2);
+        }
+      } else {
+        if (lane == 0) prefetch(maps.grad_o, 2, turn + 2, head);
+        wait_slot(Memory::kDoneGradO, turn);
+        if (lane == 0) {
+          if constexpr (kColumnPart) store(maps.grad_k, Memory::kInputTiles, kMap ? Memory::kTile : Memory::kInputTile, Memory::kGradO, turn);
+          load_grad_o(turn + 2);
+        }
+      }
+      __syncwarp();
+    }
   }
 #else
   __trap();
@@ -562,7 +812,7 @@ template <int kFeatures, bool kMap>
 cudaError_t launch_backward_wide(const CausalArguments& a, cudaStream_t stream) {
   return launch_backward_kernels(&causal_backward_wide_kernel<kFeatures, kMap, BackwardPart::kAll>,
                                  &causal_backward_wide_kernel<kFeatures, kMap, BackwardPart::kRows>,
-                                 &causal_backward_wide_kernel<kFeatures, kMap, BackwardPart::kColumns>,
+                                 &causal_backward_wide_kernel<kFeatures, kMap, BackwardPart::kColumns>, kWideBackwardThreads,
                                  WideBackwardMemory<kFeatures, kMap>::kBytes, a, stream);
 }
 

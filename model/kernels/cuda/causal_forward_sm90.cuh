@@ -14,7 +14,8 @@ inline constexpr int kRecordBytes = 4 * kFeatures * kHead + 4 * kFeatures;
 
 constexpr int round_up(int bytes, int to) { return (bytes + to - 1) / to * to; }
 
-/// How the copy engine sees the tensors: boxes of kChunk tokens are read, boxes of 16 (a warp's rows) written.
+/// How the copy engine sees the tensors: boxes of a chunk's tokens are read, boxes of 16 (a warp's rows) written; by the backward
+/// for head size 128, boxes of a chunk.
 struct TensorMaps {
   CUtensorMap q, k, v, o;
   CUtensorMap grad_o, grad_q, grad_k, grad_v;

@@ -6,8 +6,11 @@ namespace t2r::kernels::cuda::sm90 {
 
 constexpr int kWideHead = 128, kHalfHead = 64, kWideChunk = 64;
 
+/// Bytes of a saved state: S - z m^T transposed in bfloat16 ([kWideHead][kFeatures]), then z and m in float32. m is the mean of
+/// all values so far, weighted as the features' sum weighs them: what is left of S has their spread only and loses little in
+/// the rounding, however far from zero they are.
 template <int kFeatures>
-inline constexpr int kWideRecordBytes = 4 * kFeatures * kWideHead + 4 * kFeatures;
+inline constexpr int kWideRecordBytes = 2 * kFeatures * kWideHead + 4 * kFeatures + 4 * kWideHead;
 
 /// Shared memory of the forward kernel for head size 128. Tensors lie as two tiles of 64 columns, one for each warpgroup.
 template <int kFeatures, bool kMap>
@@ -91,7 +94,7 @@ __global__ void __launch_bounds__(kThreads, 1) causal_forward_wide_kernel(const 
   }
   commit_copies();
 
-  // This warpgroup's half of S^T ([64][kFeatures]); of the first: in row 0, z.
+  // This warpgroup's half of S^T ([64][kFeatures]), and z in every row.
   float s[kFeatures / 8][4] = {}, z[kFeatures / 8][4] = {};
   const int column_low = group * kHalfHead + low;
   if constexpr (!kSumsOnly) {
@@ -112,19 +115,46 @@ __global__ void __launch_bounds__(kThreads, 1) causal_forward_wide_kernel(const 
           const int feature = n * 8 + 2 * (lane & 3) + (i & 1);
           if (feature >= features) continue;
           s[n][i] = from_s[feature * kWideHead + column_low + (i < 2 ? 0 : 8)];
-          if (warp == 0 && lane < 4 && i < 2) z[n][i] = from_z[feature];
+          z[n][i] = from_z[feature];
         }
     }
   }
   const auto publish_state = [&](int turn) {
     if constexpr (!kSumsOnly) {
-      const uint32_t record = base + Memory::kState + turn * Memory::kStateStride;
-      const Tile<kFeatures> hi{record}, lo{record + kFeatures * kWideHead * 2};
-      store_split_rows(hi, lo, group * kHalfHead + row0, s, lane);
-      if (warp == 0 && lane < 4) {
-        float2* const to = reinterpret_cast<float2*>(memory + Memory::kState + turn * Memory::kStateStride + 4 * kFeatures * kWideHead);
+      float sum_low = 0.0F, sum_high = 0.0F, sum_z = 0.0F;
 #pragma unroll
-        for (int n = 0; n < kFeatures / 8; ++n) to[n * 4 + lane] = {z[n][0], z[n][1]};
+      for (int n = 0; n < kFeatures / 8; ++n)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const bool minus = !kMap && z[n][i] < 0.0F;  // given features may have any sign
+          sum_low += minus ? -s[n][i] : s[n][i];
+          sum_high += minus ? -s[n][i + 2] : s[n][i + 2];
+          sum_z += minus ? -z[n][i] : z[n][i];
+        }
+      sum_z = row_sum(sum_z);
+      const float inverse = sum_z > 0.0F ? 1.0F / sum_z : 0.0F;
+      const float mean_low = row_sum(sum_low) * inverse, mean_high = row_sum(sum_high) * inverse;
+      unsigned char* const record = memory + Memory::kState + turn * Memory::kStateStride;
+      const Tile<kFeatures> centred{shared_address(record)};
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        uint32_t packed[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int n = 2 * step + i / 2, j = 2 * (i & 1);
+          const float mean = (i & 1) == 0 ? mean_low : mean_high;
+          packed[i] = pack(fmaf(-mean, z[n][0], s[n][j]), fmaf(-mean, z[n][1], s[n][j + 1]));
+        }
+        centred.store_a(packed, group * kHalfHead + row0, 2 * step, lane);
+      }
+      float* const z_to = reinterpret_cast<float*>(record + 2 * kFeatures * kWideHead);
+      if (warp == 0 && lane < 4) {
+#pragma unroll
+        for (int n = 0; n < kFeatures / 8; ++n) reinterpret_cast<float2*>(z_to)[n * 4 + lane] = {z[n][0], z[n][1]};
+      }
+      if ((lane & 3) == 0) {
+        z_to[kFeatures + column_low] = mean_low;
+        z_to[kFeatures + column_low + 8] = mean_high;
       }
     }
   };
@@ -137,7 +167,8 @@ __global__ void __launch_bounds__(kThreads, 1) causal_forward_wide_kernel(const 
     const Tile<kFeatures> phi_q_tile{kMap ? base + Memory::kPhiQ : stage + Memory::kQ};
     const Tile<kHalfHead> v_half{stage + Memory::kV + group * Memory::kTile};
     const uint32_t record = base + Memory::kState + turn * Memory::kStateStride;
-    const float* const z_shared = reinterpret_cast<const float*>(memory + Memory::kState + turn * Memory::kStateStride + 4 * kFeatures * kWideHead);
+    const float* const z_shared = reinterpret_cast<const float*>(memory + Memory::kState + turn * Memory::kStateStride + 2 * kFeatures * kWideHead);
+    const float* const mean_shared = z_shared + kFeatures + group * kHalfHead;
     const int first = chunk * kWideChunk, valid = min(kWideChunk, shape.length - first);
 
     if (chunk == chunk_begin) wait_copies<0>();
@@ -172,8 +203,8 @@ __global__ void __launch_bounds__(kThreads, 1) causal_forward_wide_kernel(const 
 #pragma unroll
       for (int step = 0; step < kWideChunk / 16; ++step)
         product<Major::kMN, Major::kMN>(s, operand<Major::kMN>(v_half, 0, step), operand<Major::kMN>(phi_k, 0, step), true);
-      uint32_t ones[4];  // zeros in the second warpgroup: a branch here would serialize the products
-      two_rows(ones, warp, lane, ones_column(lane), ones_column(lane));
+      constexpr uint32_t kOnes = 0x3f803f80u;
+      const uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
 #pragma unroll
       for (int step = 0; step < kWideChunk / 16; ++step) product<Major::kMN>(z, ones, operand<Major::kMN>(phi_k, 0, step), true);
       commit_products();
@@ -193,26 +224,25 @@ __global__ void __launch_bounds__(kThreads, 1) causal_forward_wide_kernel(const 
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) phi_q_tile.load_a(phi_q[step], row0, 2 * step, lane);
       float p[8][4], num[8][4];
-      const Tile<kFeatures> s_hi{record}, s_lo{record + kFeatures * kWideHead * 2};
+      const Tile<kFeatures> centred{record};
       begin_products();
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) product<Major::kK>(p, phi_q[step], operand<Major::kK>(phi_k, 0, step), step > 0);
       commit_products();
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
-        product<Major::kK>(num, phi_q[step], operand<Major::kK>(s_hi, group * kHalfHead, step), step > 0);
-        product<Major::kK>(num, phi_q[step], operand<Major::kK>(s_lo, group * kHalfHead, step), true);
-      }
+      for (int step = 0; step < kSteps; ++step) product<Major::kK>(num, phi_q[step], operand<Major::kK>(centred, group * kHalfHead, step), step > 0);
       commit_products();
       update_state();
-      float den_low = 0.0F, den_high = 0.0F;
+      float den_low = 0.0F, den_high = 0.0F, before_low = 0.0F, before_high = 0.0F;  // inside the chunk, before it
 #pragma unroll
       for (int n = 0; n < kFeatures / 8; ++n) {
         const float2 z_pair = *reinterpret_cast<const float2*>(z_shared + 8 * n + 2 * (lane & 3));
         const float2 phi_low = unpack(phi_q[n / 2][2 * (n & 1)]), phi_high = unpack(phi_q[n / 2][2 * (n & 1) + 1]);
-        den_low = fmaf(phi_low.x, z_pair.x, fmaf(phi_low.y, z_pair.y, den_low));
-        den_high = fmaf(phi_high.x, z_pair.x, fmaf(phi_high.y, z_pair.y, den_high));
+        before_low = fmaf(phi_low.x, z_pair.x, fmaf(phi_low.y, z_pair.y, before_low));
+        before_high = fmaf(phi_high.x, z_pair.x, fmaf(phi_high.y, z_pair.y, before_high));
       }
+      before_low = row_sum(before_low);
+      before_high = row_sum(before_high);
       wait_products<2>();
       settle(p);
       uint32_t weights[4][4];
@@ -229,12 +259,20 @@ __global__ void __launch_bounds__(kThreads, 1) causal_forward_wide_kernel(const 
 #pragma unroll
       for (int step = 0; step < 4; ++step) product<Major::kMN>(num, weights[step], operand<Major::kMN>(v_half, 0, step), true);
       commit_products();
-      const float scale_low = 1.0F / fmaxf(row_sum(den_low) + a.rule.added, a.rule.floor);
-      const float scale_high = 1.0F / fmaxf(row_sum(den_high) + a.rule.added, a.rule.floor);
+      const float scale_low = 1.0F / fmaxf(row_sum(den_low) + before_low + a.rule.added, a.rule.floor);
+      const float scale_high = 1.0F / fmaxf(row_sum(den_high) + before_high + a.rule.added, a.rule.floor);
       wait_products<0>();
       settle(num);
       settle(s);
       settle(z);
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {  // what the state's centring has left out
+        const float2 mean = *reinterpret_cast<const float2*>(mean_shared + 8 * n + 2 * (lane & 3));
+        num[n][0] = fmaf(before_low, mean.x, num[n][0]);
+        num[n][1] = fmaf(before_low, mean.y, num[n][1]);
+        num[n][2] = fmaf(before_high, mean.x, num[n][2]);
+        num[n][3] = fmaf(before_high, mean.y, num[n][3]);
+      }
       if (chunk + 1 < chunk_end) publish_state(turn ^ 1);
       const Tile<kHalfHead> scratch{(kMap ? stage + Memory::kQ : base + Memory::kScratch) + group * Memory::kTile};
       stage_rows<kHalfHead>(scratch, row0, num, scale_low, scale_high, lane);

@@ -41,6 +41,11 @@ struct Encoder {
 cudaError_t make_tensor_maps(const CausalArguments& a, bool backward, TensorMaps& maps) {
   static const Encode encode = find_encoder();
   if (encode == nullptr) return cudaErrorNotSupported;
+  // The encoder wants a context, which a thread that has called nothing of CUDA yet does not have (autograd's, at the first backward).
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaSetDevice(device);
+  if (error != cudaSuccess) return error;
   const Shape& shape = a.shape;
   const bool has_map = a.weight != nullptr;
   const int head_size = shape.head_size, chunk = a.plan.chunk;
@@ -50,10 +55,11 @@ cudaError_t make_tensor_maps(const CausalArguments& a, bool backward, TensorMaps
   make(maps.k, a.k, shape.key_heads, columns, box, chunk);
   make(maps.v, a.v, shape.value_heads, head_size, 64, chunk);
   if (backward) {
+    const int stored = head_size == kWideHead ? chunk : 16;
     make(maps.grad_o, a.grad_o, shape.query_heads, head_size, 64, chunk);
-    make(maps.grad_q, a.grad_q, shape.query_heads, columns, box, 16);
-    make(maps.grad_k, a.grad_k, shape.query_heads, columns, box, 16);
-    make(maps.grad_v, a.grad_v, shape.query_heads, head_size, 64, 16);
+    make(maps.grad_q, a.grad_q, shape.query_heads, columns, box, stored);
+    make(maps.grad_k, a.grad_k, shape.query_heads, columns, box, stored);
+    make(maps.grad_v, a.grad_v, shape.query_heads, head_size, 64, stored);
   } else {
     make(maps.o, a.o, shape.query_heads, head_size, 64, 16);
   }

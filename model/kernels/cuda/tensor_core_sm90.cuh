@@ -29,6 +29,20 @@ __device__ __forceinline__ void settle(float (&d)[kTiles][4]) {
     for (float& x : tile) asm volatile("" : "+f"(x)::"memory");
 }
 
+/// Moves registers between warpgroups: this warpgroup's threads have kRegisters from now on. Only where the block's warpgroups
+/// part, each into a branch of its own.
+template <int kRegisters>
+__device__ __forceinline__ void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
+}
+
+/// Barrier of one warpgroup; `id` 1 to 15.
+__device__ __forceinline__ void sync_warpgroup(int id) { asm volatile("bar.sync %0, 128;\n" ::"r"(id) : "memory"); }
+
 enum class Major {
   kK,   ///< the tile's columns run along k: A as [m][k], B as [n][k]
   kMN,  ///< the tile's rows run along k: A as [k][m], B as [k][n]; at most kColumns of m or n
