@@ -99,6 +99,23 @@ class BadInput(Case):
         else:
             self.fails(run("bench", "attention"), 78, "needs a build with CUDA (launch/build.sh gpu)")
 
+    def test_a_gpu_that_is_not_there(self):
+        train = self.train_arguments(self.folder / "no-gpu", "--steps", 2, "--device", "cuda")
+        model = self.folder / "no-model"
+        commands = [("train", train), ("bench", ["bench", "train", "--device", "cuda"]),
+                    ("evaluate", ["evaluate", "--model", model, "--data", self.folder / "valid", "--device", "cuda"])]
+        self.fails(run("bench", "train", "--device", "cpu", "--precision", "bf16"), 78, "precision = bf16, allowed on a CPU: float32")
+        if not (pathlib.Path(os.environ["T2R_BINARY"]).parent / "t2r_gpu").exists():
+            for name, command in commands:
+                with self.subTest(name):
+                    self.fails(run(*command), 78, "--device cuda needs a build with CUDA (launch/build.sh gpu)")
+        elif shutil.which("nvidia-smi") is None:
+            for name, command in commands:
+                with self.subTest(name):
+                    self.fails(run(*command), 78, "no GPU was found on host", "run with --device cpu")
+            self.fails(run(*train, ranks=2), 78, "ranks 0, 1: no GPU was found on host")
+        self.assertFalse((self.folder / "no-gpu" / "checkpoints").exists())
+
     def test_values_that_are_not_allowed(self):
         base = ["--output", self.folder / "never", "--train-data", self.folder / "train", "--model.layers", 2]
         for more, text in ((["--steps", 2, "--batch-size", 0], "batch-size = 0, allowed: 1 or more"),
