@@ -11,7 +11,7 @@ usage() {
 Usage: launch/smollm2.sh [--tokens N] [--output DIR] [--extra-text FILE] [VARIANT...]
 
 Finetunes SmolLM2-135M (data/get_model.sh) on WikiText-2 in each VARIANT with N tokens (default 9830400) and prints the
-perplexity on WikiText-2's validation and test text. Meant for a GPU; a minute a variant on an H200.
+perplexity on WikiText-2's validation and test text, of the step with the best validation. Meant for a GPU; a minute a variant on an H200.
 Text is WikiText-2 as people write it (data/detokenize_wikitext.py), three times an epoch beside --extra-text, once alone.
 
 VARIANT (default: all)
@@ -86,7 +86,7 @@ run_variant() {
     *-transfer) train "$name" --model "$OUT/swapped-${name%-transfer}" --transfer-steps "$transfer" ;;
     t2r | t2r75 | elu) train "$name" --model "$OUT/swapped-$name" ;;
   esac
-  measure "$name" "$OUT/$name/checkpoints/latest" "$TOKENS" $((SECONDS - started))
+  measure "$name" "$OUT/$name/checkpoints/best" "$TOKENS" $((SECONDS - started))
 }
 
 main() {

@@ -60,7 +60,7 @@ FAKE
 
 AnswersHelpWithZeroWhenAsked() {
   local script
-  for script in launch/setup.sh launch/build.sh launch/test.sh launch/quickstart.sh launch/gpu_check.sh \
+  for script in launch/setup.sh launch/build.sh launch/test.sh launch/quickstart.sh launch/smollm2.sh launch/gpu_check.sh \
     data/get_corpus.sh data/get_model.sh; do
     expect 0 "^Usage: $script" "$ROOT/$script" --help || return 1
   done
@@ -68,6 +68,8 @@ AnswersHelpWithZeroWhenAsked() {
 
 EndsWith64WhenTheUsageIsWrong() {
   expect 64 "unknown argument --frob" "$ROOT/launch/setup.sh" --frob &&
+    expect 64 "unknown variant t2r50; allowed: as-is softmax t2r" "$ROOT/launch/smollm2.sh" t2r50 &&
+    expect 64 "unknown option --frob" "$ROOT/launch/smollm2.sh" --frob &&
     expect 64 "NAME and perhaps DIR" "$ROOT/data/get_corpus.sh" &&
     expect 64 "gutenberg is not a corpus.*libreoffice-help wikitext-2" "$ROOT/data/get_corpus.sh" gutenberg &&
     expect 64 "gpt5 is not a model that get_model.sh knows; any Hugging Face folder of the GPT-2 or Llama family works: pass it to --model" \
@@ -368,6 +370,20 @@ except converter.ConversionError as error:
     assert "attn_q.bias" in str(error), error
 print("converted")
 PYTHON
+}
+
+DetokenizedTextReadsAsPeopleWriteIt() {
+  cat >"$TMP/tokens" <<'TEXT'
+ = Robert <unk> ( actor ) = 
+ 
+ He won 1 @,@ 500 m in 3 @.@ 5 min – a co @-@ star , " the best " , said the game 's maker ; players ' turns : don 't ask ! 
+TEXT
+  cat >"$TMP/wanted" <<'TEXT'
+= Robert <unk> (actor) =
+
+He won 1,500 m in 3.5 min – a co-star, "the best", said the game's maker; players' turns: don't ask!
+TEXT
+  "$ROOT/data/detokenize_wikitext.py" "$TMP/tokens" | diff "$TMP/wanted" -
 }
 
 ModelFolderThatIsIncompleteIsRefused() {
