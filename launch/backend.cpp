@@ -49,7 +49,8 @@ bool has_gpu_backend() {
 model::Placement single_placement(const BackendOptions& options) {
   if (options.device == "cpu") return {};
   if (!at::hasCUDA()) {
-    throw ConfigError("no GPU was found: LibTorch sees no CUDA device or no driver; run with --device cpu");
+    throw ConfigError(
+        "no GPU was found: LibTorch sees no CUDA device or no driver; run with --device cpu");
   }
   return {torch::Device(torch::kCUDA, 0),
           options.precision == "bf16" ? torch::kBFloat16 : torch::kFloat32};

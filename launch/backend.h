@@ -38,7 +38,8 @@ class Backend {
 };
 
 /// The backend that resolved options ask for. Collective: every rank, same order.
-/// @throws ConfigError  on every rank: no GPU, fewer GPUs than ranks on a host, two ranks on one GPU
+/// @throws ConfigError  on every rank: no GPU, fewer GPUs than ranks on a host, two ranks on one
+/// GPU
 std::unique_ptr<Backend> make_backend(const BackendOptions& options,
                                       dist::World& world,
                                       dist::MpiCommunicator& communicator);

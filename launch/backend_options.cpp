@@ -19,12 +19,14 @@ fs::path beside_this_program(const std::string& name) {
   return fs::read_symlink("/proc/self/exe").parent_path() / name;
 }
 
-// Device files, not the driver: asking the driver would load CUDA into a process that may not need it.
+// Device files, not the driver: asking the driver would load CUDA into a process that may not need
+// it.
 bool has_gpu() {
   std::error_code ignored;
   for (const fs::directory_entry& entry : fs::directory_iterator("/dev", ignored)) {
     const std::string name = entry.path().filename().string();
-    if (name.size() > 6 && name.starts_with("nvidia") && name.find_first_not_of("0123456789", 6) == std::string::npos)
+    if (name.size() > 6 && name.starts_with("nvidia") &&
+        name.find_first_not_of("0123456789", 6) == std::string::npos)
       return true;
   }
   return false;
@@ -55,9 +57,8 @@ void BackendOptions::resolve(const Invocation& invocation) {
   if (device == "cpu" && precision == "bf16")
     throw ConfigError("precision = bf16, allowed on a CPU: float32");
   if (device == "cuda" && !is_gpu_program) {
-    become_gpu_program(kGpuProgram,
-                       {*invocation.argv + 1, *invocation.argv + *invocation.argc},
-                       "--device cuda");
+    become_gpu_program(
+        kGpuProgram, {*invocation.argv + 1, *invocation.argv + *invocation.argc}, "--device cuda");
   }
 }
 
@@ -66,7 +67,10 @@ void become_gpu_program(const std::string& program,
                         const std::string& what) {
   const fs::path path = beside_this_program(program);
   if (!fs::exists(path)) {
-    throw ConfigError(concat(what, " needs a build with CUDA (launch/build.sh gpu); ", path.string(), " does not exist"));
+    throw ConfigError(concat(what,
+                             " needs a build with CUDA (launch/build.sh gpu); ",
+                             path.string(),
+                             " does not exist"));
   }
   std::vector<char*> argv{const_cast<char*>(path.c_str())};
   for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));

@@ -26,7 +26,8 @@ struct BackendOptions {
   void resolve(const Invocation& invocation);
 };
 
-/// Becomes `program` of this program's folder, with this process's arguments from `first` on. Local.
+/// Becomes `program` of this program's folder, with this process's arguments from `first` on.
+/// Local.
 /// @throws ConfigError  if there is none: `what` needs a build with CUDA
 [[noreturn]] void become_gpu_program(const std::string& program,
                                      const std::vector<std::string>& arguments,

@@ -23,11 +23,8 @@ using Clock = std::chrono::steady_clock;
 
 struct BenchOptions {
   std::string model;
-  NewModelConfig new_model{.family = "gpt2",
-                           .num_layers = 12,
-                           .hidden_size = 768,
-                           .num_heads = 12,
-                           .attention = "t2r"};
+  NewModelConfig new_model{
+      .family = "gpt2", .num_layers = 12, .hidden_size = 768, .num_heads = 12, .attention = "t2r"};
   int64_t vocab_size = 50304;
   int64_t sequence_length = 1024, batch_size = 64, micro_batch_size = 0;
   int64_t steps = 50, warmup_steps = 10, threads = 0;
@@ -43,7 +40,8 @@ struct BenchOptions {
     options.add("micro-batch-size", micro_batch_size, "sequences at once; 0: all");
     options.add("steps", steps, "timed");
     options.add("warmup-steps", warmup_steps, "before them");
-    options.add("peak-tflops", peak_tflops, "of one rank's device, for MFU; 0: the data sheet's, if known");
+    options.add(
+        "peak-tflops", peak_tflops, "of one rank's device, for MFU; 0: the data sheet's, if known");
     options.add("threads", threads, "per rank; 0: this host's processors divided by its ranks");
     options.add("json", json, "print one JSON object");
     backend.bind(options, /*trains=*/true);
@@ -58,26 +56,32 @@ struct BenchOptions {
     at_least_one("batch-size", batch_size);
     at_least_one("steps", steps);
     at_least_one("vocab-size", vocab_size);
-    if (warmup_steps < 0) throw ConfigError(concat("warmup-steps = ", warmup_steps, ", allowed: 0 or more"));
+    if (warmup_steps < 0)
+      throw ConfigError(concat("warmup-steps = ", warmup_steps, ", allowed: 0 or more"));
     if (micro_batch_size < 0 || micro_batch_size > batch_size) {
-      throw ConfigError(concat("micro-batch-size = ", micro_batch_size, ", allowed: 0 to batch-size = ", batch_size));
+      throw ConfigError(concat(
+          "micro-batch-size = ", micro_batch_size, ", allowed: 0 to batch-size = ", batch_size));
     }
   }
 };
 
 /// Dense bf16 peaks of data sheets, TFLOP/s. Source: NVIDIA's data sheets of A100, H100 and H200.
 double data_sheet_tflops(const std::string& device) {
-  if (device.find("H100") != std::string::npos || device.find("H200") != std::string::npos) return 989.0;
+  if (device.find("H100") != std::string::npos || device.find("H200") != std::string::npos)
+    return 989.0;
   if (device.find("A100") != std::string::npos) return 312.0;
   return 0.0;
 }
 
-/// Useful operations of training per token: 6 for every parameter in a product, and attention's, forward and twice that
-/// backward: softmax sees half of the context, linear attention one state (map of q and k, update, read).
+/// Useful operations of training per token: 6 for every parameter in a product, and attention's,
+/// forward and twice that backward: softmax sees half of the context, linear attention one state
+/// (map of q and k, update, read).
 double flops_per_token(const model::DecoderConfig& config, int64_t num_parameters, int64_t length) {
-  const auto heads = static_cast<double>(config.num_heads), dim = static_cast<double>(config.head_dim);
+  const auto heads = static_cast<double>(config.num_heads),
+             dim = static_cast<double>(config.head_dim);
   double parameters = static_cast<double>(num_parameters);
-  if (!config.tied_embeddings) parameters -= static_cast<double>(config.vocab_size * config.hidden_size);
+  if (!config.tied_embeddings)
+    parameters -= static_cast<double>(config.vocab_size * config.hidden_size);
   double attention = 0.0;
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
     const double columns = config.is_linear_layer(layer)
@@ -88,13 +92,18 @@ double flops_per_token(const model::DecoderConfig& config, int64_t num_parameter
   return 6.0 * parameters + attention;
 }
 
-std::vector<data::Batch> make_batches(const BenchOptions& options, int64_t vocab_size, Backend& backend, int rank) {
+std::vector<data::Batch> make_batches(const BenchOptions& options,
+                                      int64_t vocab_size,
+                                      Backend& backend,
+                                      int rank) {
   std::mt19937_64 generator(static_cast<uint64_t>(rank) + 1);
   std::uniform_int_distribution<int64_t> token(0, vocab_size - 1);
-  const int64_t largest = options.micro_batch_size > 0 ? options.micro_batch_size : options.batch_size;
+  const int64_t largest =
+      options.micro_batch_size > 0 ? options.micro_batch_size : options.batch_size;
   std::vector<data::Batch> batches;
   for (int64_t begin = 0; begin < options.batch_size; begin += largest) {
-    data::Batch batch{.batch_size = std::min(largest, options.batch_size - begin), .length = options.sequence_length};
+    data::Batch batch{.batch_size = std::min(largest, options.batch_size - begin),
+                      .length = options.sequence_length};
     batch.ends_step = begin + largest >= options.batch_size;
     batch.buffer = backend.batch_allocator()(batch.batch_size, batch.length);
     for (int64_t i = 0; i < batch.batch_size * batch.length; ++i) {
@@ -107,7 +116,7 @@ std::vector<data::Batch> make_batches(const BenchOptions& options, int64_t vocab
 }
 
 struct Report {
-  std::vector<double> seconds;  ///< per step, of the slowest rank
+  std::vector<double> seconds;   ///< per step, of the slowest rank
   double exposed_seconds = 0.0;  ///< mean, where the backend knows
   std::vector<TrainingStep::Phase> phases;
   int64_t peak_bytes = 0;  ///< of the rank with the most
@@ -119,7 +128,10 @@ struct Report {
   }
 };
 
-Report measure(const BenchOptions& options, TrainingStep& step, const StepInputs& inputs, Backend& backend) {
+Report measure(const BenchOptions& options,
+               TrainingStep& step,
+               const StepInputs& inputs,
+               Backend& backend) {
   dist::Communicator& communicator = backend.communicator();
   Report report;
   for (int64_t i = 0; i < options.warmup_steps + options.steps; ++i) {
@@ -130,7 +142,8 @@ Report measure(const BenchOptions& options, TrainingStep& step, const StepInputs
     if (totals.is_skipped) throw NumericError(concat("step ", i, " was not finite"));
     if (i < options.warmup_steps) continue;
     report.seconds.push_back(seconds);
-    report.exposed_seconds += totals.exposed_communication_seconds / static_cast<double>(options.steps);
+    report.exposed_seconds +=
+        totals.exposed_communication_seconds / static_cast<double>(options.steps);
   }
   report.peak_bytes = backend.peak_memory_bytes();
   const Tensor slowest = torch::tensor(report.seconds, torch::kFloat64);
@@ -143,11 +156,17 @@ Report measure(const BenchOptions& options, TrainingStep& step, const StepInputs
   return report;
 }
 
-void print_report(const BenchOptions& options, const model::DecoderLM& model, const Report& report, const Backend& backend, int world) {
+void print_report(const BenchOptions& options,
+                  const model::DecoderLM& model,
+                  const Report& report,
+                  const Backend& backend,
+                  int world) {
   const double median = report.quantile(0.5);
   const double tokens = static_cast<double>(options.batch_size * options.sequence_length);
-  const double peak = options.peak_tflops > 0.0 ? options.peak_tflops : data_sheet_tflops(backend.description());
-  const double flops = flops_per_token(model.config(), model.parameters().num_scalars(), options.sequence_length);
+  const double peak =
+      options.peak_tflops > 0.0 ? options.peak_tflops : data_sheet_tflops(backend.description());
+  const double flops =
+      flops_per_token(model.config(), model.parameters().num_scalars(), options.sequence_length);
   const double achieved = flops * tokens / median / 1e12;
   if (options.json) {
     nlohmann::ordered_json json{{"ranks", world},
@@ -161,7 +180,8 @@ void print_report(const BenchOptions& options, const model::DecoderLM& model, co
                                 {"tflops_per_rank", achieved},
                                 {"peak_memory_bytes", report.peak_bytes}};
     if (peak > 0.0) json["mfu"] = achieved / peak;
-    for (const TrainingStep::Phase& phase : report.phases) json["phases"][phase.name] = phase.seconds;
+    for (const TrainingStep::Phase& phase : report.phases)
+      json["phases"][phase.name] = phase.seconds;
     std::cout << json.dump() << "\n";
     return;
   }
@@ -171,30 +191,44 @@ void print_report(const BenchOptions& options, const model::DecoderLM& model, co
     return std::string(text);
   };
   char line[200];
-  std::snprintf(line, sizeof(line), "%.0f tokens/s on %d rank(s), %.0f each; %.0f TFLOP/s each", tokens * world / median, world, tokens / median, achieved);
+  std::snprintf(line,
+                sizeof(line),
+                "%.0f tokens/s on %d rank(s), %.0f each; %.0f TFLOP/s each",
+                tokens * world / median,
+                world,
+                tokens / median,
+                achieved);
   std::cout << line;
   if (peak > 0.0) {
     std::snprintf(line, sizeof(line), ", MFU %.1f %% of %.0f", 100.0 * achieved / peak, peak);
     std::cout << line;
   }
-  std::cout << "\nstep " << milliseconds(median) << " (p10 " << milliseconds(report.quantile(0.1)) << ", p90 "
-            << milliseconds(report.quantile(0.9)) << ", " << report.seconds.size() << " steps, the slowest rank of each)\n";
+  std::cout << "\nstep " << milliseconds(median) << " (p10 " << milliseconds(report.quantile(0.1))
+            << ", p90 " << milliseconds(report.quantile(0.9)) << ", " << report.seconds.size()
+            << " steps, the slowest rank of each)\n";
   if (report.peak_bytes > 0) {
-    std::snprintf(line, sizeof(line), "memory %.2f GiB at most\n", static_cast<double>(report.peak_bytes) / (1 << 30));
+    std::snprintf(line,
+                  sizeof(line),
+                  "memory %.2f GiB at most\n",
+                  static_cast<double>(report.peak_bytes) / (1 << 30));
     std::cout << line;
   }
   for (const TrainingStep::Phase& phase : report.phases)
     std::cout << "  " << phase.name << ": " << milliseconds(phase.seconds) << "\n";
-  if (report.exposed_seconds > 0.0) std::cout << "  exposed all-reduce: " << milliseconds(report.exposed_seconds) << "\n";
-  std::cout << "model: " << model.parameters().num_scalars() << " parameters; " << options.batch_size << " x " << options.sequence_length
-            << " tokens a step and rank; " << backend.description() << "\n";
+  if (report.exposed_seconds > 0.0)
+    std::cout << "  exposed all-reduce: " << milliseconds(report.exposed_seconds) << "\n";
+  std::cout << "model: " << model.parameters().num_scalars() << " parameters; "
+            << options.batch_size << " x " << options.sequence_length << " tokens a step and rank; "
+            << backend.description() << "\n";
 }
 
 }  // namespace
 
 int run_bench_train(const Invocation& invocation) {
   BenchOptions values;
-  OptionSet options("bench train", "Time training steps on random tokens, alone or under mpirun; by default a GPT-2-124M with T2R attention.");
+  OptionSet options("bench train",
+                    "Time training steps on random tokens, alone or under mpirun; by default a "
+                    "GPT-2-124M with T2R attention.");
   values.bind(options);
   if (options.parse(invocation.arguments) == OptionSet::Outcome::kDone) return 0;
   values.backend.resolve(invocation);
@@ -210,7 +244,8 @@ int run_bench_train(const Invocation& invocation) {
   if (!values.model.empty()) {
     model = std::move(model::load_model(values.model).model);
   } else {
-    model = std::make_unique<model::DecoderLM>(values.new_model.resolve(values.vocab_size, values.sequence_length));
+    model = std::make_unique<model::DecoderLM>(
+        values.new_model.resolve(values.vocab_size, values.sequence_length));
     model->initialize(1);
   }
   model::ParameterArena arena(model->parameters(), backend->placement());
@@ -222,8 +257,10 @@ int run_bench_train(const Invocation& invocation) {
                                         .reducer = reducer,
                                         .communicator = backend->communicator(),
                                         .clip_norm = 1.0});
-  const std::vector<data::Batch> batches = make_batches(values, model->config().vocab_size, *backend, world.rank());
-  const StepInputs inputs{.batches = batches, .update = {.learning_rate = 1e-4, .map_learning_rate = 1e-4}};
+  const std::vector<data::Batch> batches =
+      make_batches(values, model->config().vocab_size, *backend, world.rank());
+  const StepInputs inputs{.batches = batches,
+                          .update = {.learning_rate = 1e-4, .map_learning_rate = 1e-4}};
   const Report report = measure(values, *step, inputs, *backend);
   if (world.rank() == 0) print_report(values, *model, report, *backend, world.size());
   return 0;

@@ -25,7 +25,9 @@ data::BatchBuffer allocate_pinned(int64_t batch_size, int64_t length) {
 class GpuBackend : public Backend {
  public:
   GpuBackend(const BackendOptions& options, dist::World& world, dist::MpiCommunicator& host)
-      : options_(options), device_(dist::choose_device(world, host)), communicator_(world, host, {.device = device_}) {
+      : options_(options),
+        device_(dist::choose_device(world, host)),
+        communicator_(world, host, {.device = device_}) {
     c10::cuda::set_device(static_cast<c10::DeviceIndex>(device_));
     at::Context& context = at::globalContext();
     // cuDNN's attention is the quickest on Hopper; LibTorch would try its own first.
@@ -62,8 +64,10 @@ class GpuBackend : public Backend {
   }
 
   int64_t peak_memory_bytes() const override {
-    const auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(static_cast<c10::DeviceIndex>(device_));
-    return stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)].peak;
+    const auto stats =
+        c10::cuda::CUDACachingAllocator::getDeviceStats(static_cast<c10::DeviceIndex>(device_));
+    return stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)]
+        .peak;
   }
 
   void reset_peak_memory() override {

@@ -26,7 +26,8 @@ class Board {
   explicit Board(int world)
       : size_(control::kControlSlots + kSums + world),
         device_(torch::zeros({size_}, torch::TensorOptions(torch::kCUDA).dtype(torch::kFloat64))),
-        host_in_(torch::zeros({size_}, torch::TensorOptions().dtype(torch::kFloat64).pinned_memory(true))),
+        host_in_(torch::zeros({size_},
+                              torch::TensorOptions().dtype(torch::kFloat64).pinned_memory(true))),
         host_out_(torch::zeros_like(host_in_, torch::TensorOptions().pinned_memory(true))) {}
 
   enum Sum { kLoss, kTokens, kStop, kSums };
@@ -110,19 +111,22 @@ class GpuStep : public TrainingStep {
       loss_of(kind, whole.tokens).backward();
       parts_.reducer.discard_step();
     });
-    const auto reduction = capture([&] {
-      parts_.communicator.all_reduce(parts_.arena.gradients(), dist::Reduction::kSum);
-    });
+    const auto reduction = capture(
+        [&] { parts_.communicator.all_reduce(parts_.arena.gradients(), dist::Reduction::kSum); });
     const auto update = capture([&] { this->update(); });
-    const double forward_seconds = seconds_of(*forward), both_seconds = seconds_of(*forward_backward),
-                 whole_seconds = seconds_of(*whole.graph), reduction_seconds = seconds_of(*reduction);
-    stage({.batches = inputs.batches, .update = {.number = inputs.update.number}});  // rates of zero
+    const double forward_seconds = seconds_of(*forward),
+                 both_seconds = seconds_of(*forward_backward),
+                 whole_seconds = seconds_of(*whole.graph),
+                 reduction_seconds = seconds_of(*reduction);
+    stage(
+        {.batches = inputs.batches, .update = {.number = inputs.update.number}});  // rates of zero
     const double update_seconds = seconds_of(*update);
     return {{"forward, with the gradient of the logits", forward_seconds},
             {"backward", both_seconds - forward_seconds},
             {"gradient norm and AdamW", update_seconds},
             {"all-reduce alone", reduction_seconds},
-            {"exposed: step less forward, backward, update", whole_seconds - both_seconds - update_seconds}};
+            {"exposed: step less forward, backward, update",
+             whole_seconds - both_seconds - update_seconds}};
   }
 
  private:
@@ -158,7 +162,8 @@ class GpuStep : public TrainingStep {
 
   static Kind kind_of(const StepInputs& inputs, size_t i) {
     const data::Batch& batch = inputs.batches[i];
-    return {batch.batch_size, batch.length, i == 0, i + 1 == inputs.batches.size(), inputs.is_transfer};
+    return {
+        batch.batch_size, batch.length, i == 0, i + 1 == inputs.batches.size(), inputs.is_transfer};
   }
 
   /// tokens [2, B, T]; the buffer outlives the step.
@@ -180,7 +185,8 @@ class GpuStep : public TrainingStep {
     const auto for_missing = [&](const auto& body) {
       on_all_ranks(parts_.communicator, [&] {
         explaining_out_of_memory(inputs, [&] {
-          for (size_t i = 0; i < inputs.batches.size(); ++i) body(kind_of(inputs, i), inputs.batches[i]);
+          for (size_t i = 0; i < inputs.batches.size(); ++i)
+            body(kind_of(inputs, i), inputs.batches[i]);
           c10::cuda::getCurrentCUDAStream().synchronize();
         });
       });
@@ -203,8 +209,13 @@ class GpuStep : public TrainingStep {
       const std::string what = error.what_without_backtrace();
       const data::Batch& batch = inputs.batches.front();
       throw Error(ExitCode::kInternal,
-                  concat("out of GPU memory for micro-batches of ", batch.batch_size, " x ", batch.length,
-                         " tokens; try a smaller --micro-batch-size (", what.substr(0, what.find(". ")), ")"));
+                  concat("out of GPU memory for micro-batches of ",
+                         batch.batch_size,
+                         " x ",
+                         batch.length,
+                         " tokens; try a smaller --micro-batch-size (",
+                         what.substr(0, what.find(". ")),
+                         ")"));
     }
   }
 
@@ -225,8 +236,9 @@ class GpuStep : public TrainingStep {
   /// NCCL connects the ranks at an operation's first use, which must not be while capturing.
   void warm_up_collectives() {
     for (const dist::Bucket& bucket : parts_.reducer.buckets()) {
-      parts_.communicator.all_reduce(parts_.arena.gradients().narrow(0, bucket.begin, bucket.end - bucket.begin),
-                                     dist::Reduction::kSum);
+      parts_.communicator.all_reduce(
+          parts_.arena.gradients().narrow(0, bucket.begin, bucket.end - bucket.begin),
+          dist::Reduction::kSum);
     }
     parts_.communicator.all_reduce(board_.device_sums(), dist::Reduction::kSum);
     parts_.communicator.synchronize_device();
@@ -276,7 +288,8 @@ class GpuStep : public TrainingStep {
   /// One small reduction carries everything that ranks have to agree on.
   void agree_on_totals() {
     const int rank = parts_.communicator.rank();
-    board_.device_mean_losses()[rank].copy_(board_.device_sum(Board::kLoss) / board_.device_sum(Board::kTokens));
+    board_.device_mean_losses()[rank].copy_(board_.device_sum(Board::kLoss) /
+                                            board_.device_sum(Board::kTokens));
     parts_.communicator.all_reduce(board_.device_sums(), dist::Reduction::kSum);
     board_.device_slot(control::kLossSum).copy_(board_.device_sum(Board::kLoss));
     board_.device_slot(control::kNumTokens).copy_(board_.device_sum(Board::kTokens));
@@ -287,7 +300,8 @@ class GpuStep : public TrainingStep {
     const Tensor board = board_.device_control();
     ops::gradient_norm(parts_.arena.gradients(), board, options.beta1, options.beta2);
     ops::adamw({.master = parts_.arena.masters(),
-                .values = parts_.arena.has_own_values() ? std::optional(parts_.arena.values()) : std::nullopt,
+                .values = parts_.arena.has_own_values() ? std::optional(parts_.arena.values())
+                                                        : std::nullopt,
                 .gradients = parts_.arena.gradients(),
                 .first_moment = parts_.optimizer.first_moment(),
                 .second_moment = parts_.optimizer.second_moment(),
@@ -298,7 +312,8 @@ class GpuStep : public TrainingStep {
 
   void stage(const StepInputs& inputs) {
     double num_tokens = 0.0;
-    for (const data::Batch& batch : inputs.batches) num_tokens += static_cast<double>(batch.batch_size * batch.length);
+    for (const data::Batch& batch : inputs.batches)
+      num_tokens += static_cast<double>(batch.batch_size * batch.length);
     board_.slot(control::kLearningRate) = inputs.update.learning_rate;
     board_.slot(control::kMapLearningRate) = inputs.update.map_learning_rate;
     board_.slot(control::kClipNorm) = parts_.clip_norm;

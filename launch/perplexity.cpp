@@ -43,7 +43,9 @@ double score_batch(const model::DecoderLM& model,
   }
   targets.copy_(tokens.narrow(1, 1, length));
   for (int64_t b = 0; b < batch; ++b) targets[b].narrow(0, 0, length - windows[b].scored).fill_(-1);
-  const auto on_device = [&](const Tensor& tensor) { return tensor.contiguous().to(model.device()); };
+  const auto on_device = [&](const Tensor& tensor) {
+    return tensor.contiguous().to(model.device());
+  };
   return model.token_losses(on_device(tokens.narrow(1, 0, length)), on_device(targets))
       .sum(torch::kFloat64)
       .item<double>();

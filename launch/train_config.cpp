@@ -61,23 +61,13 @@ void NewModelConfig::bind(OptionSet& options) {
   options.add("model.layers", num_layers, "blocks");
   options.add("model.hidden-size", hidden_size, "width");
   options.add("model.heads", num_heads, "attention heads");
-  options.add("model.kv-heads",
-              num_kv_heads,
-              "key/value heads; 0: as many as heads");
-  options.add("model.intermediate-size",
-              intermediate_size,
-              "feed-forward width; 0: the family's");
-  options.add("model.max-positions",
-              max_positions,
-              "longest context; 0: sequence-length");
-  options.add("model.tied-embeddings",
-              tied_embeddings,
-              "output shares the token embedding");
-  options.add_choice(
-      "model.attention", attention, {"softmax", "t2r", "elu"}, "attention");
+  options.add("model.kv-heads", num_kv_heads, "key/value heads; 0: as many as heads");
+  options.add("model.intermediate-size", intermediate_size, "feed-forward width; 0: the family's");
+  options.add("model.max-positions", max_positions, "longest context; 0: sequence-length");
+  options.add("model.tied-embeddings", tied_embeddings, "output shares the token embedding");
+  options.add_choice("model.attention", attention, {"softmax", "t2r", "elu"}, "attention");
   options.add("model.feature-size", feature_size, "features per head (t2r)");
-  options.add(
-      "model.softmax-layers", softmax_layers, "layers that keep softmax");
+  options.add("model.softmax-layers", softmax_layers, "layers that keep softmax");
 }
 
 void TrainConfig::bind(OptionSet& options) {

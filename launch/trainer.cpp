@@ -78,12 +78,12 @@ Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, Backend& back
                              .communicator = communicator_,
                              .dropout = config.dropout,
                              .clip_norm = config.clip_norm});
-  loader_ = std::make_unique<data::Loader>(
-      inputs_.train,
-      sampler_,
-      batch_plan(config, communicator_),
-      data::LoaderOptions{.cursor = position_.sample_cursor,
-                          .allocate = backend.batch_allocator()});
+  loader_ =
+      std::make_unique<data::Loader>(inputs_.train,
+                                     sampler_,
+                                     batch_plan(config, communicator_),
+                                     data::LoaderOptions{.cursor = position_.sample_cursor,
+                                                         .allocate = backend.batch_allocator()});
 }
 
 Trainer::Outcome Trainer::run() {

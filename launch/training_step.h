@@ -23,9 +23,9 @@ struct StepInputs {
 
 /// What it gives: the same bits on every rank.
 struct StepTotals {
-  double loss_sum = 0.0;       ///< over all ranks' tokens
-  int64_t num_tokens = 0;      ///< of all ranks
-  double loss_max_rank = 0.0;  ///< mean loss of the rank with the largest
+  double loss_sum = 0.0;           ///< over all ranks' tokens
+  int64_t num_tokens = 0;          ///< of all ranks
+  double loss_max_rank = 0.0;      ///< mean loss of the rank with the largest
   bool is_stop_requested = false;  ///< on any rank
   double gradient_norm = 0.0;      ///< of the mean loss, before clipping
   bool is_skipped = false;         ///< loss or gradients were not finite: nothing was updated
@@ -57,8 +57,8 @@ class TrainingStep {
   };
 
   /// Times the parts of a step that run() has taken before, each alone, on inputs of one
-  /// micro-batch; empty where the parts cannot be told apart. Leaves the parameters as they are, the
-  /// moments not. Collective: every rank, same order.
+  /// micro-batch; empty where the parts cannot be told apart. Leaves the parameters as they are,
+  /// the moments not. Collective: every rank, same order.
   virtual std::vector<Phase> time_phases(const StepInputs&) { return {}; }
 };
 

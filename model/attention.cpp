@@ -146,8 +146,8 @@ Tensor Attention::mapped_attention(const Heads& heads,
   if (state->linear.has_value() && heads.v_BTHd.size(1) == 1 && !torch::GradMode::is_enabled()) {
     return gpu::decode_step(inputs, *state->linear);
   }
-  LinearAttentionOutput output = gpu::causal_linear_attention(
-      inputs, state->linear.has_value() ? &*state->linear : nullptr);
+  LinearAttentionOutput output =
+      gpu::causal_linear_attention(inputs, state->linear.has_value() ? &*state->linear : nullptr);
   state->linear = output.state;
   return output.o_BTHV;
 }
@@ -225,8 +225,8 @@ Tensor Attention::forward(const Tensor& x_BTD,
     o_BTHd = merged_attention(x_BTD, state);
   } else {
     const Heads heads = project(x_BTD, rope);
-    o_BTHd = feature_map_ == nullptr ? softmax_attention(heads, state)
-                                     : linear_attention(heads, state);
+    o_BTHd =
+        feature_map_ == nullptr ? softmax_attention(heads, state) : linear_attention(heads, state);
   }
   return join_heads(o_BTHd);
 }

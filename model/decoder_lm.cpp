@@ -95,8 +95,7 @@ void DecoderLM::initialize_feature_maps(uint64_t seed) {
 }
 
 void DecoderLM::check_tokens(const Tensor& tokens) const {
-  const int64_t smallest = tokens.min().item<int64_t>(),
-                largest = tokens.max().item<int64_t>();
+  const int64_t smallest = tokens.min().item<int64_t>(), largest = tokens.max().item<int64_t>();
   if (smallest < 0 || largest >= config_.vocab_size) {
     throw DataError(concat("token id ",
                            smallest < 0 ? smallest : largest,
@@ -117,7 +116,8 @@ Tensor DecoderLM::embed(const Tensor& tokens_BT, int64_t position) const {
   }
   if (tokens_BT.is_cuda()) {
     std::optional<Tensor> position_TD;
-    if (position_embedding_.defined()) position_TD = position_embedding_.narrow(0, position, length);
+    if (position_embedding_.defined())
+      position_TD = position_embedding_.narrow(0, position, length);
     return gpu::embedding(token_embedding_VD_, tokens_BT, position_TD);
   }
   check_tokens(tokens_BT);

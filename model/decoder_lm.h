@@ -43,7 +43,8 @@ class DecoderLM {
   };
 
   /// tokens_BT int64 -> normalised hidden states [B, T, D] of the last layer.
-  /// @throws DataError    if a token is outside the vocabulary (checked on the CPU only: a GPU would
+  /// @throws DataError    if a token is outside the vocabulary (checked on the CPU only: a GPU
+  /// would
   ///                      have to be waited for; callers check what they upload)
   /// @throws ConfigError  if positions run past a learned position table
   torch::Tensor hidden(const torch::Tensor& tokens_BT, const ForwardOptions& options) const;

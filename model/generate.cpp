@@ -19,8 +19,8 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// The chosen tokens, on the CPU; a GPU's logits come to the CPU's generator, so that a seed means the
-// same everywhere.
+// The chosen tokens, on the CPU; a GPU's logits come to the CPU's generator, so that a seed means
+// the same everywhere.
 Tensor draw(Tensor logits_BV, const SamplingOptions& options, torch::Generator& generator) {
   if (options.temperature == 0.0) return logits_BV.argmax(-1).cpu();
   logits_BV = logits_BV.to(torch::kCPU, torch::kFloat32) / options.temperature;

@@ -13,7 +13,10 @@ template <class Signature>
 c10::TypedOperatorHandle<Signature> find(const char* name) {
   const auto schema = Dispatcher::singleton().findSchema({concat("t2r::", name), ""});
   if (!schema.has_value()) {
-    throw ContractError(concat("operator t2r::", name, " is not loaded: tensors on a GPU need the program t2r_gpu (libt2r_ops)"));
+    throw ContractError(
+        concat("operator t2r::",
+               name,
+               " is not loaded: tensors on a GPU need the program t2r_gpu (libt2r_ops)"));
   }
   return schema->typed<Signature>();
 }
@@ -47,7 +50,10 @@ std::tuple<Tensor, Tensor> add_norm(const Tensor& x,
   return op.call(x, delta, weight, bias, eps);
 }
 
-Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, bool is_input_major) {
+Tensor linear(const Tensor& x,
+              const Tensor& weight,
+              const OptionalTensor& bias,
+              bool is_input_major) {
   using Signature = Tensor(const Tensor&, const Tensor&, const OptionalTensor&, bool);
   static const auto op = find<Signature>("linear");
   return op.call(x, weight, bias, is_input_major);
@@ -59,8 +65,8 @@ Tensor mlp_gelu(const Tensor& x,
                 const Tensor& weight2,
                 const Tensor& bias2,
                 bool is_input_major) {
-  using Signature = Tensor(
-      const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, bool);
+  using Signature =
+      Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, bool);
   static const auto op = find<Signature>("mlp_gelu");
   return op.call(x, weight1, bias1, weight2, bias2, is_input_major);
 }
@@ -104,23 +110,43 @@ Tensor linear_cross_entropy_values(const Tensor& x_ND,
 }
 
 Tensor causal_linear_attention(const FusedAttention& in) {
-  using Signature = Tensor(
-      const Tensor&, const Tensor&, const Tensor&, int64_t, double, double, double);
+  using Signature =
+      Tensor(const Tensor&, const Tensor&, const Tensor&, int64_t, double, double, double);
   static const auto op = find<Signature>("causal_qkv");
-  return op.call(
-      in.qkv_BTHd, in.weight_MKd, in.bias_MK, in.query_heads, in.scale, in.rule.floor, in.rule.added);
+  return op.call(in.qkv_BTHd,
+                 in.weight_MKd,
+                 in.bias_MK,
+                 in.query_heads,
+                 in.scale,
+                 in.rule.floor,
+                 in.rule.added);
 }
 
 LinearAttentionOutput causal_linear_attention(const MappedAttention& in,
                                               const LinearAttentionState* initial) {
-  using Signature = std::tuple<Tensor, Tensor, Tensor>(
-      const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-      const OptionalTensor&, const OptionalTensor&, double, double, double, const OptionalTensor&);
+  using Signature = std::tuple<Tensor, Tensor, Tensor>(const Tensor&,
+                                                       const Tensor&,
+                                                       const Tensor&,
+                                                       const Tensor&,
+                                                       const Tensor&,
+                                                       const OptionalTensor&,
+                                                       const OptionalTensor&,
+                                                       double,
+                                                       double,
+                                                       double,
+                                                       const OptionalTensor&);
   static const auto op = find<Signature>("causal_with_state");
-  const auto [o, s, z] = op.call(in.q_BTHd, in.k_BTHd, in.v_BTHd, in.weight_MKd, in.bias_MK,
+  const auto [o, s, z] = op.call(in.q_BTHd,
+                                 in.k_BTHd,
+                                 in.v_BTHd,
+                                 in.weight_MKd,
+                                 in.bias_MK,
                                  initial != nullptr ? optional(initial->s_BHKV) : std::nullopt,
                                  initial != nullptr ? optional(initial->z_BHK) : std::nullopt,
-                                 in.scale, in.rule.floor, in.rule.added, std::nullopt);
+                                 in.scale,
+                                 in.rule.floor,
+                                 in.rule.added,
+                                 std::nullopt);
   return {o, {s, z}};
 }
 
@@ -129,23 +155,49 @@ LinearAttentionOutput causal_linear_attention(const Tensor& phi_q_BTHK,
                                               const Tensor& v_BTHV,
                                               const LinearAttentionState* initial,
                                               const DenominatorRule& rule) {
-  using Signature = std::tuple<Tensor, Tensor, Tensor>(
-      const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
-      double, double, const OptionalTensor&);
+  using Signature = std::tuple<Tensor, Tensor, Tensor>(const Tensor&,
+                                                       const Tensor&,
+                                                       const Tensor&,
+                                                       const OptionalTensor&,
+                                                       const OptionalTensor&,
+                                                       double,
+                                                       double,
+                                                       const OptionalTensor&);
   static const auto op = find<Signature>("causal_features");
-  const auto [o, s, z] = op.call(phi_q_BTHK, phi_k_BTHK, v_BTHV,
+  const auto [o, s, z] = op.call(phi_q_BTHK,
+                                 phi_k_BTHK,
+                                 v_BTHV,
                                  initial != nullptr ? optional(initial->s_BHKV) : std::nullopt,
                                  initial != nullptr ? optional(initial->z_BHK) : std::nullopt,
-                                 rule.floor, rule.added, std::nullopt);
+                                 rule.floor,
+                                 rule.added,
+                                 std::nullopt);
   return {o, {s, z}};
 }
 
 Tensor decode_step(const MappedAttention& in, LinearAttentionState& state) {
-  using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                           const Tensor&, const Tensor&, double, double, double);
+  using Signature = Tensor(const Tensor&,
+                           const Tensor&,
+                           const Tensor&,
+                           const Tensor&,
+                           const Tensor&,
+                           const Tensor&,
+                           const Tensor&,
+                           double,
+                           double,
+                           double);
   static const auto op = find<Signature>("decode_step_map");
-  return op.call(in.q_BTHd.squeeze(1), in.k_BTHd.squeeze(1), in.v_BTHd.squeeze(1), in.weight_MKd,
-                 in.bias_MK, state.s_BHKV, state.z_BHK, in.scale, in.rule.floor, in.rule.added)
+  return op
+      .call(in.q_BTHd.squeeze(1),
+            in.k_BTHd.squeeze(1),
+            in.v_BTHd.squeeze(1),
+            in.weight_MKd,
+            in.bias_MK,
+            state.s_BHKV,
+            state.z_BHK,
+            in.scale,
+            in.rule.floor,
+            in.rule.added)
       .unsqueeze(1);
 }
 

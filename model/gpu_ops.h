@@ -7,8 +7,8 @@
 
 #include "model/linear_attention.h"
 
-/// The model's operations on a GPU: operators of libt2r_ops (model/ops), found by name in LibTorch's
-/// dispatcher, so that the model itself links no CUDA.
+/// The model's operations on a GPU: operators of libt2r_ops (model/ops), found by name in
+/// LibTorch's dispatcher, so that the model itself links no CUDA.
 ///
 /// All take bfloat16 or float32, run on the current stream, never wait for the device and can be
 /// captured in a CUDA graph. Called by the functions of the same names that do not name a device.
@@ -54,7 +54,9 @@ Tensor embedding(const Tensor& weight_VD,
                  const Tensor& tokens_BT,
                  const std::optional<Tensor>& position_TD);
 
-Tensor linear_cross_entropy_sum(const Tensor& x_ND, const Tensor& weight_VD, const Tensor& targets_N);
+Tensor linear_cross_entropy_sum(const Tensor& x_ND,
+                                const Tensor& weight_VD,
+                                const Tensor& targets_N);
 Tensor linear_cross_entropy_values(const Tensor& x_ND,
                                    const Tensor& weight_VD,
                                    const Tensor& targets_N);

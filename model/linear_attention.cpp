@@ -213,7 +213,8 @@ LinearAttentionOutput causal_linear_attention(const Tensor& phi_q_BTHK,
                                               const Tensor& v_BTHV,
                                               const LinearAttentionState* initial,
                                               const DenominatorRule& rule) {
-  if (v_BTHV.is_cuda()) return gpu::causal_linear_attention(phi_q_BTHK, phi_k_BTHK, v_BTHV, initial, rule);
+  if (v_BTHV.is_cuda())
+    return gpu::causal_linear_attention(phi_q_BTHK, phi_k_BTHK, v_BTHV, initial, rule);
   const CausalShape shape = check_shapes(phi_q_BTHK, phi_k_BTHK, v_BTHV);
   if (initial != nullptr) check_state(*initial, shape, v_BTHV);
   const LinearAttentionState start = initial != nullptr ? *initial

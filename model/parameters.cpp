@@ -64,7 +64,8 @@ ParameterArena::ParameterArena(ParameterSet& parameters, const Placement& placem
   const auto exact = torch::TensorOptions(placement.device).dtype(torch::kFloat32);
   masters_ = torch::zeros({size}, exact);
   gradients_ = torch::zeros({size}, exact);
-  values_ = placement.dtype == torch::kFloat32 ? masters_ : torch::zeros({size}, exact.dtype(placement.dtype));
+  values_ = placement.dtype == torch::kFloat32 ? masters_
+                                               : torch::zeros({size}, exact.dtype(placement.dtype));
   for (const Slice& slice : slices_) {
     Parameter& parameter = all[slice.index];
     const auto home = [&](const torch::Tensor& flat) {

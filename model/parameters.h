@@ -19,7 +19,8 @@ struct ParameterPiece {
 /// so that they cost one matrix product.
 struct Parameter {
   torch::Tensor value;
-  torch::Tensor master;  ///< float32, what training updates and files hold; undefined where value is that
+  torch::Tensor
+      master;  ///< float32, what training updates and files hold; undefined where value is that
   std::vector<ParameterPiece> pieces;
   int64_t group = 0;   ///< layer it belongs to: 0 embeddings, 1.. blocks, last: final norm and head
   bool decays = true;  ///< weight decay applies: matrices, not biases and norms
