@@ -13,6 +13,7 @@ namespace t2r::launch {
 
 /// Gives LibTorch `threads` threads, or with 0 this rank's share of the host's processors; returns
 /// the number. Local.
+/// @throws ConfigError  if `threads` is negative
 int64_t set_threads(int64_t threads, const dist::World& world);
 
 /// Names the first option that is not the same on all ranks. Collective: every rank, same order.

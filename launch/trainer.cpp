@@ -44,7 +44,6 @@ std::vector<dist::GradientSlice> gradient_slices(const model::ParameterArena& ar
 Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, Backend& backend)
     : config_(config),
       inputs_(std::move(inputs)),
-      backend_(backend),
       communicator_(backend.communicator()),
       model_(*inputs_.model.model),
       arena_(model_.parameters(), backend.placement()),

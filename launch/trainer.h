@@ -61,7 +61,6 @@ class Trainer {
 
   TrainConfig config_;
   TrainingInputs inputs_;
-  Backend& backend_;
   dist::Communicator& communicator_;
   model::DecoderLM& model_;
   model::ParameterArena arena_;

@@ -319,6 +319,26 @@ TEST(GradientReducer, RefusesCallsWhenOutOfOrder) {
   });
 }
 
+TEST(GradientReducer, DiscardsAStepThatNobodyUses) {
+  run_on_ranks([](Communicator& communicator) {
+    Model model;
+    RecordingCommunicator recorder(communicator);
+    GradientReducer reducer(model.slices, model.arena, recorder, model.options());
+    reducer.begin_step();
+    reducer.begin_micro_step(false);
+    model.loss(communicator.rank()).backward();
+    reducer.discard_step();
+    EXPECT_TRUE(recorder.launched.empty());
+    EXPECT_TRUE(model.arena.equal(reference_gradient(communicator.rank())));
+    reducer.begin_step();
+    EXPECT_EQ(model.arena.abs().max().item<float>(), 0.0f);
+    reducer.begin_micro_step(true);
+    EXPECT_THAT(contract_message([&] { reducer.discard_step(); }),
+                HasSubstr("discard_step in a last micro-step"));
+    reducer.finish_step();
+  });
+}
+
 TEST(GradientReducer, TellsEveryRankWhenOneRanksModelDiffers) {
   run_on_ranks([](Communicator& communicator) {
     if (communicator.size() == 1) return;  // one model cannot differ

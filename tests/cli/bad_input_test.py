@@ -104,6 +104,7 @@ class BadInput(Case):
         model = self.folder / "no-model"
         commands = [("train", train), ("bench", ["bench", "train", "--device", "cuda"]),
                     ("evaluate", ["evaluate", "--model", model, "--data", self.folder / "valid", "--device", "cuda"])]
+        self.fails(run("bench", "train", "--device", "cpu", "--threads", -1), 78, "threads = -1, allowed: 0 or more")
         self.fails(run("bench", "train", "--device", "cpu", "--precision", "bf16"), 78, "precision = bf16, allowed on a CPU: float32")
         if not (pathlib.Path(os.environ["T2R_BINARY"]).parent / "t2r_gpu").exists():
             for name, command in commands:

@@ -47,6 +47,25 @@ class Ranks(Case):
         self.assertFalse((self.folder / "mixed" / "checkpoints").exists())
 
 
+class Benchmark(Case):
+    def test_bench_train_measures_every_rank(self):
+        result = self.must("bench", "train", "--device", "cpu", "--json", "--model.layers", 1, "--model.hidden-size", 64, "--model.heads", 2,
+                           "--vocab-size", 100, "--sequence-length", 32, "--batch-size", 3, "--micro-batch-size", 2, "--steps", 5,
+                           "--warmup-steps", 1, "--peak-tflops", 1, ranks=2)
+        report = json.loads(result.stdout)
+        self.assertEqual((report["ranks"], report["batch_size"], report["sequence_length"]), (2, 3, 32))
+        self.assertAlmostEqual(report["tokens_per_second"], 2 * 3 * 32 / report["seconds_median"], delta=1e-6 * report["tokens_per_second"])
+        self.assertLessEqual(report["seconds_p10"], report["seconds_median"])
+        self.assertLessEqual(report["seconds_median"], report["seconds_p90"])
+        self.assertGreater(report["mfu"], 0)
+        # Tied 100 x 64 and 32 x 64 embeddings, a block of GPT-2, the map of 2 heads with 32 features, the last norm; 6 operations for
+        # each, and 3 x 2 x 2 heads x 32 x (4 x 32) of linear attention.
+        parameters = 100 * 64 + 32 * 64 + (4 * 64 + 64 * 192 + 192 + 64 * 64 + 64 + 64 * 256 + 256 + 256 * 64 + 64) + 2 * 32 * 33 + 128
+        self.assertEqual(report["parameters"], parameters)
+        self.assertAlmostEqual(report["tflops_per_rank"] * 1e12 * report["seconds_median"] / (3 * 32), 6 * parameters + 49152,
+                               delta=1e-6 * 6 * parameters)
+
+
 class SharedData(Case):
     def train_in(self, folders, output):
         """One rank in each folder, with the shards that lie there."""
