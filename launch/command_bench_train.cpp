@@ -7,10 +7,8 @@
 #include <random>
 
 #include "base/error.h"
-#include "base/log.h"
-#include "launch/backend.h"
 #include "launch/command.h"
-#include "launch/ranks.h"
+#include "launch/session.h"
 #include "launch/train_config.h"
 #include "launch/trainer.h"
 #include "model/hugging_face.h"
@@ -234,12 +232,8 @@ int run_bench_train(const Invocation& invocation) {
   values.backend.resolve(invocation);
   values.validate();
 
-  dist::World world(invocation.argc, invocation.argv);
-  log::set_rank(world.rank(), world.size());
-  dist::MpiCommunicator communicator(world);
-  check_same_options(communicator, options);
-  set_threads(values.threads, world);
-  const std::unique_ptr<Backend> backend = make_backend(values.backend, world, communicator);
+  Session session(invocation, options, values.backend, values.threads);
+  Backend& backend = session.backend();
   std::unique_ptr<model::DecoderLM> model;
   if (!values.model.empty()) {
     model = std::move(model::load_model(values.model).model);
@@ -248,21 +242,22 @@ int run_bench_train(const Invocation& invocation) {
         values.new_model.resolve(values.vocab_size, values.sequence_length));
     model->initialize(1);
   }
-  model::ParameterArena arena(model->parameters(), backend->placement());
+  model::ParameterArena arena(model->parameters(), backend.placement());
   model::AdamW optimizer(arena, {});
-  dist::GradientReducer reducer(gradient_slices(arena), arena.gradients(), backend->communicator());
-  const auto step = backend->make_step({.model = *model,
-                                        .arena = arena,
-                                        .optimizer = optimizer,
-                                        .reducer = reducer,
-                                        .communicator = backend->communicator(),
-                                        .clip_norm = 1.0});
+  dist::GradientReducer reducer(gradient_slices(arena), arena.gradients(), backend.communicator());
+  const auto step = backend.make_step({.model = *model,
+                                       .arena = arena,
+                                       .optimizer = optimizer,
+                                       .reducer = reducer,
+                                       .communicator = backend.communicator(),
+                                       .clip_norm = 1.0});
   const std::vector<data::Batch> batches =
-      make_batches(values, model->config().vocab_size, *backend, world.rank());
+      make_batches(values, model->config().vocab_size, backend, session.world().rank());
   const StepInputs inputs{.batches = batches,
                           .update = {.learning_rate = 1e-4, .map_learning_rate = 1e-4}};
-  const Report report = measure(values, *step, inputs, *backend);
-  if (world.rank() == 0) print_report(values, *model, report, *backend, world.size());
+  const Report report = measure(values, *step, inputs, backend);
+  if (session.world().rank() == 0)
+    print_report(values, *model, report, backend, session.world().size());
   return 0;
 }
 

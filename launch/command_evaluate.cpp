@@ -8,17 +8,14 @@
 #include <optional>
 
 #include "base/error.h"
-#include "base/log.h"
 #include "data/corpus.h"
 #include "data/prepare_lm.h"
-#include "dist/mpi_communicator.h"
-#include "dist/world.h"
-#include "launch/backend.h"
 #include "launch/command.h"
 #include "launch/model_options.h"
 #include "launch/options.h"
 #include "launch/perplexity.h"
 #include "launch/ranks.h"
+#include "launch/session.h"
 #include "model/hugging_face.h"
 
 namespace t2r::launch {
@@ -127,18 +124,14 @@ int run_evaluate(const Invocation& invocation) {
   values.protocol.validate();
   values.model.backend.resolve(invocation);
 
-  dist::World world(invocation.argc, invocation.argv);
-  log::set_rank(world.rank(), world.size());
-  dist::MpiCommunicator communicator(world);
-  check_same_options(communicator, options);
-  set_threads(values.model.threads, world);
-  const std::unique_ptr<Backend> backend = make_backend(values.model.backend, world, communicator);
+  Session session(invocation, options, values.model.backend, values.model.threads);
   const model::LoadedModel loaded = model::load_model(values.model.folder);
-  loaded.model->parameters().move_to(backend->placement());
+  loaded.model->parameters().move_to(session.backend().placement());
   std::optional<ScratchFolder> scratch;
   if (!values.text.empty()) scratch.emplace();
-  const data::Corpus corpus = scratch.has_value() ? corpus_of_text(values, scratch->path())
-                                                  : open_corpus(values.data, world, communicator);
+  const data::Corpus corpus =
+      scratch.has_value() ? corpus_of_text(values, scratch->path())
+                          : open_corpus(values.data, session.world(), session.communicator());
   if (corpus.vocab_size() > loaded.model->config().vocab_size) {
     throw ConfigError(concat("the data have token ids up to ",
                              corpus.vocab_size() - 1,
@@ -148,10 +141,10 @@ int run_evaluate(const Invocation& invocation) {
   }
   const auto start = std::chrono::steady_clock::now();
   const PerplexityResult result =
-      score_corpus(*loaded.model, corpus, values.protocol, communicator);
+      score_corpus(*loaded.model, corpus, values.protocol, session.communicator());
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  if (world.rank() == 0) print_result(values, corpus, result, seconds);
+  if (session.world().rank() == 0) print_result(values, corpus, result, seconds);
   return 0;
 }
 

@@ -5,15 +5,13 @@
 #include "base/log.h"
 #include "data/corpus.h"
 #include "data/tokenizer.h"
-#include "dist/mpi_communicator.h"
-#include "dist/world.h"
 #include "launch/agreement.h"
-#include "launch/backend.h"
 #include "launch/command.h"
 #include "launch/model_files.h"
 #include "launch/options.h"
 #include "launch/ranks.h"
 #include "launch/run_folder.h"
+#include "launch/session.h"
 #include "launch/stop_signal.h"
 #include "launch/train_config.h"
 #include "launch/trainer.h"
@@ -63,11 +61,8 @@ model::LoadedModel make_model(const TrainConfig& config, const data::Corpus& tra
   return fresh;
 }
 
-void log_start(const dist::World& world,
-               const TrainConfig& config,
-               const TrainingInputs& inputs,
-               const Backend& backend,
-               int64_t threads) {
+void log_start(Session& session, const TrainConfig& config, const TrainingInputs& inputs) {
+  const dist::World& world = session.world();
   log::info(concat("LibTorch ",
                    TORCH_VERSION,
                    "; ",
@@ -78,9 +73,9 @@ void log_start(const dist::World& world,
                    world.hosts().front(),
                    world.size() > world.local_size() ? " and others" : "",
                    ", ",
-                   threads,
+                   session.threads(),
                    " thread(s) each; ",
-                   backend.description()));
+                   session.backend().description()));
   const model::DecoderConfig& model = inputs.model.model->config();
   const int64_t num_linear =
       model.linear.has_value()
@@ -111,19 +106,15 @@ int run_train(const Invocation& invocation) {
   config.backend.resolve(invocation);
   config.validate();
 
-  dist::World world(invocation.argc, invocation.argv);
-  log::set_rank(world.rank(), world.size());
-  dist::MpiCommunicator communicator(world);
-  check_same_options(communicator, options);
-  const int64_t threads = set_threads(config.threads, world);
-  const std::unique_ptr<Backend> backend = make_backend(config.backend, world, communicator);
+  Session session(invocation, options, config.backend, config.threads);
+  dist::Communicator& communicator = session.communicator();
   RunFolder folder(config.output, communicator);
   install_stop_signals();
 
-  const data::Corpus train = open_corpus(config.train_data, world, communicator);
+  const data::Corpus train = open_corpus(config.train_data, session.world(), communicator);
   std::optional<data::Corpus> valid;
   if (!config.valid_data.empty())
-    valid.emplace(open_corpus(config.valid_data, world, communicator));
+    valid.emplace(open_corpus(config.valid_data, session.world(), communicator));
   if (valid.has_value() && valid->tokenizer_hash() != train.tokenizer_hash()) {
     throw ConfigError("train-data and valid-data were made with different tokenizers");
   }
@@ -132,13 +123,13 @@ int run_train(const Invocation& invocation) {
                         .valid = valid.has_value() ? &*valid : nullptr,
                         .output = folder.path(),
                         .tokenizer_files = tokenizer_files(config, train)};
-  log_start(world, config, inputs, *backend, threads);
+  log_start(session, config, inputs);
   on_first_rank(communicator,
                 [&] { write_file_durably(folder.path() / "config.toml", options.dump()); });
 
   Trainer::Outcome outcome;
   {
-    Trainer trainer(config, std::move(inputs), *backend);
+    Trainer trainer(config, std::move(inputs), session.backend());
     outcome = trainer.run();
   }
   if (outcome == Trainer::Outcome::kStopped) {
