@@ -56,4 +56,20 @@ model::Placement single_placement(const BackendOptions& options) {
           options.precision == "bf16" ? torch::kBFloat16 : torch::kFloat32};
 }
 
+void check_model_fits(const model::DecoderConfig& config, const model::Placement& placement) {
+  if (!placement.device.is_cuda() || !config.linear.has_value()) return;
+  const auto refuse = [](const char* what, int64_t value, const char* allowed) {
+    throw ConfigError(concat("the model's linear attention has ",
+                             what,
+                             " = ",
+                             value,
+                             ", allowed on a GPU: ",
+                             allowed,
+                             "; run with --device cpu"));
+  };
+  const int64_t head = config.head_dim, features = config.linear->feature_size;
+  if (head != 32 && head != 64 && head != 128) refuse("head size", head, "32, 64, 128");
+  if (features > 128) refuse("feature size", features, "1 to 128");
+}
+
 }  // namespace t2r::launch

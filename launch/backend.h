@@ -9,6 +9,7 @@
 #include "dist/world.h"
 #include "launch/backend_options.h"
 #include "launch/training_step.h"
+#include "model/config.h"
 #include "model/parameters.h"
 
 namespace t2r::launch {
@@ -47,6 +48,10 @@ std::unique_ptr<Backend> make_backend(const BackendOptions& options,
 /// Where a command without ranks computes: this host's processors, or the first GPU. Local.
 /// @throws ConfigError  if there is no GPU
 model::Placement single_placement(const BackendOptions& options);
+
+/// Refuses a model whose linear attention the GPU's kernels do not have. Local.
+/// @throws ConfigError  naming the head size or the number of features, and what is allowed
+void check_model_fits(const model::DecoderConfig& config, const model::Placement& placement);
 
 /// How t2r_gpu makes its backend; set once, before main's work.
 using GpuBackendFactory = std::unique_ptr<Backend> (*)(const BackendOptions&,

@@ -242,6 +242,7 @@ int run_bench_train(const Invocation& invocation) {
         values.new_model.resolve(values.vocab_size, values.sequence_length));
     model->initialize(1);
   }
+  check_model_fits(model->config(), backend.placement());
   model::ParameterArena arena(model->parameters(), backend.placement());
   model::AdamW optimizer(arena, {});
   dist::GradientReducer reducer(gradient_slices(arena), arena.gradients(), backend.communicator());

@@ -126,6 +126,7 @@ int run_evaluate(const Invocation& invocation) {
 
   Session session(invocation, options, values.model.backend, values.model.threads);
   const model::LoadedModel loaded = model::load_model(values.model.folder);
+  check_model_fits(loaded.model->config(), session.backend().placement());
   loaded.model->parameters().move_to(session.backend().placement());
   std::optional<ScratchFolder> scratch;
   if (!values.text.empty()) scratch.emplace();

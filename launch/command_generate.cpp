@@ -127,7 +127,9 @@ int run_generate(const Invocation& invocation) {
       values.prompt_file.empty() ? values.prompt : read_file(values.prompt_file);
   const std::vector<int32_t> ids = tokenizer->encode(text);
   if (ids.empty()) throw DataError("the prompt has no tokens");
-  loaded.model->parameters().move_to(single_placement(values.model.backend));
+  const model::Placement placement = single_placement(values.model.backend);
+  check_model_fits(loaded.model->config(), placement);
+  loaded.model->parameters().move_to(placement);
   loaded.model->prepare_generation();
   const torch::Tensor prompt =
       torch::tensor(std::vector<int64_t>(ids.begin(), ids.end()), torch::kInt64)

@@ -1,3 +1,5 @@
+#include <c10/util/Exception.h>
+
 #include <algorithm>
 #include <iostream>
 #include <new>
@@ -90,6 +92,15 @@ int main(int argc, char** argv) {
     return dispatch(argc, argv);
   } catch (const Error& error) {
     dist::abort_job(error.what(), static_cast<int>(error.exit_code()));
+  } catch (const c10::OutOfMemoryError& error) {
+    const std::string what = error.what_without_backtrace();
+    dist::abort_job(concat("out of GPU memory; try a smaller --batch-size or --micro-batch-size (",
+                           what.substr(0, what.find(". ")),
+                           ")"),
+                    static_cast<int>(ExitCode::kInternal));
+  } catch (const c10::Error& error) {
+    dist::abort_job(concat("internal error: ", error.what_without_backtrace()),
+                    static_cast<int>(ExitCode::kInternal));
   } catch (const std::bad_alloc&) {
     dist::abort_job("out of memory; try a smaller --batch-size or --micro-batch-size",
                     static_cast<int>(ExitCode::kInternal));

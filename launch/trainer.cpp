@@ -62,6 +62,7 @@ Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, Backend& back
       sampler_(
           inputs_.train.num_tokens(), config.sequence_length, static_cast<uint64_t>(config.seed)),
       checkpoints_(inputs_.output / "checkpoints", config.keep_checkpoints, communicator_) {
+  check_model_fits(model_.config(), backend.placement());
   inputs_.model.format.dtypes.clear();  // checkpoints hold float32
   if (communicator_.rank() == 0) {
     metrics_ = std::make_unique<MetricsLog>(

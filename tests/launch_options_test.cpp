@@ -1,8 +1,10 @@
 #include "launch/options.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "base/error.h"
+#include "launch/backend.h"
 #include "launch/lr_schedule.h"
 #include "launch/train_config.h"
 
@@ -50,6 +52,33 @@ TEST(TrainConfig, TokensBecomeWholeSteps) {
   config.batch_size = 10;
   config.tokens = 2999;
   EXPECT_EQ(config.total_steps(), 2);
+}
+
+TEST(Backend, RefusesAModelThatTheGpusKernelsDoNotHave) {
+  const model::Placement gpu{torch::Device(torch::kCUDA, 0), torch::kBFloat16};
+  model::DecoderConfig config =
+      NewModelConfig{
+          .family = "gpt2", .num_layers = 1, .hidden_size = 96, .num_heads = 2, .attention = "t2r"}
+          .resolve(100, 16);
+  const auto message = [&](const model::Placement& placement) -> std::string {
+    try {
+      check_model_fits(config, placement);
+    } catch (const ConfigError& error) {
+      return error.what();
+    }
+    return "accepted";
+  };
+  EXPECT_THAT(
+      message(gpu),
+      testing::HasSubstr("head size = 48, allowed on a GPU: 32, 64, 128; run with --device cpu"));
+  EXPECT_EQ(message({}), "accepted");
+  config.head_dim = 64;
+  EXPECT_EQ(message(gpu), "accepted");
+  config.linear->feature_size = 129;
+  EXPECT_THAT(message(gpu), testing::HasSubstr("feature size = 129, allowed on a GPU: 1 to 128"));
+  config.linear.reset();
+  config.head_dim = 48;
+  EXPECT_EQ(message(gpu), "accepted") << "softmax layers take any head size";
 }
 
 }  // namespace

@@ -122,6 +122,10 @@ class Errors(GpuCase):
         self.fails(result, 70, "out of GPU memory", "--micro-batch-size")
         self.assertFalse(any((self.folder / "big" / "checkpoints").glob("step-*")))
 
+    def test_head_size_that_the_kernels_do_not_have(self):
+        result = run(*self.arguments(self.folder / "odd", "--steps", 2, "--model.hidden-size", 96))
+        self.fails(result, 78, "head size = 48, allowed on a GPU: 32, 64, 128; run with --device cpu")
+
     def test_fewer_gpus_than_ranks(self):
         ranks = num_gpus() + 1
         result = run(*self.arguments(self.folder / "ranks", "--steps", 2), ranks=ranks)
