@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 
@@ -22,6 +23,9 @@ fs::path beside_this_program(const std::string& name) {
 // Device files, not the driver: asking the driver would load CUDA into a process that may not need
 // it.
 bool has_gpu() {
+  const char* const visible = std::getenv("CUDA_VISIBLE_DEVICES");
+  if (visible != nullptr && (*visible == '\0' || *visible == '-'))
+    return false;  // hidden from CUDA
   std::error_code ignored;
   for (const fs::directory_entry& entry : fs::directory_iterator("/dev", ignored)) {
     const std::string name = entry.path().filename().string();

@@ -18,7 +18,8 @@ struct BackendOptions {
   /// @param trains  with the options that only training has
   void bind(OptionSet& options, bool trains);
 
-  /// Replaces auto: cuda where this machine has a GPU and this build CUDA; bf16 on a GPU. Then, if
+  /// Replaces auto: cuda where this machine has a GPU that CUDA_VISIBLE_DEVICES does not hide, and
+  /// this build CUDA; bf16 on a GPU. Then, if
   /// that asks for a GPU and this program is not t2r_gpu, becomes it and does not return. Call it
   /// before MPI starts. Local.
   /// @throws ConfigError  if --device cuda is given to a build without CUDA, or precision does not

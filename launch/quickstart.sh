@@ -57,6 +57,7 @@ main() {
   source "$T2R_ROOT/launch/env.sh"
   cd "$T2R_ROOT"
   T2R=$T2R_ROOT/build/release/launch/t2r
+  export CUDA_VISIBLE_DEVICES=  # its times are a CPU's, with or without a GPU
   OUT=$output
   mkdir -p "$OUT"
   data/get_corpus.sh libreoffice-help

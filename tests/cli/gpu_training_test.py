@@ -7,7 +7,9 @@ import subprocess
 import time
 import unittest
 
-from support import BINARY, Case, kill_processes_naming, run, start, step_losses, weights
+os.environ["T2R_TEST_ON_GPU"] = "1"  # before support is read
+
+from support import Case, kill_processes_naming, run, start, step_losses, weights
 
 
 def num_gpus():

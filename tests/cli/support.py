@@ -13,6 +13,10 @@ import subprocess
 import tempfile
 import unittest
 
+# Without this the commands of a machine with a GPU would use it.
+if os.environ.get("T2R_TEST_ON_GPU") != "1":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 BINARY = os.environ["T2R_BINARY"]
 SOURCE = pathlib.Path(os.environ["T2R_SOURCE_DIR"])
 SHARED = pathlib.Path(os.environ.get("T2R_SHARED", SOURCE / "../shared"))
