@@ -20,7 +20,7 @@ using BatchAllocator = std::function<BatchBuffer(int64_t batch_size, int64_t len
 
 /// Sequences of one micro-batch; targets are the inputs shifted by one token.
 struct Batch {
-  BatchBuffer buffer;
+  BatchBuffer buffer = {};
   int64_t batch_size = 0;    // B, sequences
   int64_t length = 0;        // T, tokens in a sequence
   int64_t first_sample = 0;  // global index of row 0 in the run; row b is first_sample + b

@@ -22,7 +22,7 @@ struct NewModelConfig {
   bool tied_embeddings = true;
   std::string attention = "softmax";  ///< softmax, t2r, elu
   int64_t feature_size = 32;
-  std::vector<int64_t> softmax_layers;
+  std::vector<int64_t> softmax_layers = {};
 
   void bind(OptionSet& options);
 

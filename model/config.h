@@ -26,7 +26,7 @@ struct LinearAttentionConfig {
   int64_t feature_size = 32;            ///< features per head; elu: the head dimension
   double denominator_floor = 1e-2;      ///< t2r clamps phi(q) . z from below
   bool map_per_query_head = false;      ///< grouped queries: a map (and a state) per query head
-  std::vector<int64_t> softmax_layers;  ///< layers that keep softmax attention, ascending
+  std::vector<int64_t> softmax_layers = {};  ///< layers that keep softmax attention, ascending
 };
 
 /// A decoder-only language model of the GPT-2 or the Llama family.

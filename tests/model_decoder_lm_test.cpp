@@ -191,8 +191,8 @@ TEST(DecoderLM, ConversionKeepsEveryPretrainedBit) {
     }
     for (const Parameter& parameter : conversion.converted.model->parameters().all()) {
       for (const ParameterPiece& piece : parameter.pieces) {
-        if (!piece.is_new)
-          EXPECT_TRUE(parameter.piece_value(piece).equal(kept.at(piece.name))) << piece.name;
+        if (piece.is_new) continue;
+        EXPECT_TRUE(parameter.piece_value(piece).equal(kept.at(piece.name))) << piece.name;
       }
     }
     const int64_t maps = family == Family::kGpt2 ? 4 : 2;
