@@ -46,14 +46,18 @@ bool has_gpu_backend() {
   return gpu_backend_factory != nullptr;
 }
 
+model::Placement gpu_placement(const BackendOptions& options, int device) {
+  return {torch::Device(torch::kCUDA, static_cast<c10::DeviceIndex>(device)),
+          options.precision == "bf16" ? torch::kBFloat16 : torch::kFloat32};
+}
+
 model::Placement single_placement(const BackendOptions& options) {
   if (options.device == "cpu") return {};
   if (!at::hasCUDA()) {
     throw ConfigError(
         "no GPU was found: LibTorch sees no CUDA device or no driver; run with --device cpu");
   }
-  return {torch::Device(torch::kCUDA, 0),
-          options.precision == "bf16" ? torch::kBFloat16 : torch::kFloat32};
+  return gpu_placement(options, 0);
 }
 
 void check_model_fits(const model::DecoderConfig& config, const model::Placement& placement) {

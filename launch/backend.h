@@ -45,6 +45,9 @@ std::unique_ptr<Backend> make_backend(const BackendOptions& options,
                                       dist::World& world,
                                       dist::MpiCommunicator& communicator);
 
+/// On GPU `device`, in the precision that resolved options ask for. Local.
+model::Placement gpu_placement(const BackendOptions& options, int device);
+
 /// Where a command without ranks computes: this host's processors, or the first GPU. Local.
 /// @throws ConfigError  if there is no GPU
 model::Placement single_placement(const BackendOptions& options);

@@ -47,15 +47,11 @@ struct BenchOptions {
   }
 
   void validate() const {
-    const auto at_least_one = [](const char* key, int64_t value) {
-      if (value < 1) throw ConfigError(concat(key, " = ", value, ", allowed: 1 or more"));
-    };
-    at_least_one("sequence-length", sequence_length);
-    at_least_one("batch-size", batch_size);
-    at_least_one("steps", steps);
-    at_least_one("vocab-size", vocab_size);
-    if (warmup_steps < 0)
-      throw ConfigError(concat("warmup-steps = ", warmup_steps, ", allowed: 0 or more"));
+    check_at_least("sequence-length", sequence_length, 1);
+    check_at_least("batch-size", batch_size, 1);
+    check_at_least("steps", steps, 1);
+    check_at_least("vocab-size", vocab_size, 1);
+    check_at_least("warmup-steps", warmup_steps, 0);
     if (micro_batch_size < 0 || micro_batch_size > batch_size) {
       throw ConfigError(concat(
           "micro-batch-size = ", micro_batch_size, ", allowed: 0 to batch-size = ", batch_size));

@@ -117,8 +117,7 @@ int run_generate(const Invocation& invocation) {
   values.sampling.seed = static_cast<uint64_t>(values.seed);
   values.sampling.validate();
   values.model.backend.resolve(invocation);
-  if (values.model.threads < 0)
-    throw ConfigError(concat("threads = ", values.model.threads, ", allowed: 0 or more"));
+  check_at_least("threads", values.model.threads, 0);
   if (values.model.threads > 0) at::set_num_threads(static_cast<int>(values.model.threads));
 
   const auto tokenizer = values.model.open_tokenizer();

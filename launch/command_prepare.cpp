@@ -72,7 +72,7 @@ int run_prepare_vocab(const Invocation& invocation) {
   options.add("threads", threads, "0: all processors");
   if (options.parse(invocation.arguments) == OptionSet::Outcome::kDone) return 0;
   if (inputs.empty()) throw UsageError("--inputs is required (t2r prepare vocab --help)");
-  if (threads < 0) throw ConfigError(concat("threads = ", threads, ", allowed: 0 or more"));
+  check_at_least("threads", threads, 0);
   if (threads == 0) threads = std::max(1u, std::thread::hardware_concurrency());
   data::train_sentencepiece({.inputs = as_paths(inputs),
                              .output_model = output,

@@ -40,10 +40,7 @@ class GpuBackend : public Backend {
     context.setDeterministicFillUninitializedMemory(false);
   }
 
-  model::Placement placement() const override {
-    return {torch::Device(torch::kCUDA, static_cast<c10::DeviceIndex>(device_)),
-            options_.precision == "bf16" ? torch::kBFloat16 : torch::kFloat32};
-  }
+  model::Placement placement() const override { return gpu_placement(options_, device_); }
 
   dist::Communicator& communicator() override { return communicator_; }
 

@@ -326,4 +326,8 @@ std::string OptionSet::dump() const {
   return top;
 }
 
+void check_at_least(const char* key, int64_t value, int64_t least) {
+  if (value < least) throw ConfigError(concat(key, " = ", value, ", allowed: ", least, " or more"));
+}
+
 }  // namespace t2r::launch

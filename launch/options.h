@@ -57,6 +57,9 @@ class OptionSet {
   std::unique_ptr<Implementation> implementation_;
 };
 
+/// @throws ConfigError  "KEY = VALUE, allowed: LEAST or more", if `value` is below `least`
+void check_at_least(const char* key, int64_t value, int64_t least);
+
 /// The candidate that is the fewest edits away from `word`, or "" if none is near.
 std::string nearest(const std::string& word, const std::vector<std::string>& candidates);
 

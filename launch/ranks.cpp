@@ -15,7 +15,7 @@
 namespace t2r::launch {
 
 int64_t set_threads(int64_t threads, const dist::World& world) {
-  if (threads < 0) throw ConfigError(concat("threads = ", threads, ", allowed: 0 or more"));
+  check_at_least("threads", threads, 0);
   if (threads == 0) {
     cpu_set_t allowed;
     const int64_t online = ::sysconf(_SC_NPROCESSORS_ONLN);

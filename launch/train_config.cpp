@@ -9,10 +9,6 @@ void check(bool holds, const char* key, const std::string& value, const std::str
   if (!holds) throw ConfigError(concat(key, " = ", value, ", allowed: ", allowed));
 }
 
-void at_least(const char* key, int64_t value, int64_t least) {
-  check(value >= least, key, std::to_string(value), concat(least, " or more"));
-}
-
 void within(const char* key, double value, double low, double high) {
   check(value >= low && value <= high, key, concat(value), concat(low, " to ", high));
 }
@@ -129,25 +125,25 @@ void TrainConfig::validate() const {
   }
   if (train_data.empty())
     throw ConfigError("train-data is empty; make shards with `t2r prepare lm`");
-  at_least("sequence-length", sequence_length, 1);
-  at_least("batch-size", batch_size, 1);
-  at_least("micro-batch-size", micro_batch_size, 0);
+  check_at_least("sequence-length", sequence_length, 1);
+  check_at_least("batch-size", batch_size, 1);
+  check_at_least("micro-batch-size", micro_batch_size, 0);
   if ((steps > 0) == (tokens > 0)) throw ConfigError("give exactly one of steps and tokens");
-  at_least("steps", steps, 0);
-  at_least("tokens", tokens, 0);
+  check_at_least("steps", steps, 0);
+  check_at_least("tokens", tokens, 0);
   check(total_steps() > 0,
         "tokens",
         std::to_string(tokens),
         concat(batch_size * sequence_length, " (one step) or more"));
-  at_least("warmup-steps", warmup_steps, 0);
-  at_least("eval-every", eval_every, 0);
-  at_least("eval-tokens", eval_tokens, 0);
-  at_least("checkpoint-every", checkpoint_every, 0);
-  at_least("keep-checkpoints", keep_checkpoints, 2);
-  at_least("max-failed-saves", max_failed_saves, 1);
-  at_least("max-skipped-steps", max_skipped_steps, 0);
-  at_least("log-every", log_every, 1);
-  at_least("threads", threads, 0);
+  check_at_least("warmup-steps", warmup_steps, 0);
+  check_at_least("eval-every", eval_every, 0);
+  check_at_least("eval-tokens", eval_tokens, 0);
+  check_at_least("checkpoint-every", checkpoint_every, 0);
+  check_at_least("keep-checkpoints", keep_checkpoints, 2);
+  check_at_least("max-failed-saves", max_failed_saves, 1);
+  check_at_least("max-skipped-steps", max_skipped_steps, 0);
+  check_at_least("log-every", log_every, 1);
+  check_at_least("threads", threads, 0);
   within("learning-rate", learning_rate, 0.0, 100.0);
   within("transfer-learning-rate", transfer_learning_rate, 0.0, 100.0);
   check(transfer_steps >= 0 && transfer_steps < total_steps(),

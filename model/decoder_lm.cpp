@@ -115,7 +115,7 @@ Tensor DecoderLM::embed(const Tensor& tokens_BT, int64_t position) const {
                              " rows"));
   }
   if (tokens_BT.is_cuda()) {
-    std::optional<Tensor> position_TD;
+    Tensor position_TD;
     if (position_embedding_.defined())
       position_TD = position_embedding_.narrow(0, position, length);
     return gpu::embedding(token_embedding_VD_, tokens_BT, position_TD);

@@ -284,7 +284,7 @@ void check_targets(const Tensor& x, const Tensor& weight, const Tensor& targets)
 }  // namespace
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
-  if (x.is_cuda()) return gpu::norm(x, weight, std::nullopt, eps);
+  if (x.is_cuda()) return gpu::norm(x, weight, Tensor(), eps);
   check_cpu_float(x, "rms_norm", "x");
   return RmsNorm::apply(x, weight, eps);
 }

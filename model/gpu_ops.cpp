@@ -29,34 +29,24 @@ using OptionalTensor = std::optional<Tensor>;
 
 }  // namespace
 
-bool is_available() {
-  return Dispatcher::singleton().findSchema({"t2r::causal", ""}).has_value();
-}
-
-Tensor norm(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, double eps) {
+Tensor norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps) {
   using Signature = Tensor(const Tensor&, const Tensor&, const OptionalTensor&, double);
   static const auto op = find<Signature>("norm");
-  return op.call(x, weight, bias, eps);
+  return op.call(x, weight, optional(bias), eps);
 }
 
-std::tuple<Tensor, Tensor> add_norm(const Tensor& x,
-                                    const Tensor& delta,
-                                    const Tensor& weight,
-                                    const OptionalTensor& bias,
-                                    double eps) {
+std::tuple<Tensor, Tensor> add_norm(
+    const Tensor& x, const Tensor& delta, const Tensor& weight, const Tensor& bias, double eps) {
   using Signature = std::tuple<Tensor, Tensor>(
       const Tensor&, const OptionalTensor&, const Tensor&, const OptionalTensor&, double);
   static const auto op = find<Signature>("add_norm");
-  return op.call(x, delta, weight, bias, eps);
+  return op.call(x, delta, weight, optional(bias), eps);
 }
 
-Tensor linear(const Tensor& x,
-              const Tensor& weight,
-              const OptionalTensor& bias,
-              bool is_input_major) {
+Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias, bool is_input_major) {
   using Signature = Tensor(const Tensor&, const Tensor&, const OptionalTensor&, bool);
   static const auto op = find<Signature>("linear");
-  return op.call(x, weight, bias, is_input_major);
+  return op.call(x, weight, optional(bias), is_input_major);
 }
 
 Tensor mlp_gelu(const Tensor& x,
@@ -85,12 +75,10 @@ Tensor rotate_heads(const Tensor& x_BTHd,
   return op.call(x_BTHd, num_heads, cosine_Td, sine_Td);
 }
 
-Tensor embedding(const Tensor& weight_VD,
-                 const Tensor& tokens_BT,
-                 const OptionalTensor& position_TD) {
+Tensor embedding(const Tensor& weight_VD, const Tensor& tokens_BT, const Tensor& position_TD) {
   using Signature = Tensor(const Tensor&, const Tensor&, const OptionalTensor&);
   static const auto op = find<Signature>("embedding");
-  return op.call(weight_VD, tokens_BT, position_TD);
+  return op.call(weight_VD, tokens_BT, optional(position_TD));
 }
 
 Tensor linear_cross_entropy_sum(const Tensor& x_ND,

@@ -2,7 +2,6 @@
 
 #include <torch/types.h>
 
-#include <optional>
 #include <tuple>
 
 #include "model/linear_attention.h"
@@ -11,29 +10,21 @@
 /// LibTorch's dispatcher, so that the model itself links no CUDA.
 ///
 /// All take bfloat16 or float32, run on the current stream, never wait for the device and can be
-/// captured in a CUDA graph. Called by the functions of the same names that do not name a device.
+/// captured in a CUDA graph. A bias or position that is absent is an undefined tensor. Called by
+/// the functions of the same names that do not name a device.
 namespace t2r::model::gpu {
 
 using torch::Tensor;
 
-/// Whether this process has the operators: the program t2r_gpu, or whoever loaded libt2r_ops.
-bool is_available();
-
 /// LayerNorm of the last dimension, or without bias RMSNorm.
-Tensor norm(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, double eps);
+Tensor norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps);
 
 /// x + delta, and its norm; one kernel each way.
-std::tuple<Tensor, Tensor> add_norm(const Tensor& x,
-                                    const Tensor& delta,
-                                    const Tensor& weight,
-                                    const std::optional<Tensor>& bias,
-                                    double eps);
+std::tuple<Tensor, Tensor> add_norm(
+    const Tensor& x, const Tensor& delta, const Tensor& weight, const Tensor& bias, double eps);
 
 /// x W^T + b, or x W + b with an input-major weight.
-Tensor linear(const Tensor& x,
-              const Tensor& weight,
-              const std::optional<Tensor>& bias,
-              bool is_input_major);
+Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias, bool is_input_major);
 
 /// gelu_tanh(x W1 + b1) W2 + b2.
 Tensor mlp_gelu(const Tensor& x,
@@ -50,9 +41,7 @@ Tensor rotate_heads(const Tensor& x_BTHd,
                     const Tensor& sine_Td);
 
 /// Rows of weight_VD, plus position_TD where given.
-Tensor embedding(const Tensor& weight_VD,
-                 const Tensor& tokens_BT,
-                 const std::optional<Tensor>& position_TD);
+Tensor embedding(const Tensor& weight_VD, const Tensor& tokens_BT, const Tensor& position_TD);
 
 Tensor linear_cross_entropy_sum(const Tensor& x_ND,
                                 const Tensor& weight_VD,

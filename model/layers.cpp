@@ -23,14 +23,10 @@ Tensor activate(Activation activation, const Tensor& x) {
   throw ContractError("activation out of range");
 }
 
-std::optional<Tensor> optional(const Tensor& tensor) {
-  return tensor.defined() ? std::optional<Tensor>(tensor) : std::nullopt;
-}
-
 }  // namespace
 
 Tensor Linear::operator()(const Tensor& x) const {
-  if (x.is_cuda()) return gpu::linear(x, weight, optional(bias), is_input_major);
+  if (x.is_cuda()) return gpu::linear(x, weight, bias, is_input_major);
   if (!is_input_major) return at::linear(x, weight, bias);
   std::vector<int64_t> sizes = x.sizes().vec();
   sizes.back() = weight.size(1);
@@ -61,14 +57,14 @@ Linear add_linear(const DecoderConfig& config,
 }
 
 Tensor Norm::operator()(const Tensor& x) const {
-  if (x.is_cuda()) return gpu::norm(x, weight, optional(bias), eps);
+  if (x.is_cuda()) return gpu::norm(x, weight, bias, eps);
   if (bias.defined()) return at::layer_norm(x, {x.size(-1)}, weight, bias, eps);
   return rms_norm(x, weight, eps);
 }
 
 Norm::Added Norm::add(const Tensor& x, const Tensor& delta) const {
   if (x.is_cuda()) {
-    const auto [sum, normalised] = gpu::add_norm(x, delta, weight, optional(bias), eps);
+    const auto [sum, normalised] = gpu::add_norm(x, delta, weight, bias, eps);
     return {sum, normalised};
   }
   const Tensor sum = x + delta;
