@@ -29,6 +29,10 @@ class HostBackend : public Backend {
 
 }  // namespace
 
+std::vector<KernelTime> Backend::trace(const std::filesystem::path&, const std::function<void()>&) {
+  throw ConfigError("a trace lists a GPU's kernels: it needs --device cuda");
+}
+
 std::unique_ptr<Backend> make_backend(const BackendOptions& options,
                                       dist::World& world,
                                       dist::MpiCommunicator& communicator) {

@@ -1,7 +1,10 @@
 #pragma once
 
+#include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "data/batch.h"
 #include "dist/communicator.h"
@@ -13,6 +16,13 @@
 #include "model/parameters.h"
 
 namespace t2r::launch {
+
+/// What a device spent on one kind of kernel or copy.
+struct KernelTime {
+  std::string name;
+  int64_t count = 0;
+  double seconds = 0.0;
+};
 
 /// What a command computes on: this host's processors, or one GPU per rank.
 class Backend {
@@ -33,6 +43,12 @@ class Backend {
   /// Most bytes that tensors have taken on the device since the last reset, 0 where unknown.
   virtual int64_t peak_memory_bytes() const { return 0; }
   virtual void reset_peak_memory() {}
+
+  /// Runs `work` and lists the device's kernels in it, the longest first; `file` gets the trace.
+  /// Local.
+  /// @throws ConfigError  on a CPU
+  virtual std::vector<KernelTime> trace(const std::filesystem::path& file,
+                                        const std::function<void()>& work);
 
   /// Waits for the device to finish what it was given.
   virtual void synchronize() {}

@@ -49,6 +49,16 @@ void BackendOptions::bind(OptionSet& options, bool trains) {
               deterministic,
               "on a GPU: bitwise the same run again, with slower softmax attention");
   options.add("cuda-graph", cuda_graph, "on a GPU: capture a step once and replay it");
+  options.add_choice(
+      "recompute",
+      recompute,
+      {"none", "mlps", "all"},
+      "what the backward computes again instead of keeping it: less memory, more time");
+}
+
+model::Recompute BackendOptions::recomputed() const {
+  if (recompute == "mlps") return model::Recompute::kMlps;
+  return recompute == "all" ? model::Recompute::kAll : model::Recompute::kNothing;
 }
 
 void BackendOptions::resolve(const Invocation& invocation) {

@@ -5,6 +5,7 @@
 
 #include "launch/command.h"
 #include "launch/options.h"
+#include "model/config.h"
 
 namespace t2r::launch {
 
@@ -14,9 +15,13 @@ struct BackendOptions {
   std::string precision = "auto";  ///< auto, float32, bf16
   bool deterministic = false;
   bool cuda_graph = true;
+  std::string recompute = "none";  ///< none, mlps, all
 
   /// @param trains  with the options that only training has
   void bind(OptionSet& options, bool trains);
+
+  /// `recompute` as the model takes it.
+  model::Recompute recomputed() const;
 
   /// Replaces auto: cuda where this machine has a GPU that CUDA_VISIBLE_DEVICES does not hide, and
   /// this build CUDA; bf16 on a GPU. Then, if

@@ -19,6 +19,8 @@ namespace {
 using torch::Tensor;
 using Clock = std::chrono::steady_clock;
 
+constexpr size_t kNumListedKernels = 40;
+
 struct BenchOptions {
   std::string model;
   NewModelConfig new_model{
@@ -27,6 +29,7 @@ struct BenchOptions {
   int64_t sequence_length = 1024, batch_size = 64, micro_batch_size = 0;
   int64_t steps = 50, warmup_steps = 10, threads = 0;
   double peak_tflops = 0.0;
+  std::string trace;
   bool json = false;
   BackendOptions backend;
 
@@ -41,6 +44,10 @@ struct BenchOptions {
     options.add(
         "peak-tflops", peak_tflops, "of one rank's device, for MFU; 0: the data sheet's, if known");
     options.add("threads", threads, "per rank; 0: this host's processors divided by its ranks");
+    options.add(
+        "trace",
+        trace,
+        "on a GPU: list the kernels of a step by time, and write a trace of them to this file");
     options.add("json", json, "print one JSON object");
     backend.bind(options, /*trains=*/true);
     new_model.bind(options);
@@ -56,6 +63,9 @@ struct BenchOptions {
       throw ConfigError(concat(
           "micro-batch-size = ", micro_batch_size, ", allowed: 0 to batch-size = ", batch_size));
     }
+    if (!trace.empty() && backend.device == "cpu")
+      throw ConfigError(
+          concat("trace = ", trace, ", allowed on a CPU: none; it lists a GPU's kernels"));
   }
 };
 
@@ -113,7 +123,8 @@ struct Report {
   std::vector<double> seconds;   ///< per step, of the slowest rank
   double exposed_seconds = 0.0;  ///< mean, where the backend knows
   std::vector<TrainingStep::Phase> phases;
-  int64_t peak_bytes = 0;  ///< of the rank with the most
+  std::vector<KernelTime> kernels;  ///< of rank 0, one step
+  int64_t peak_bytes = 0;           ///< of the rank with the most
 
   double quantile(double q) const {
     std::vector<double> sorted = seconds;
@@ -146,6 +157,13 @@ Report measure(const BenchOptions& options,
   const Tensor most = torch::tensor({report.peak_bytes}, torch::kInt64);
   communicator.all_reduce(most, dist::Reduction::kMax);
   report.peak_bytes = most.item<int64_t>();
+  if (!options.trace.empty()) {
+    if (communicator.rank() == 0) {
+      report.kernels = backend.trace(options.trace, [&] { step.run(inputs); });
+    } else {
+      step.run(inputs);
+    }
+  }
   if (inputs.batches.size() == 1) report.phases = step.time_phases(inputs);
   return report;
 }
@@ -176,6 +194,9 @@ void print_report(const BenchOptions& options,
     if (peak > 0.0) json["mfu"] = achieved / peak;
     for (const TrainingStep::Phase& phase : report.phases)
       json["phases"][phase.name] = phase.seconds;
+    for (const KernelTime& kernel : report.kernels)
+      json["kernels"].push_back(
+          {{"name", kernel.name}, {"count", kernel.count}, {"seconds", kernel.seconds}});
     std::cout << json.dump() << "\n";
     return;
   }
@@ -209,6 +230,16 @@ void print_report(const BenchOptions& options,
   }
   for (const TrainingStep::Phase& phase : report.phases)
     std::cout << "  " << phase.name << ": " << milliseconds(phase.seconds) << "\n";
+  for (size_t i = 0; i < std::min(report.kernels.size(), kNumListedKernels); ++i) {
+    const KernelTime& kernel = report.kernels[i];
+    std::snprintf(line,
+                  sizeof(line),
+                  "  %7.2f ms %5ld x %.110s\n",
+                  1e3 * kernel.seconds,
+                  static_cast<long>(kernel.count),
+                  kernel.name.c_str());
+    std::cout << line;
+  }
   if (report.exposed_seconds > 0.0)
     std::cout << "  exposed all-reduce: " << milliseconds(report.exposed_seconds) << "\n";
   std::cout << "model: " << model.parameters().num_scalars() << " parameters; "
@@ -247,6 +278,7 @@ int run_bench_train(const Invocation& invocation) {
                                        .optimizer = optimizer,
                                        .reducer = reducer,
                                        .communicator = backend.communicator(),
+                                       .recompute = values.backend.recomputed(),
                                        .clip_norm = 1.0});
   const std::vector<data::Batch> batches =
       make_batches(values, model->config().vocab_size, backend, session.world().rank());

@@ -9,6 +9,7 @@
 #include "dist/nccl_communicator.h"
 #include "launch/backend.h"
 #include "launch/gpu_step.h"
+#include "launch/gpu_trace.h"
 
 namespace t2r::launch {
 namespace {
@@ -69,6 +70,11 @@ class GpuBackend : public Backend {
 
   void reset_peak_memory() override {
     c10::cuda::CUDACachingAllocator::resetPeakStats(static_cast<c10::DeviceIndex>(device_));
+  }
+
+  std::vector<KernelTime> trace(const std::filesystem::path& file,
+                                const std::function<void()>& work) override {
+    return trace_gpu(file, work);
   }
 
   void synchronize() override { communicator_.synchronize_device(); }

@@ -32,14 +32,17 @@ find_file() {
   fail 1 "$1 has no $2; build it with launch/build.sh gpu"
 }
 
-# pack_mpi DIR: the components that Open MPI loads by name, as far as one rank on a machine without MPI needs them.
+# pack_mpi DIR: mpirun, and the components that Open MPI loads by name, as far as the ranks of one machine without MPI need them.
 pack_mpi() {
   local to=$1 folder name
   folder=$(ompi_info --parsable --path pkglibdir | cut -d: -f3-) || fail 1 "ompi_info, which openmpi-bin brings, is missing"
-  mkdir -p "$to/openmpi"
-  for name in allocator_ bml_ btl_{self,sm,tcp,vader} coll_{basic,libnbc,self,tuned} errmgr_default_app ess_singleton mpool_ \
-    op_ osc_{rdma,sm} pmix_isolated pml_ob1 rcache_ reachable_ schizo_{ompi,orte} shmem_ state_app; do
-    find "$folder" -name "mca_$name*.so" -exec cp -t "$to/openmpi" {} +  # Open MPI 5 has most of them built in
+  mkdir -p "$to/openmpi/components" "$to/openmpi/bin" "$to/openmpi/share"
+  cp -L "$(command -v orterun)" "$to/openmpi/bin/mpirun"
+  cp -r "$(ompi_info --parsable --path pkgdatadir | cut -d: -f3-)" "$to/openmpi/share/openmpi"
+  for name in allocator_ bml_ btl_{self,sm,tcp,vader} coll_{basic,libnbc,self,sm,tuned} dfs_ errmgr_ ess_{env,hnp,pmi,singleton} filem_ \
+    grpcomm_ iof_ mpool_ odls_ oob_ op_ osc_{rdma,sm} plm_{isolated,rsh} pmix_ pml_ob1 ras_simulator rcache_ reachable_ regx_ rmaps_ rml_ \
+    routed_ rtc_ schizo_{ompi,orte} shmem_ state_; do
+    find "$folder" -name "mca_$name*.so" -exec cp -t "$to/openmpi/components" {} +  # Open MPI 5 has most of them built in
   done
 }
 
@@ -53,7 +56,7 @@ pack() {
   cp "$script" "$(dirname "$script")"/cli/{support,gpu_training_test}.py "$to/"
   # What the programs need from the distribution goes along; LibTorch, CUDA and the compiler's runtime are on the other machine.
   pack_mpi "$to"
-  find "$to" '(' -name 't2r*' -o -name 'mca_*.so' ')' -exec ldd {} + |
+  find "$to" '(' -name 't2r*' -o -name 'mca_*.so' -o -name mpirun ')' -exec ldd {} + |
     awk '$3 ~ "^/(usr/)?lib" && $3 !~ "/lib(c|m|dl|rt|pthread|stdc\\+\\+|gcc_s|gomp|cuda[a-z]*|nv[a-zA-Z-]*)[.]so" {print $3}' |
     sort -u | xargs -r cp -Lt "$to"
   du -sh "$to"
@@ -113,7 +116,9 @@ main() {
   export LD_LIBRARY_PATH TORCH_SHOW_CPP_STACKTRACES=0 TORCH_DISABLE_ADDR2LINE=1 OMP_NUM_THREADS=1
   export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
   if [[ -n $packed ]] && ! command -v mpirun >/dev/null; then
-    export OMPI_MCA_ess_singleton_isolated=1 OMPI_MCA_mca_base_component_path=$packed/openmpi
+    PATH=$(realpath "$packed")/openmpi/bin:$PATH
+    export PATH OPAL_PREFIX=$(realpath "$packed")/openmpi OMPI_MCA_mca_base_component_path=$(realpath "$packed")/openmpi/components
+    export OMPI_MCA_plm=isolated OMPI_MCA_ess_singleton_isolated=1
   fi
   local failed=0
   for kernels in default sm80; do

@@ -268,8 +268,11 @@ class GpuStep : public TrainingStep {
   }
 
   Tensor loss_of(const Kind& kind, const Tensor& tokens) const {
-    return kind.is_transfer ? parts_.model.transfer_loss_sum(tokens[0])
-                            : parts_.model.loss_sum(tokens[0], tokens[1], parts_.dropout);
+    return kind.is_transfer
+               ? parts_.model.transfer_loss_sum(tokens[0])
+               : parts_.model.loss_sum(tokens[0],
+                                       tokens[1],
+                                       {.dropout = parts_.dropout, .recompute = parts_.recompute});
   }
 
   /// The work of one micro-batch, and of the whole step behind the last one.

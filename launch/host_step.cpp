@@ -42,7 +42,9 @@ class HostStep : public TrainingStep {
       const Tensor loss =
           inputs.is_transfer
               ? parts_.model.transfer_loss_sum(tokens)
-              : parts_.model.loss_sum(tokens, view_of(batch.buffer.targets, batch), parts_.dropout);
+              : parts_.model.loss_sum(tokens,
+                                      view_of(batch.buffer.targets, batch),
+                                      {.dropout = parts_.dropout, .recompute = parts_.recompute});
       loss.backward();
       local.loss_sum += loss.item<double>();
       local.num_tokens += batch.batch_size * batch.length;

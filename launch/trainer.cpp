@@ -77,6 +77,7 @@ Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, Backend& back
                              .reducer = reducer_,
                              .communicator = communicator_,
                              .dropout = config.dropout,
+                             .recompute = config.backend.recomputed(),
                              .clip_norm = config.clip_norm});
   loader_ =
       std::make_unique<data::Loader>(inputs_.train,

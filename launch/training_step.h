@@ -40,6 +40,7 @@ struct StepParts {
   dist::GradientReducer& reducer;
   dist::Communicator& communicator;
   double dropout = 0.0;
+  model::Recompute recompute = model::Recompute::kNothing;
   double clip_norm = 0.0;  ///< 0: no clipping
 };
 

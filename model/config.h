@@ -66,4 +66,11 @@ struct DecoderConfig {
 /// Layers that keep softmax when every n-th is kept, counted from the top (T2R 75 %: n = 4).
 std::vector<int64_t> every_nth_layer_from_top(int64_t num_layers, int64_t n);
 
+/// What the backward computes again instead of keeping it from the forward: less memory, more time.
+enum class Recompute {
+  kNothing,
+  kMlps,  ///< of each layer the MLP's inner activations
+  kAll,   ///< and all of its attention: a layer keeps its two normalised inputs and sums
+};
+
 }  // namespace t2r::model

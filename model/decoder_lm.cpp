@@ -8,6 +8,7 @@
 #include "base/seed.h"
 #include "model/fused_ops.h"
 #include "model/gpu_ops.h"
+#include "model/recompute.h"
 
 namespace t2r::model {
 namespace {
@@ -142,9 +143,15 @@ Tensor DecoderLM::hidden(const Tensor& tokens_BT, const ForwardOptions& options)
   for (size_t layer = 0; layer < blocks_.size(); ++layer) {
     const Block& block = blocks_[layer];
     AttentionState* layer_state = state != nullptr ? &state->layers[layer] : nullptr;
-    add(block.attention.forward(normalised_BTD, rope.has_value() ? &*rope : nullptr, layer_state),
+    const auto attention = [&block, rope, layer_state](const Tensor& x) {
+      return block.attention.forward(x, rope.has_value() ? &*rope : nullptr, layer_state);
+    };
+    const auto mlp = [&block](const Tensor& x) { return block.mlp.forward(x); };
+    add(options.recompute == Recompute::kAll ? recomputed(normalised_BTD, attention)
+                                             : attention(normalised_BTD),
         block.mlp_norm);
-    add(block.mlp.forward(normalised_BTD),
+    add(options.recompute != Recompute::kNothing ? recomputed(normalised_BTD, mlp)
+                                                 : mlp(normalised_BTD),
         layer + 1 < blocks_.size() ? blocks_[layer + 1].attention_norm : final_norm_);
   }
   if (state != nullptr) state->position += tokens_BT.size(1);
@@ -157,8 +164,8 @@ Tensor DecoderLM::logits(const Tensor& hidden) const {
 
 Tensor DecoderLM::loss_sum(const Tensor& tokens_BT,
                            const Tensor& targets_BT,
-                           double dropout) const {
-  const Tensor x = hidden(tokens_BT, {.dropout = dropout});
+                           const ForwardOptions& options) const {
+  const Tensor x = hidden(tokens_BT, options);
   return linear_cross_entropy_sum(x.flatten(0, 1), head_VD_, targets_BT.flatten());
 }
 

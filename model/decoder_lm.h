@@ -39,6 +39,7 @@ class DecoderLM {
 
   struct ForwardOptions {
     double dropout = 0.0;  ///< on embeddings and residual branches; torch's default generator
+    Recompute recompute = Recompute::kNothing;
     DecoderState* state = nullptr;  ///< continue from, and move on
   };
 
@@ -56,7 +57,10 @@ class DecoderLM {
   /// Sum of the token losses in nats, float64 scalar; targets below 0 do not count.
   torch::Tensor loss_sum(const torch::Tensor& tokens_BT,
                          const torch::Tensor& targets_BT,
-                         double dropout = 0.0) const;
+                         const ForwardOptions& options) const;
+  torch::Tensor loss_sum(const torch::Tensor& tokens_BT, const torch::Tensor& targets_BT) const {
+    return loss_sum(tokens_BT, targets_BT, {});
+  }
 
   /// Attention transfer: how far each linear layer's attention output is from that of softmax
   /// attention on the same queries, keys and values, with softmax attention carrying the hidden

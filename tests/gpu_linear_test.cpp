@@ -58,6 +58,22 @@ TEST(GpuMatmul, EveryOrientationAndSize) {
   }
 }
 
+TEST(GpuMatmul, SumsOfBfloat16InFloat32) {
+  for (const auto& [m, n, k] : {std::tuple{256, 768, 512}, std::tuple{50304, 64, 1000}, std::tuple{33, 7, 19}, std::tuple{4, 4, 0}}) {
+    SCOPED_TRACE(testing::Message() << m << " " << n << " " << k);
+    const Tensor a = random({k, m}, at::kBFloat16).t(), b = random({k, n}, at::kBFloat16), out = random({m, n}, at::kFloat);
+    const Tensor before = out.clone(), product = exact(a).matmul(exact(b));
+    matmul_lt({.a = a, .b = b, .out = out, .accumulate = true});
+    EXPECT_LE(relative_error(out, product + exact(before)), 2e-5);
+    matmul_lt({.a = a, .b = b, .out = out});
+    if (k > 0) {
+      EXPECT_LE(relative_error(out, product), 2e-5);
+    } else {
+      EXPECT_EQ(out.abs().max().item<float>(), 0.0F);
+    }
+  }
+}
+
 TEST(GpuMatmul, StridedAndMisalignedOperands) {
   for (const auto& [type, bar] : kTypes) {
     for (const int64_t begin : {0, 1, 3, 8}) {

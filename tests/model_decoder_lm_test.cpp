@@ -97,6 +97,32 @@ TEST(DecoderLM, LossIsTheCrossEntropyOfTheLogits) {
   }
 }
 
+TEST(DecoderLM, RecomputingGivesTheSameBits) {
+  for (const Variant& variant : variants()) {
+    torch::manual_seed(3);
+    const auto model = make(variant);
+    const Tensor tokens = random_tokens(2, 70), targets = random_tokens(2, 70);
+    const auto loss_and_gradients = [&](Recompute recompute) {
+      torch::manual_seed(4);  // of the dropout
+      const Tensor loss =
+          model->loss_sum(tokens, targets, {.dropout = 0.2, .recompute = recompute});
+      loss.backward();
+      std::vector<Tensor> all{loss.detach()};
+      for (Parameter& parameter : model->parameters().all()) {
+        all.push_back(parameter.value.grad().clone());
+        parameter.value.mutable_grad().zero_();
+      }
+      return all;
+    };
+    const std::vector<Tensor> kept = loss_and_gradients(Recompute::kNothing);
+    for (const Recompute recompute : {Recompute::kMlps, Recompute::kAll}) {
+      const std::vector<Tensor> recomputed = loss_and_gradients(recompute);
+      for (size_t i = 0; i < kept.size(); ++i)
+        EXPECT_TRUE(kept[i].equal(recomputed[i])) << variant.name << ", tensor " << i;
+    }
+  }
+}
+
 TEST(DecoderLM, EveryParameterGetsTheGradientThatDifferencesGive) {
   for (const Variant& variant : variants()) {
     torch::manual_seed(3);

@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "model/kernels/cuda/cross_entropy.h"
+#include "model/ops/matmul_lt.h"
 #include "model/ops/op_support.h"
 #include "model/ops/training_inputs.h"
 
@@ -21,38 +22,25 @@ using kernels::cuda::Scale;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr int64_t kLogitsBytes = int64_t{512} << 20;
-constexpr int64_t kRowsMultiple = 1024;  // whole tiles of the matrix products
+constexpr int64_t kLogitsBytes = int64_t{512} << 20;  // held at a time, about
+constexpr int64_t kRowsMultiple = 256;                // whole tiles of the matrix products
 
 struct Pass {
   Tensor losses, grad_x, grad_weight;  // grad_weight is float32; undefined ones were not asked for
 };
 
-int64_t default_chunk_rows(int64_t row_bytes) {
-  const int64_t rows = kLogitsBytes / row_bytes;
-  return std::max<int64_t>(1, rows >= kRowsMultiple ? rows / kRowsMultiple * kRowsMultiple : rows);
-}
-
-/// grad_weight (+)= grad_logits^T x in float32, whatever the inputs are.
-void add_product(Tensor& grad_weight, const Tensor& grad_logits, const Tensor& x, bool first) {
-  if (x.scalar_type() == at::kFloat) {
-    if (first) {
-      at::mm_out(grad_weight, grad_logits.t(), x);
-    } else {
-      at::addmm_out(grad_weight, grad_weight, grad_logits.t(), x);
-    }
-  } else if (first) {
-    at::mm_out(grad_weight, grad_logits.t(), x, at::kFloat);
-  } else {
-    at::addmm_out(grad_weight, grad_weight, grad_logits.t(), x, at::kFloat);
-  }
+/// Chunks of one size, so that one algorithm serves all products of a kind.
+int64_t default_chunk_rows(int64_t num_rows, int64_t row_bytes) {
+  static const int64_t limit = std::getenv("T2R_LOGITS_MB") ? std::atoll(std::getenv("T2R_LOGITS_MB")) << 20 : kLogitsBytes;
+  const int64_t chunks = std::max<int64_t>(1, num_rows * row_bytes / limit), rows = (num_rows + chunks - 1) / chunks;
+  return (rows + kRowsMultiple - 1) / kRowsMultiple * kRowsMultiple;
 }
 
 Pass run(const Tensor& x, const Tensor& weight, const Tensor& targets, int64_t chunk_rows, bool want_grad_x, bool want_grad_weight) {
   const c10::cuda::CUDAGuard guard(x.device());
   const at::NoGradGuard no_grad;
   const int64_t num_rows = x.size(0), vocabulary = weight.size(0), columns = kernels::cuda::padded_columns(vocabulary);
-  const int64_t wanted = chunk_rows > 0 ? chunk_rows : default_chunk_rows(columns * x.element_size());
+  const int64_t wanted = chunk_rows > 0 ? chunk_rows : default_chunk_rows(num_rows, columns * x.element_size());
   const int64_t step = std::min(wanted, num_rows);
   Pass pass;
   pass.losses = at::empty({num_rows}, x.options().dtype(at::kFloat));
@@ -70,17 +58,16 @@ Pass run(const Tensor& x, const Tensor& weight, const Tensor& targets, int64_t c
   const auto shared_bytes = static_cast<int>(at::cuda::getCurrentDeviceProperties()->sharedMemPerBlockOptin);
   for (int64_t begin = 0; begin < num_rows; begin += step) {
     a.rows = std::min(step, num_rows - begin);
-    Tensor logits = buffer.narrow(0, 0, a.rows).narrow(1, 0, vocabulary);
+    const Tensor logits = buffer.narrow(0, 0, a.rows).narrow(1, 0, vocabulary);
     const Tensor rows = x.narrow(0, begin, a.rows);
-    at::mm_out(logits, rows, weight.t());
+    matmul_lt({.a = rows, .b = weight.t(), .out = logits});
     a.targets = pointer<int64_t>(targets) + begin;
     a.losses = mutable_pointer<float>(pass.losses) + begin;
     check_launch(kernels::cuda::cross_entropy(a, shared_bytes, c10::cuda::getCurrentCUDAStream()), "the cross-entropy kernel");
     if (want_grad_x) {
-      Tensor grad_rows = pass.grad_x.narrow(0, begin, a.rows);
-      at::mm_out(grad_rows, logits, weight);
+      matmul_lt({.a = logits, .b = weight, .out = pass.grad_x.narrow(0, begin, a.rows)});
     }
-    if (want_grad_weight) add_product(pass.grad_weight, logits, rows, begin == 0);
+    if (want_grad_weight) matmul_lt({.a = logits.t(), .b = rows, .out = pass.grad_weight, .accumulate = begin > 0});
   }
   return pass;
 }

@@ -3,21 +3,32 @@
 #include <ATen/Context.h>
 #include <ATen/Functions.h>
 #include <ATen/cuda/CUDAContextLight.h>
+#include <ATen/cuda/CUDAEvent.h>
+#include <ATen/cuda/CUDAGraphsUtils.cuh>
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAStream.h>
 #include <cublasLt.h>
 
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <cstdlib>
+#include <limits>
 #include <map>
 #include <mutex>
 #include <optional>
+#include <span>
 
 #include "model/kernels/cuda/column_sum.h"
 #include "model/ops/op_support.h"
 
 namespace t2r::ops {
 namespace {
+
+constexpr int kCandidates = 16, kTimings = 4;  // of the choice by time
+constexpr float kClearly = 0.985F;
+
+std::atomic<bool> is_tuning = std::getenv("T2R_TUNE") != nullptr;
 
 constexpr size_t kMaxWorkspaceBytes = size_t{64} << 20;  // more than the 32 MiB that NVIDIA recommends for Hopper
 
@@ -133,9 +144,9 @@ class LtProduct {
  public:
   LtProduct(const Matmul& p, cublasLtEpilogue_t epilogue)
       : a_(operand_of(p.b)), b_(operand_of(p.a)), out_(p.out), accumulate_(p.accumulate) {
-    const bool bf16 = p.out.scalar_type() == at::kBFloat16;
+    const bool bf16 = p.a.scalar_type() == at::kBFloat16;
     const bool tf32 = !bf16 && at::globalContext().allowTF32CuBLAS();
-    const int32_t type = bf16 ? CUDA_R_16BF : CUDA_R_32F;
+    const int32_t type = bf16 ? CUDA_R_16BF : CUDA_R_32F, out_type = p.out.scalar_type() == at::kBFloat16 ? CUDA_R_16BF : CUDA_R_32F;
     const int64_t m = p.out.size(1), n = p.out.size(0), k = p.a.size(1), out_stride = row_stride(p.out);
     const Tensor& vector = p.bias.defined() ? p.bias : p.bias_gradient;
     void* const vector_pointer = vector.defined() ? const_cast<void*>(vector.const_data_ptr()) : nullptr;
@@ -154,14 +165,14 @@ class LtProduct {
       set(description_, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, int64_t{m});
       set(description_, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE, type);
     }
-    const auto layout = [&](cublasLtMatrixLayoutOpaque_t& to, int64_t rows, int64_t columns, int64_t stride) {
-      check_status(cublasLtMatrixLayoutInit(&to, static_cast<cudaDataType_t>(type), rows, columns, stride), "the layout of a matrix");
+    const auto layout = [&](cublasLtMatrixLayoutOpaque_t& to, int32_t of, int64_t rows, int64_t columns, int64_t stride) {
+      check_status(cublasLtMatrixLayoutInit(&to, static_cast<cudaDataType_t>(of), rows, columns, stride), "the layout of a matrix");
     };
-    layout(a_layout_, a_.transposed ? k : m, a_.transposed ? m : k, a_.stride);
-    layout(b_layout_, b_.transposed ? n : k, b_.transposed ? k : n, b_.stride);
-    layout(out_layout_, m, n, out_stride);
+    layout(a_layout_, type, a_.transposed ? k : m, a_.transposed ? m : k, a_.stride);
+    layout(b_layout_, type, b_.transposed ? n : k, b_.transposed ? k : n, b_.stride);
+    layout(out_layout_, out_type, m, n, out_stride);
     key_ = {c10::cuda::current_device(),
-            type,
+            int64_t{out_type} << 32 | type,
             tf32,
             epilogue,
             m,
@@ -184,15 +195,10 @@ class LtProduct {
     const cublasLtHandle_t handle = at::cuda::getCurrentCUDABlasLtHandle();
     const std::optional<Algorithm> choice = algorithm_cache().get(key_, [&] { return choose(handle); });
     if (!choice.has_value()) return false;
-    const auto bytes = static_cast<int64_t>(choice->workspace_bytes);
-    Tensor workspace;  // the caching allocator gives it to others on this stream once the product is under way
-    if (bytes > 0) workspace = at::empty({bytes}, out_.options().dtype(at::kByte).requires_grad(false));
-    void* const out = out_.mutable_data_ptr();
-    const float alpha = 1.0F, beta = accumulate_ ? 1.0F : 0.0F;
-    const cublasStatus_t status =
-        cublasLtMatmul(handle, &description_, &alpha, a_.tensor.const_data_ptr(), &a_layout_, b_.tensor.const_data_ptr(), &b_layout_,
-                       &beta, out, &out_layout_, out, &out_layout_, &choice->algorithm, mutable_pointer<void>(workspace),
-                       choice->workspace_bytes, c10::cuda::getCurrentCUDAStream());
+    // The caching allocator gives the workspace to others on this stream once the product is under way.
+    const Tensor workspace =
+        at::empty({static_cast<int64_t>(choice->workspace_bytes)}, out_.options().dtype(at::kByte).requires_grad(false));
+    const cublasStatus_t status = multiply(handle, choice->algorithm, workspace, out_);
     if (status == CUBLAS_STATUS_SUCCESS) return true;
     TORCH_CHECK(status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE,
                 "t2r: a matrix product failed: ", cublasLtGetStatusName(status));
@@ -214,19 +220,59 @@ class LtProduct {
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment_of(b_.tensor.const_data_ptr()));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment_of(out_.const_data_ptr()));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment_of(out_.const_data_ptr()));
-    cublasLtMatmulHeuristicResult_t result = {};
+    std::array<cublasLtMatmulHeuristicResult_t, kCandidates> results = {};
     int found = 0;
+    const int wanted = can_tune() ? kCandidates : 1;
     const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle, &description_, &a_layout_, &b_layout_, &out_layout_, &out_layout_,
-                                                                 &preference, 1, &result, &found);
-    if (status != CUBLAS_STATUS_SUCCESS || found == 0 || result.state != CUBLAS_STATUS_SUCCESS) return std::nullopt;
-    return Algorithm{result.algo, result.workspaceSize};
+                                                                 &preference, wanted, results.data(), &found);
+    if (status != CUBLAS_STATUS_SUCCESS || found == 0 || results[0].state != CUBLAS_STATUS_SUCCESS) return std::nullopt;
+    const size_t best = found > 1 ? quickest(handle, {results.data(), static_cast<size_t>(found)}) : 0;
+    return Algorithm{results[best].algo, results[best].workspaceSize};
+  }
+
+  bool can_tune() const {
+    return is_tuning && at::cuda::currentStreamCaptureStatusMayInitCtx() == at::cuda::CaptureStatus::None;
+  }
+
+  /// Times the candidates on the operands themselves, into a result of its own; the heuristic's first stays unless another is
+  /// clearly quicker.
+  size_t quickest(cublasLtHandle_t handle, std::span<const cublasLtMatmulHeuristicResult_t> candidates) const {
+    const auto stream = c10::cuda::getCurrentCUDAStream();
+    const Tensor out = at::empty_strided(out_.sizes(), out_.strides(), out_.options().requires_grad(false));
+    at::cuda::CUDAEvent begin(cudaEventDefault), end(cudaEventDefault);
+    size_t best = 0;
+    float best_time = std::numeric_limits<float>::infinity();
+    for (size_t i = 0; i < candidates.size(); ++i) {
+      const cublasLtMatmulHeuristicResult_t& candidate = candidates[i];
+      if (candidate.state != CUBLAS_STATUS_SUCCESS) continue;
+      const Tensor workspace = at::empty({static_cast<int64_t>(candidate.workspaceSize)}, out_.options().dtype(at::kByte).requires_grad(false));
+      float time = std::numeric_limits<float>::infinity();
+      for (int repeat = 0; repeat < kTimings; ++repeat) {
+        begin.record(stream);
+        if (multiply(handle, candidate.algo, workspace, out) != CUBLAS_STATUS_SUCCESS) break;
+        end.record(stream);
+        end.synchronize();
+        time = std::min(time, begin.elapsed_time(end));
+      }
+      if (time < best_time * (i == 0 ? 1.0F : kClearly)) best = i, best_time = time;
+    }
+    return best;
+  }
+
+  cublasStatus_t multiply(cublasLtHandle_t handle, const cublasLtMatmulAlgo_t& algorithm, const Tensor& workspace, const Tensor& to) const {
+    void* const out = to.mutable_data_ptr();
+    const float alpha = 1.0F, beta = accumulate_ ? 1.0F : 0.0F;
+    return cublasLtMatmul(handle, &description_, &alpha, a_.tensor.const_data_ptr(), &a_layout_, b_.tensor.const_data_ptr(), &b_layout_,
+                          &beta, out, &out_layout_, out, &out_layout_, &algorithm, mutable_pointer<void>(workspace),
+                          static_cast<size_t>(workspace.numel()), c10::cuda::getCurrentCUDAStream());
   }
 
   Operand a_, b_;
   Tensor out_;
   bool accumulate_;
-  cublasLtMatmulDescOpaque_t description_;
-  cublasLtMatrixLayoutOpaque_t a_layout_, b_layout_, out_layout_;
+  // Of the library's C interface, which takes what it only reads without const.
+  mutable cublasLtMatmulDescOpaque_t description_;
+  mutable cublasLtMatrixLayoutOpaque_t a_layout_, b_layout_, out_layout_;
   Key key_;
 };
 
@@ -236,7 +282,11 @@ void run_unfused(const Matmul& p) {
   Matmul rest = p;
   switch (p.epilogue) {
     case Epilogue::kNone:
-      p.accumulate ? at::addmm_out(out, out, p.a, p.b) : at::mm_out(out, p.a, p.b);
+      if (p.a.scalar_type() == out.scalar_type()) {
+        p.accumulate ? at::addmm_out(out, out, p.a, p.b) : at::mm_out(out, p.a, p.b);
+      } else {
+        p.accumulate ? at::addmm_out(out, out, p.a, p.b, out.scalar_type()) : at::mm_out(out, p.a, p.b, out.scalar_type());
+      }
       return;
     case Epilogue::kBias:
       at::addmm_out(out, p.bias, p.a, p.b);
@@ -275,8 +325,9 @@ void run_unfused(const Matmul& p) {
 bool matmul_lt(const Matmul& p) {
   TORCH_INTERNAL_ASSERT(p.a.dim() == 2 && p.b.dim() == 2 && p.a.size(1) == p.b.size(0) && p.out.dim() == 2 &&
                         p.out.size(0) == p.a.size(0) && p.out.size(1) == p.b.size(1) && is_row_major(p.out));
-  TORCH_INTERNAL_ASSERT(p.a.scalar_type() == p.out.scalar_type() && p.b.scalar_type() == p.out.scalar_type() &&
-                        (p.out.scalar_type() == at::kBFloat16 || p.out.scalar_type() == at::kFloat));
+  TORCH_INTERNAL_ASSERT(p.b.scalar_type() == p.a.scalar_type() && (p.a.scalar_type() == at::kBFloat16 || p.a.scalar_type() == at::kFloat) &&
+                        (p.out.scalar_type() == p.a.scalar_type() ||
+                         (p.out.scalar_type() == at::kFloat && p.epilogue == Epilogue::kNone)));
   TORCH_INTERNAL_ASSERT(!p.accumulate || p.epilogue == Epilogue::kNone);
   const std::optional<cublasLtEpilogue_t> epilogue = fused_epilogue(p);
   const bool is_empty = p.out.numel() == 0 || p.a.size(1) == 0;  // ATen knows what an empty product is

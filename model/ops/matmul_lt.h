@@ -16,7 +16,7 @@ enum class Epilogue {
   kSumB,   ///< out = a b; bias_gradient gets b's sums over K: [N]
 };
 
-/// out = a b of row-major matrices, bfloat16 or float32 throughout, with float32 accumulation.
+/// out = a b of row-major matrices, bfloat16 or float32, with float32 accumulation; out may be float32 where a and b are bfloat16.
 ///
 /// a and b may be transposed views: what is the unit stride decides, nothing is copied. cuBLASLt computes column-major
 /// matrices, and a row-major matrix is its transpose in that view, so it is asked for out^T = b^T a^T: its operand A is our b

@@ -103,15 +103,6 @@ void adamw(const AdamWTensors& t, const AdamWSettings& settings) {
                "the optimizer's kernel");
 }
 
-void accumulate(const Tensor& sum, const Tensor& gradients) {
-  check_flat(sum, "sum", at::kFloat);
-  check_like(gradients, "gradients", kGradientTypes, sum, "sum");
-  const c10::cuda::CUDAGuard guard(sum.device());
-  check_launch(kernels::cuda::accumulate(mutable_pointer<float>(sum), gradients.const_data_ptr(),
-                                         gradients.scalar_type() == at::kBFloat16, sum.numel(), c10::cuda::getCurrentCUDAStream()),
-               "the sum of gradients");
-}
-
 Tensor make_spans(const std::vector<ParameterSlice>& slices, const at::Device& device) {
   std::vector<int64_t> spans;
   for (const ParameterSlice& slice : slices) {
@@ -143,8 +134,6 @@ void op_adamw(const Tensor& master, const OptionalTensor& values, const Tensor& 
         {.beta1 = beta1, .beta2 = beta2, .eps = eps, .weight_decay = weight_decay});
 }
 
-void op_accumulate(const Tensor& sum, const Tensor& gradients) { accumulate(sum, gradients); }
-
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(t2r, library) {
@@ -152,14 +141,12 @@ TORCH_LIBRARY_FRAGMENT(t2r, library) {
   library.def(
       "adamw_(Tensor(a!) master, Tensor(b!)? values, Tensor gradients, Tensor(c!) first_moment, Tensor(d!) second_moment, Tensor "
       "spans, Tensor control, float beta1, float beta2, float eps, float weight_decay) -> ()");
-  library.def("accumulate_(Tensor(a!) sum, Tensor gradients) -> ()");
 }
 
 // Explicit: there is no gradient formula, and autograd says so when somebody asks for one.
 TORCH_LIBRARY_IMPL(t2r, CompositeExplicitAutograd, library) {
   library.impl("gradient_norm", op_gradient_norm);
   library.impl("adamw_", op_adamw);
-  library.impl("accumulate_", op_accumulate);
 }
 
 }  // namespace t2r::ops

@@ -15,7 +15,7 @@ using at::Tensor;
 /// The optimizer's step on flat memory on a GPU. Host and kernels speak through `control`, a float64 tensor of
 /// kernels::cuda::kControlSlots values (kernels::cuda::ControlSlot names them), so that no call waits for the GPU and a CUDA
 /// graph can hold a whole step. All run on the current stream, can be captured, and are deterministic and not differentiable.
-/// Registered as torch.ops.t2r.gradient_norm, adamw_ and accumulate_.
+/// Registered as torch.ops.t2r.gradient_norm and adamw_.
 
 /// A zeroed control tensor on `device`.
 Tensor make_control(const at::Device& device);
@@ -48,10 +48,6 @@ struct AdamWSettings {
 /// skipped.
 /// @throws c10::Error  as gradient_norm()
 void adamw(const AdamWTensors& tensors, const AdamWSettings& settings);
-
-/// sum += gradients, [N] float32 += bfloat16 or float32: the gradients of several micro-steps.
-/// @throws c10::Error  as gradient_norm()
-void accumulate(const Tensor& sum, const Tensor& gradients);
 
 /// A part of flat memory with one rule.
 struct ParameterSlice {

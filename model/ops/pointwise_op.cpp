@@ -54,39 +54,6 @@ class SwiGlu : public torch::autograd::Function<SwiGlu> {
   }
 };
 
-class Gelu : public torch::autograd::Function<Gelu> {
- public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& x) {
-    const c10::cuda::CUDAGuard guard(x.device());
-    const Tensor y = at::empty_like(x);
-    kernels::cuda::Gelu a = arguments(x);
-    a.y = mutable_pointer<void>(y);
-    check_launch(kernels::cuda::gelu(a, c10::cuda::getCurrentCUDAStream()), "the GELU kernel");
-    ctx->save_for_backward({x});
-    return y;
-  }
-
-  static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
-    const Tensor x = ctx->get_saved_variables()[0];
-    const c10::cuda::CUDAGuard guard(x.device());
-    const Tensor grad_y = gradients[0].contiguous(), grad = at::empty_like(x);
-    kernels::cuda::Gelu a = arguments(x);
-    a.grad_y = pointer<void>(grad_y);
-    a.grad_x = mutable_pointer<void>(grad);
-    check_launch(kernels::cuda::gelu(a, c10::cuda::getCurrentCUDAStream()), "the GELU backward kernel");
-    return {grad};
-  }
-
- private:
-  static kernels::cuda::Gelu arguments(const Tensor& x) {
-    kernels::cuda::Gelu a;
-    a.size = x.numel();
-    a.is_bf16 = is_bf16(x);
-    a.x = pointer<void>(x);
-    return a;
-  }
-};
-
 Tensor rotated(const Tensor& x, int64_t num_heads, const Tensor& cosine, const Tensor& sine, bool backwards) {
   const c10::cuda::CUDAGuard guard(x.device());
   const Tensor y = at::empty_like(x);
@@ -129,11 +96,6 @@ Tensor swiglu(const Tensor& gate_up) {
   return SwiGlu::apply(gate_up.contiguous());
 }
 
-Tensor gelu(const Tensor& x) {
-  check_leading(x, "gelu", "x", 0);
-  return Gelu::apply(x.contiguous());
-}
-
 Tensor rotate_heads(const Tensor& x, int64_t num_heads, const Tensor& cosine, const Tensor& sine) {
   check_leading(x, "rotate_heads", "x", 4);
   TORCH_CHECK(x.dim() == 4, "t2r: rotate_heads: x has ", x.dim(), " dimensions, allowed: 4");
@@ -146,13 +108,11 @@ Tensor rotate_heads(const Tensor& x, int64_t num_heads, const Tensor& cosine, co
 
 TORCH_LIBRARY_FRAGMENT(t2r, library) {
   library.def("swiglu(Tensor gate_up) -> Tensor");
-  library.def("gelu(Tensor x) -> Tensor");
   library.def("rotate_heads(Tensor x, int num_heads, Tensor cosine, Tensor sine) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(t2r, CompositeImplicitAutograd, library) {
   library.impl("swiglu", swiglu);
-  library.impl("gelu", gelu);
   library.impl("rotate_heads", rotate_heads);
 }
 

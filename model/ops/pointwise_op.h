@@ -7,14 +7,11 @@ namespace t2r::ops {
 using at::Tensor;
 
 /// One kernel each way for bfloat16 and float32 tensors on a GPU, in float32 arithmetic, on the current stream; they can be captured
-/// in a CUDA graph and are deterministic. Registered as torch.ops.t2r.swiglu, gelu and rotate_heads.
+/// in a CUDA graph and are deterministic. Registered as torch.ops.t2r.swiglu and rotate_heads.
 /// All throw c10::Error naming argument, value and what is allowed, with nothing launched.
 
 /// silu(gate) up, where gate_up holds both halves of the last dimension: [.., 2 F] -> [.., F]. Differentiable. Source: Shazeer 2020.
 Tensor swiglu(const Tensor& gate_up);
-
-/// x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))). Differentiable. Source: Hendrycks & Gimpel 2016.
-Tensor gelu(const Tensor& x);
 
 /// Rotates the first `num_heads` heads of x_BTHd by position (RoPE, halves layout), the others pass unchanged. Out of place.
 /// Differentiable in x.

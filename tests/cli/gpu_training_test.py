@@ -4,12 +4,13 @@ import os
 import pathlib
 import signal
 import subprocess
+import threading
 import time
 import unittest
 
 os.environ["T2R_TEST_ON_GPU"] = "1"  # before support is read
 
-from support import Case, kill_processes_naming, run, start, step_losses, weights
+from support import BINARY, MPIRUN, Case, kill_processes_naming, run, start, step_losses, weights
 
 
 def num_gpus():
@@ -63,6 +64,26 @@ class Parity(GpuCase):
         captured = step_losses(self.train("captured", "--steps", 10, "--dropout", 0.1))
         launched = step_losses(self.train("launched", "--steps", 10, "--dropout", 0.1, "--cuda-graph=false"))
         self.assertEqual(captured, launched)
+
+    def test_recomputing_gives_the_same_bits_in_less_memory(self):
+        losses = {what: step_losses(self.train(f"recompute-{what}", "--steps", 10, "--dropout", 0.1, "--recompute", what))
+                  for what in ("none", "mlps", "all")}
+        self.assertEqual(losses["mlps"], losses["none"])
+        self.assertEqual(losses["all"], losses["none"])
+        memory = {what: json.loads(self.must("bench", "train", "--model.layers", 4, "--model.hidden-size", 256, "--model.heads", 4,
+                                             "--vocab-size", 512, "--sequence-length", 256, "--batch-size", 64, "--steps", 2, "--json",
+                                             "--recompute", what).stdout)["peak_memory_bytes"] for what in losses}
+        self.assertLess(memory["mlps"], 0.8 * memory["none"])
+        self.assertLess(memory["all"], 0.8 * memory["mlps"])
+
+    def test_trace_lists_the_kernels(self):
+        trace = self.folder / "trace.json"
+        report = json.loads(self.must("bench", "train", "--model.layers", 2, "--model.hidden-size", 128, "--model.heads", 2,
+                                      "--vocab-size", 512, "--sequence-length", 128, "--batch-size", 4, "--steps", 2, "--json",
+                                      "--trace", trace).stdout)
+        attention = [kernel for kernel in report["kernels"] if "causal_backward" in kernel["name"]]
+        self.assertEqual(sum(kernel["count"] for kernel in attention), 2)
+        self.assertIn("traceEvents", json.loads(trace.read_text()))
 
     def test_micro_batches_give_the_batch(self):
         for precision, bar in (("float32", 1e-6), ("bf16", 2e-3)):
@@ -142,22 +163,66 @@ class TwoGpus(GpuCase):
         for step in one:
             self.assertLess(relative(two[step], one[step]), 1e-6, f"step {step}")
 
-    def test_killed_rank_ends_the_job(self):
+    def test_bf16_ranks_give_what_one_gives(self):
+        one = step_losses(self.train("one-bf16", "--steps", 20))
+        two = step_losses(self.train("two-bf16", "--steps", 20, ranks=2))
+        for step in one:
+            self.assertLess(relative(two[step], one[step]), 2e-3, f"step {step}")
+
+    def test_a_captured_step_is_the_step(self):
+        captured = step_losses(self.train("captured-2", "--steps", 10, "--dropout", 0.1, ranks=2))
+        launched = step_losses(self.train("launched-2", "--steps", 10, "--dropout", 0.1, "--cuda-graph=false", ranks=2))
+        self.assertEqual(captured, launched)
+
+    def test_killed_rank_ends_the_job_which_resumes_bitwise(self):
+        extra = ["--steps", 600, "--checkpoint-every", 150, "--dropout", 0.1, "--deterministic", "--model.softmax-layers", 1,
+                 "--log-every", 1]
+        whole = self.train("unharmed", *extra, ranks=2)
         output = self.folder / "killed"
-        process = start(*self.arguments(output, "--steps", 100000, "--checkpoint-every", 50), ranks=2)
-        while not (output / "checkpoints" / "step-00000050").exists():
-            self.assertIsNone(process.poll())
-            time.sleep(0.01)
-        children = subprocess.run(["pgrep", "-f", f"t2r_gpu.*{output}"], capture_output=True, text=True).stdout.split()
-        os.kill(int(children[-1]), signal.SIGKILL)
+        process = start(*self.arguments(output, *extra), ranks=2)
+        drain = threading.Thread(target=process.stdout.read)  # a full pipe would stop the run
+        drain.start()
+        while not (output / "checkpoints" / "step-00000150").exists():
+            self.assertIsNone(process.poll(), "the run ended before it could be killed")
+            time.sleep(0.002)
+        ranks = subprocess.run(["pgrep", "-f", f"t2r_gpu.*{output}"], capture_output=True, text=True).stdout.split()
+        os.kill(int(ranks[-1]), signal.SIGKILL)
         killed = time.monotonic()
         try:
             process.wait(timeout=10)
+            self.assertLess(time.monotonic() - killed, 10)
+            while subprocess.run(["pgrep", "-f", f"t2r_gpu.*{output}"], capture_output=True).returncode == 0:
+                self.assertLess(time.monotonic() - killed, 10, "a rank outlived the job")
+                time.sleep(0.05)
         finally:
             kill_processes_naming(output)
-        self.assertLess(time.monotonic() - killed, 10)
-        process.stdout.close()
+            drain.join()
+            process.stdout.close()
         self.assertNotEqual(process.returncode, 0)
+        self.assertLess(max(step_losses(output)), 600, "the run had ended when it was killed")
+        self.must(*self.arguments(output, *extra, "--resume"), ranks=2)
+        self.assertEqual(step_losses(output), step_losses(whole))
+        self.assertEqual(weights(output), weights(whole))
+
+    def test_out_of_memory_on_one_rank_ends_all(self):
+        for name, fraction in (("in-the-step", 0.004), ("at-start", 1e-7)):
+            with self.subTest(name):
+                output = self.folder / name
+                rank = [BINARY, *map(str, self.arguments(output, "--steps", 2, "--batch-size", 8192))]
+                limit = ["env", f"PYTORCH_CUDA_ALLOC_CONF=per_process_memory_fraction:{fraction}"]
+                begun = time.monotonic()
+                result = subprocess.run([*MPIRUN, "-n", "1", *rank, ":", "-n", "1", *limit, *rank], capture_output=True, text=True,
+                                        timeout=120)
+                self.assertLess(time.monotonic() - begun, 60)
+                self.fails(result, 70, "rank 1", "out of GPU memory", "--micro-batch-size")
+                self.assertFalse(any((output / "checkpoints").glob("step-*")))
+
+    def test_bench_train_on_two_ranks(self):
+        arguments = ["bench", "train", "--model.layers", 2, "--model.hidden-size", 128, "--model.heads", 2, "--vocab-size", 512,
+                     "--sequence-length", 128, "--batch-size", 4, "--steps", 5, "--json"]
+        report = json.loads(self.must(*arguments, ranks=2).stdout)
+        self.assertEqual(report["ranks"], 2)
+        self.assertGreater(report["phases"]["all-reduce alone"], 0.0)
 
 
 if __name__ == "__main__":

@@ -175,22 +175,6 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(const __grid_constant__
   walk(plan_walk(size, misalignment(master), first, second, gradients, values), size, threadIdx.x, kThreads, one, vector);
 }
 
-template <class Gradient>
-__global__ void __launch_bounds__(kThreads) accumulate_kernel(float* sum, const Gradient* gradients, int64_t count) {
-  const int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x, threads = int64_t{gridDim.x} * kThreads;
-  const auto one = [&](int64_t i) { sum[i] += to_float(gradients[i]); };
-  const auto vector = [&](int64_t i) {
-    const float4 gradient = load_vector(gradients + i);
-    float4 total = load_vector(sum + i);
-    total.x += gradient.x;
-    total.y += gradient.y;
-    total.z += gradient.z;
-    total.w += gradient.w;
-    store_vector(sum + i, total);
-  };
-  walk(plan_walk(count, misalignment(sum), gradients), count, index, threads, one, vector);
-}
-
 }  // namespace
 
 cudaError_t gradient_norm(const GradientNormArguments& a, cudaStream_t stream) {
@@ -217,18 +201,6 @@ cudaError_t adamw(const AdamWArguments& a, cudaStream_t stream) {
     adamw_kernel<float, true><<<grid, kThreads, 0, stream>>>(a);
   } else {
     adamw_kernel<float, false><<<grid, kThreads, 0, stream>>>(a);
-  }
-  return cudaGetLastError();
-}
-
-cudaError_t accumulate(float* sum, const void* gradients, bool bf16_gradients, int64_t count, cudaStream_t stream) {
-  if (count == 0) return cudaSuccess;
-  constexpr int64_t kPerBlock = int64_t{kThreads} * kWidth, kMaxBlocks = 1 << 20;
-  const auto grid = static_cast<unsigned>(std::min(kMaxBlocks, (count + kPerBlock - 1) / kPerBlock));
-  if (bf16_gradients) {
-    accumulate_kernel<<<grid, kThreads, 0, stream>>>(sum, static_cast<const bf16*>(gradients), count);
-  } else {
-    accumulate_kernel<<<grid, kThreads, 0, stream>>>(sum, static_cast<const float*>(gradients), count);
   }
   return cudaGetLastError();
 }

@@ -61,7 +61,4 @@ struct AdamWArguments {
 /// One kernel on `stream`; no allocation, no synchronisation. Spans may begin anywhere; what lies outside of memory is left out.
 cudaError_t adamw(const AdamWArguments& arguments, cudaStream_t stream);
 
-/// sum[i] += gradients[i], rounded once in float32. One kernel on `stream`.
-cudaError_t accumulate(float* sum, const void* gradients, bool bf16_gradients, int64_t count, cudaStream_t stream);
-
 }  // namespace t2r::kernels::cuda

@@ -65,32 +65,6 @@ __global__ void __launch_bounds__(kThreads) swiglu_kernel(const __grid_constant_
       });
 }
 
-template <class Scalar, int kWidth, bool kBackward>
-__global__ void __launch_bounds__(kThreads) gelu_kernel(const __grid_constant__ Gelu a) {
-  constexpr float kScale = 1.5957691216057308F, kCube = 0.044715F;  // 2 sqrt(2 / pi): (1 + tanh u) / 2 = sigmoid(2 u)
-  struct Item {
-    float x[kWidth], d[kBackward ? kWidth : 1];
-  };
-  for_items<Item>(
-      a.size / kWidth,
-      [&](int64_t index, Item& item) {
-        load(item.x, static_cast<const Scalar*>(a.x) + index * kWidth);
-        if constexpr (kBackward) load(item.d, static_cast<const Scalar*>(a.grad_y) + index * kWidth);
-      },
-      [&](int64_t index, Item& item) {
-#pragma unroll
-        for (int j = 0; j < kWidth; ++j) {
-          const float x = item.x[j], s = sigmoid(kScale * (x + kCube * x * x * x));
-          if constexpr (kBackward) {
-            item.x[j] = item.d[j] * (s + x * s * (1.0F - s) * kScale * (1.0F + 3.0F * kCube * x * x));
-          } else {
-            item.x[j] = x * s;
-          }
-        }
-        store(static_cast<Scalar*>(kBackward ? a.grad_x : a.y) + index * kWidth, item.x);
-      });
-}
-
 template <class Scalar, int kWidth>
 __global__ void __launch_bounds__(kThreads) rotate_kernel(const __grid_constant__ Rotate a) {
   struct Item {
@@ -140,17 +114,6 @@ cudaError_t launch(const Swiglu& a, cudaStream_t stream) {
 }
 
 template <class Scalar, int kWidth>
-cudaError_t launch(const Gelu& a, cudaStream_t stream) {
-  const unsigned blocks = blocks_for(a.size / kWidth);
-  if (a.grad_y != nullptr) {
-    gelu_kernel<Scalar, kWidth, true><<<blocks, kThreads, 0, stream>>>(a);
-  } else {
-    gelu_kernel<Scalar, kWidth, false><<<blocks, kThreads, 0, stream>>>(a);
-  }
-  return cudaGetLastError();
-}
-
-template <class Scalar, int kWidth>
 cudaError_t launch(const Rotate& a, cudaStream_t stream) {
   const unsigned blocks = blocks_for(a.batch * a.length * a.heads * (a.half / kWidth));
   rotate_kernel<Scalar, kWidth><<<blocks, kThreads, 0, stream>>>(a);
@@ -171,11 +134,6 @@ cudaError_t launch_any(const Arguments& a, int64_t columns, bool aligned, cudaSt
 cudaError_t swiglu(const Swiglu& a, cudaStream_t stream) {
   if (a.rows == 0 || a.width == 0) return cudaSuccess;
   return launch_any(a, a.width, are_aligned_16(a.gate_up, a.y, a.grad_y, a.grad_gate_up), stream);
-}
-
-cudaError_t gelu(const Gelu& a, cudaStream_t stream) {
-  if (a.size == 0) return cudaSuccess;
-  return launch_any(a, a.size, are_aligned_16(a.x, a.y, a.grad_y, a.grad_x), stream);
 }
 
 cudaError_t rotate_heads(const Rotate& a, cudaStream_t stream) {

@@ -18,16 +18,6 @@ struct Swiglu {
   void* grad_gate_up = nullptr;
 };
 
-/// y = x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))). With grad_y: grad_x instead of y.
-struct Gelu {
-  int64_t size = 0;
-  bool is_bf16 = false;
-  const void* x = nullptr;
-  void* y = nullptr;
-  const void* grad_y = nullptr;
-  void* grad_x = nullptr;
-};
-
 /// Turns the pair of columns (j, j + half) of the first heads by the angle of (token, j); the other heads are copied.
 struct Rotate {
   int64_t batch = 0, length = 0, heads = 0, half = 0;
@@ -42,7 +32,6 @@ struct Rotate {
 
 /// Launch on `stream`; no allocation, no synchronisation.
 cudaError_t swiglu(const Swiglu& arguments, cudaStream_t stream);
-cudaError_t gelu(const Gelu& arguments, cudaStream_t stream);
 cudaError_t rotate_heads(const Rotate& arguments, cudaStream_t stream);
 
 }  // namespace t2r::kernels::cuda
