@@ -140,7 +140,8 @@ struct NcclCommunicator::State {
             /*isHighPriority=*/true, static_cast<c10::DeviceIndex>(gpu.device))) {}
 
   void start();
-  void verify_sum();
+  torch::Tensor summands() const;
+  void verify_sum(const torch::Tensor& sums);
   void check_tensor(const torch::Tensor& tensor) const;
   void wait_for_current_stream(std::chrono::milliseconds patience);
 
@@ -167,14 +168,19 @@ void NcclCommunicator::State::start() {
                      if (options.before_init) options.before_init();
                      nccl.init(id, world.size(), options.init_deadline);
                    }));
-  agree<NcclError>(host, "NCCL's first sum failed", problem_of([&] { verify_sum(); }));
+  // Memory first: a rank that has none must say so before the others wait for it in the sum.
+  torch::Tensor sums;
+  agree<NcclError>(host, "NCCL's first sum failed", problem_of([&] { sums = summands(); }));
+  agree<NcclError>(host, "NCCL's first sum failed", problem_of([&] { verify_sum(sums); }));
 }
 
-void NcclCommunicator::State::verify_sum() {
+torch::Tensor NcclCommunicator::State::summands() const {
+  return at::tensor({int64_t{world.rank()}, int64_t{1}}, at::kLong)
+      .to(torch::Device(torch::kCUDA, static_cast<c10::DeviceIndex>(options.device)));
+}
+
+void NcclCommunicator::State::verify_sum(const torch::Tensor& sums) {
   const int64_t size = world.size();
-  const torch::Tensor sums =
-      at::tensor({int64_t{world.rank()}, int64_t{1}}, at::kLong)
-          .to(torch::Device(torch::kCUDA, static_cast<c10::DeviceIndex>(options.device)));
   launch(sums, [&] { nccl.all_reduce(sums.data_ptr(), 2, ncclInt64, ncclSum, stream); })->wait();
   wait_for_current_stream(options.init_deadline);
   const torch::Tensor got = sums.cpu();

@@ -10,7 +10,7 @@ Usage: launch/gpu_check.sh BUILD [--no-bench]
 The first runs, on a machine with a GPU, every GPU test of BUILD (a build folder, e.g. build/gpu, or a packed one), on all
 kernels that the GPU can run, loads the operators into Python, tests NCCL on one rank and, where mpirun is, on two that share
 a GPU (which must be refused) and on as many as there are GPUs (at most 4), and prints 't2r bench attention'. It ends with 0 if
-all tests passed. The second copies what that needs, stripped, to DIR (about 25 MB): take DIR and this script to a machine that
+all tests passed. The second copies what that needs, stripped, to DIR (about 70 MB): take DIR and this script to a machine that
 has only python3 with the same version of torch.
 EOF
 }
@@ -46,6 +46,12 @@ pack_mpi() {
   done
 }
 
+# libraries_of DIR FIND_RULE...: what these files need from the distribution; not LibTorch's, CUDA's and the compiler's runtime.
+libraries_of() {
+  find "$1" '(' "${@:2}" ')' -exec ldd {} + |
+    awk '$3 ~ "^/(usr/)?lib" && $3 !~ "/lib(c|m|dl|rt|pthread|stdc\\+\\+|gcc_s|gomp|cuda[a-z]*|nv[a-zA-Z-]*)[.]so" {print $3}' | sort -u
+}
+
 pack() {
   local build=$1 to=$2 name script
   script=$(dirname "${BASH_SOURCE[0]}")/../tests/load_from_python.py
@@ -54,11 +60,14 @@ pack() {
     strip -o "$to/$name" "$(find_file "$build" "$name")"
   done
   cp "$script" "$(dirname "$script")"/cli/{support,gpu_training_test}.py "$to/"
-  # What the programs need from the distribution goes along; LibTorch, CUDA and the compiler's runtime are on the other machine.
+  # What the programs need from the distribution goes along.
   pack_mpi "$to"
-  find "$to" '(' -name 't2r*' -o -name 'mca_*.so' -o -name mpirun ')' -exec ldd {} + |
-    awk '$3 ~ "^/(usr/)?lib" && $3 !~ "/lib(c|m|dl|rt|pthread|stdc\\+\\+|gcc_s|gomp|cuda[a-z]*|nv[a-zA-Z-]*)[.]so" {print $3}' |
-    sort -u | xargs -r cp -Lt "$to"
+  libraries_of "$to" -name 't2r*' | xargs -r cp -Lt "$to"
+  # Those of MPI lie apart: a machine that has MPI must not see two.
+  mkdir -p "$to/openmpi/lib"
+  libraries_of "$to" -name 'mca_*.so' -o -name mpirun -o -name t2r | grep -E '/lib(mpi|open-|pmix|event|hwloc|mca|munge|nl-)' |
+    xargs cp -Lt "$to/openmpi/lib"
+  rm -f "$to"/lib{mpi,open-,pmix,event,hwloc,mca,munge,nl-}*
   du -sh "$to"
 }
 
@@ -116,9 +125,10 @@ main() {
   export LD_LIBRARY_PATH TORCH_SHOW_CPP_STACKTRACES=0 TORCH_DISABLE_ADDR2LINE=1 OMP_NUM_THREADS=1
   export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
   if [[ -n $packed ]] && ! command -v mpirun >/dev/null; then
-    PATH=$(realpath "$packed")/openmpi/bin:$PATH
-    export PATH OPAL_PREFIX=$(realpath "$packed")/openmpi OMPI_MCA_mca_base_component_path=$(realpath "$packed")/openmpi/components
-    export OMPI_MCA_plm=isolated OMPI_MCA_ess_singleton_isolated=1
+    local mpi
+    mpi=$(realpath "$packed")/openmpi
+    export PATH=$mpi/bin:$PATH LD_LIBRARY_PATH=$LD_LIBRARY_PATH:$mpi/lib OPAL_PREFIX=$mpi
+    export OMPI_MCA_mca_base_component_path=$mpi/components OMPI_MCA_plm=isolated OMPI_MCA_ess_singleton_isolated=1
   fi
   local failed=0
   for kernels in default sm80; do

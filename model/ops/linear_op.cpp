@@ -91,18 +91,12 @@ void check_projection(const Tensor& x, const Projection& projection, const char*
 
 ProjectionGradients projection_gradients(const Tensor& x_NI, const Tensor& grad_NO, bool input_major, bool want_weight, bool want_bias) {
   ProjectionGradients g;
-  if (!want_weight) {
-    if (want_bias) g.bias = column_sum(grad_NO);
-    return g;
-  }
+  if (want_bias) g.bias = column_sum(grad_NO);
+  if (!want_weight) return g;
   Matmul product;
   product.a = input_major ? x_NI.t() : grad_NO.t();
   product.b = input_major ? grad_NO : x_NI;
   product.out = g.weight = at::empty({product.a.size(0), product.b.size(1)}, grad_NO.options().requires_grad(false));
-  if (want_bias) {
-    product.epilogue = input_major ? Epilogue::kSumB : Epilogue::kSumA;
-    product.bias_gradient = g.bias = at::empty({grad_NO.size(1)}, grad_NO.options().requires_grad(false));
-  }
   matmul_lt(product);
   return g;
 }

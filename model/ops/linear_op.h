@@ -20,9 +20,8 @@ struct Projection {
   int64_t outputs() const { return weight.size(input_major ? 1 : 0); }
 };
 
-/// y = x W + b on a GPU, differentiable in x, W and b. One call of cuBLASLt forward, and one each for the gradients of x and of W,
-/// where that of b comes along; only gradients that are asked for are computed. What cuBLASLt does not fuse for a shape is done in
-/// several steps. Runs on the current stream, can be captured in a CUDA graph, is deterministic.
+/// y = x W + b on a GPU, differentiable in x, W and b. One call of cuBLASLt forward and one each for the gradients of x and of W;
+/// only gradients that are asked for are computed. What cuBLASLt does not fuse for a shape is done in several steps. Runs on the current stream, can be captured in a CUDA graph, is deterministic.
 /// Registered as torch.ops.t2r.linear.
 /// @param x  [.., in], bfloat16 or float32, as weight and bias
 /// @return   [.., out], like x

@@ -31,8 +31,7 @@ struct Pass {
 
 /// Chunks of one size, so that one algorithm serves all products of a kind.
 int64_t default_chunk_rows(int64_t num_rows, int64_t row_bytes) {
-  static const int64_t limit = std::getenv("T2R_LOGITS_MB") ? std::atoll(std::getenv("T2R_LOGITS_MB")) << 20 : kLogitsBytes;
-  const int64_t chunks = std::max<int64_t>(1, num_rows * row_bytes / limit), rows = (num_rows + chunks - 1) / chunks;
+  const int64_t chunks = std::max<int64_t>(1, num_rows * row_bytes / kLogitsBytes), rows = (num_rows + chunks - 1) / chunks;
   return (rows + kRowsMultiple - 1) / kRowsMultiple * kRowsMultiple;
 }
 

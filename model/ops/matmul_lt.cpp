@@ -3,32 +3,21 @@
 #include <ATen/Context.h>
 #include <ATen/Functions.h>
 #include <ATen/cuda/CUDAContextLight.h>
-#include <ATen/cuda/CUDAEvent.h>
-#include <ATen/cuda/CUDAGraphsUtils.cuh>
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAStream.h>
 #include <cublasLt.h>
 
 #include <algorithm>
 #include <array>
-#include <atomic>
-#include <cstdlib>
-#include <limits>
 #include <map>
 #include <mutex>
 #include <optional>
-#include <span>
 
 #include "model/kernels/cuda/column_sum.h"
 #include "model/ops/op_support.h"
 
 namespace t2r::ops {
 namespace {
-
-constexpr int kCandidates = 16, kTimings = 4;  // of the choice by time
-constexpr float kClearly = 0.985F;
-
-std::atomic<bool> is_tuning = std::getenv("T2R_TUNE") != nullptr;
 
 constexpr size_t kMaxWorkspaceBytes = size_t{64} << 20;  // more than the 32 MiB that NVIDIA recommends for Hopper
 
@@ -95,12 +84,7 @@ std::optional<cublasLtEpilogue_t> fused_epilogue(const Matmul& p) {
     case Epilogue::kGelu:
       return unless("gelu", no_gelu, p.aux.defined() ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_BIAS);
     case Epilogue::kDGelu:
-      return unless("dgelu", no_gelu || (p.bias_gradient.defined() && is_left_out("sums")),
-                    p.bias_gradient.defined() ? CUBLASLT_EPILOGUE_DGELU_BGRAD : CUBLASLT_EPILOGUE_DGELU);
-    case Epilogue::kSumA:
-      return unless("sums", false, CUBLASLT_EPILOGUE_BGRADB);
-    case Epilogue::kSumB:
-      return unless("sums", false, CUBLASLT_EPILOGUE_BGRADA);
+      return unless("dgelu", no_gelu, CUBLASLT_EPILOGUE_DGELU);
   }
   return std::nullopt;
 }
@@ -148,16 +132,15 @@ class LtProduct {
     const bool tf32 = !bf16 && at::globalContext().allowTF32CuBLAS();
     const int32_t type = bf16 ? CUDA_R_16BF : CUDA_R_32F, out_type = p.out.scalar_type() == at::kBFloat16 ? CUDA_R_16BF : CUDA_R_32F;
     const int64_t m = p.out.size(1), n = p.out.size(0), k = p.a.size(1), out_stride = row_stride(p.out);
-    const Tensor& vector = p.bias.defined() ? p.bias : p.bias_gradient;
-    void* const vector_pointer = vector.defined() ? const_cast<void*>(vector.const_data_ptr()) : nullptr;
+    void* const bias_pointer = p.bias.defined() ? const_cast<void*>(p.bias.const_data_ptr()) : nullptr;
     void* const aux_pointer = p.aux.defined() ? const_cast<void*>(p.aux.const_data_ptr()) : nullptr;
     check_status(cublasLtMatmulDescInit(&description_, tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUDA_R_32F),
                  "the description of a matrix product");
     set(description_, CUBLASLT_MATMUL_DESC_TRANSA, int32_t{a_.transposed ? CUBLAS_OP_T : CUBLAS_OP_N});
     set(description_, CUBLASLT_MATMUL_DESC_TRANSB, int32_t{b_.transposed ? CUBLAS_OP_T : CUBLAS_OP_N});
     set(description_, CUBLASLT_MATMUL_DESC_EPILOGUE, static_cast<uint32_t>(epilogue));
-    if (vector_pointer != nullptr) {
-      set(description_, CUBLASLT_MATMUL_DESC_BIAS_POINTER, vector_pointer);
+    if (bias_pointer != nullptr) {
+      set(description_, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias_pointer);
       set(description_, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, type);
     }
     if (aux_pointer != nullptr) {
@@ -187,7 +170,7 @@ class LtProduct {
             alignment_of(a_.tensor.const_data_ptr()),
             alignment_of(b_.tensor.const_data_ptr()),
             alignment_of(out_.const_data_ptr()),
-            int64_t{alignment_of(vector_pointer)} << 32 | alignment_of(aux_pointer)};
+            int64_t{alignment_of(bias_pointer)} << 32 | alignment_of(aux_pointer)};
   }
 
   /// False if cuBLASLt has no way to compute this.
@@ -195,10 +178,15 @@ class LtProduct {
     const cublasLtHandle_t handle = at::cuda::getCurrentCUDABlasLtHandle();
     const std::optional<Algorithm> choice = algorithm_cache().get(key_, [&] { return choose(handle); });
     if (!choice.has_value()) return false;
-    // The caching allocator gives the workspace to others on this stream once the product is under way.
-    const Tensor workspace =
-        at::empty({static_cast<int64_t>(choice->workspace_bytes)}, out_.options().dtype(at::kByte).requires_grad(false));
-    const cublasStatus_t status = multiply(handle, choice->algorithm, workspace, out_);
+    const auto bytes = static_cast<int64_t>(choice->workspace_bytes);
+    Tensor workspace;  // the caching allocator gives it to others on this stream once the product is under way
+    if (bytes > 0) workspace = at::empty({bytes}, out_.options().dtype(at::kByte).requires_grad(false));
+    void* const out = out_.mutable_data_ptr();
+    const float alpha = 1.0F, beta = accumulate_ ? 1.0F : 0.0F;
+    const cublasStatus_t status =
+        cublasLtMatmul(handle, &description_, &alpha, a_.tensor.const_data_ptr(), &a_layout_, b_.tensor.const_data_ptr(), &b_layout_,
+                       &beta, out, &out_layout_, out, &out_layout_, &choice->algorithm, mutable_pointer<void>(workspace),
+                       choice->workspace_bytes, c10::cuda::getCurrentCUDAStream());
     if (status == CUBLAS_STATUS_SUCCESS) return true;
     TORCH_CHECK(status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE,
                 "t2r: a matrix product failed: ", cublasLtGetStatusName(status));
@@ -220,59 +208,19 @@ class LtProduct {
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment_of(b_.tensor.const_data_ptr()));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment_of(out_.const_data_ptr()));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment_of(out_.const_data_ptr()));
-    std::array<cublasLtMatmulHeuristicResult_t, kCandidates> results = {};
+    cublasLtMatmulHeuristicResult_t result = {};
     int found = 0;
-    const int wanted = can_tune() ? kCandidates : 1;
     const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle, &description_, &a_layout_, &b_layout_, &out_layout_, &out_layout_,
-                                                                 &preference, wanted, results.data(), &found);
-    if (status != CUBLAS_STATUS_SUCCESS || found == 0 || results[0].state != CUBLAS_STATUS_SUCCESS) return std::nullopt;
-    const size_t best = found > 1 ? quickest(handle, {results.data(), static_cast<size_t>(found)}) : 0;
-    return Algorithm{results[best].algo, results[best].workspaceSize};
-  }
-
-  bool can_tune() const {
-    return is_tuning && at::cuda::currentStreamCaptureStatusMayInitCtx() == at::cuda::CaptureStatus::None;
-  }
-
-  /// Times the candidates on the operands themselves, into a result of its own; the heuristic's first stays unless another is
-  /// clearly quicker.
-  size_t quickest(cublasLtHandle_t handle, std::span<const cublasLtMatmulHeuristicResult_t> candidates) const {
-    const auto stream = c10::cuda::getCurrentCUDAStream();
-    const Tensor out = at::empty_strided(out_.sizes(), out_.strides(), out_.options().requires_grad(false));
-    at::cuda::CUDAEvent begin(cudaEventDefault), end(cudaEventDefault);
-    size_t best = 0;
-    float best_time = std::numeric_limits<float>::infinity();
-    for (size_t i = 0; i < candidates.size(); ++i) {
-      const cublasLtMatmulHeuristicResult_t& candidate = candidates[i];
-      if (candidate.state != CUBLAS_STATUS_SUCCESS) continue;
-      const Tensor workspace = at::empty({static_cast<int64_t>(candidate.workspaceSize)}, out_.options().dtype(at::kByte).requires_grad(false));
-      float time = std::numeric_limits<float>::infinity();
-      for (int repeat = 0; repeat < kTimings; ++repeat) {
-        begin.record(stream);
-        if (multiply(handle, candidate.algo, workspace, out) != CUBLAS_STATUS_SUCCESS) break;
-        end.record(stream);
-        end.synchronize();
-        time = std::min(time, begin.elapsed_time(end));
-      }
-      if (time < best_time * (i == 0 ? 1.0F : kClearly)) best = i, best_time = time;
-    }
-    return best;
-  }
-
-  cublasStatus_t multiply(cublasLtHandle_t handle, const cublasLtMatmulAlgo_t& algorithm, const Tensor& workspace, const Tensor& to) const {
-    void* const out = to.mutable_data_ptr();
-    const float alpha = 1.0F, beta = accumulate_ ? 1.0F : 0.0F;
-    return cublasLtMatmul(handle, &description_, &alpha, a_.tensor.const_data_ptr(), &a_layout_, b_.tensor.const_data_ptr(), &b_layout_,
-                          &beta, out, &out_layout_, out, &out_layout_, &algorithm, mutable_pointer<void>(workspace),
-                          static_cast<size_t>(workspace.numel()), c10::cuda::getCurrentCUDAStream());
+                                                                 &preference, 1, &result, &found);
+    if (status != CUBLAS_STATUS_SUCCESS || found == 0 || result.state != CUBLAS_STATUS_SUCCESS) return std::nullopt;
+    return Algorithm{result.algo, result.workspaceSize};
   }
 
   Operand a_, b_;
   Tensor out_;
   bool accumulate_;
-  // Of the library's C interface, which takes what it only reads without const.
-  mutable cublasLtMatmulDescOpaque_t description_;
-  mutable cublasLtMatrixLayoutOpaque_t a_layout_, b_layout_, out_layout_;
+  cublasLtMatmulDescOpaque_t description_;
+  cublasLtMatrixLayoutOpaque_t a_layout_, b_layout_, out_layout_;
   Key key_;
 };
 
@@ -299,23 +247,10 @@ void run_unfused(const Matmul& p) {
       at::gelu_out(out, rest.out, "tanh");
       return;
     case Epilogue::kDGelu:
-      rest.bias_gradient = Tensor();
-      if (p.bias_gradient.defined()) {
-        matmul_lt(rest);
-        p.bias_gradient.copy_(column_sum(out));
-        return;
-      }
       rest.epilogue = Epilogue::kNone;
       rest.aux = Tensor();
       matmul_lt(rest);
       at::gelu_backward_out(out, out, p.aux, "tanh");
-      return;
-    case Epilogue::kSumA:
-    case Epilogue::kSumB:
-      rest.epilogue = Epilogue::kNone;
-      rest.bias_gradient = Tensor();
-      matmul_lt(rest);
-      p.bias_gradient.copy_(column_sum(p.epilogue == Epilogue::kSumA ? p.a.t() : p.b));
       return;
   }
 }

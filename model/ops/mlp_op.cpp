@@ -51,18 +51,10 @@ class MlpGelu : public torch::autograd::Function<MlpGelu> {
     ProjectionGradients up;
     if (needs(0) || needs(1) || needs(2)) {
       const Tensor grad_pre_NH = at::empty_like(pre_NH);
-      Tensor grad_b1;
-      if (needs(2)) grad_b1 = at::empty({pre_NH.size(1)}, pre_NH.options());
-      matmul_lt({.a = grad_NO,
-                 .b = input_major ? w2.t() : w2,
-                 .out = grad_pre_NH,
-                 .epilogue = Epilogue::kDGelu,
-                 .bias_gradient = grad_b1,
-                 .aux = pre_NH});
+      matmul_lt({.a = grad_NO, .b = input_major ? w2.t() : w2, .out = grad_pre_NH, .epilogue = Epilogue::kDGelu, .aux = pre_NH});
       Tensor x_NI;
       if (needs(1)) x_NI = as_rows(x);
-      up = projection_gradients(x_NI, grad_pre_NH, input_major, needs(1), false);
-      up.bias = grad_b1;
+      up = projection_gradients(x_NI, grad_pre_NH, input_major, needs(1), needs(2));
       if (needs(0)) grad_x = input_gradient(grad_pre_NH, w1, input_major).view(ctx->saved_data["x_sizes"].toIntVector());
     }
     return {grad_x, up.weight, up.bias, down.weight, down.bias, Tensor(), Tensor()};
