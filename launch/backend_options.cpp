@@ -54,6 +54,14 @@ void BackendOptions::bind(OptionSet& options, bool trains) {
       recompute,
       {"none", "mlps", "all"},
       "what the backward computes again instead of keeping it: less memory, more time");
+  options.add("bucket-mib",
+              bucket_mib,
+              "MiB of gradients that ranks sum at once: smaller ones begin earlier in backward, "
+              "larger ones disturb it less");
+}
+
+void BackendOptions::validate() const {
+  check_at_least("bucket-mib", bucket_mib, 1);
 }
 
 model::Recompute BackendOptions::recomputed() const {

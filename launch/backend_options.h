@@ -16,9 +16,13 @@ struct BackendOptions {
   bool deterministic = false;
   bool cuda_graph = true;
   std::string recompute = "none";  ///< none, mlps, all
+  int64_t bucket_mib = 25;         ///< gradients that ranks sum at once, MiB
 
   /// @param trains  with the options that only training has
   void bind(OptionSet& options, bool trains);
+
+  /// @throws ConfigError  naming option, value and what is allowed
+  void validate() const;
 
   /// `recompute` as the model takes it.
   model::Recompute recomputed() const;

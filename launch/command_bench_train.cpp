@@ -63,6 +63,7 @@ struct BenchOptions {
       throw ConfigError(concat(
           "micro-batch-size = ", micro_batch_size, ", allowed: 0 to batch-size = ", batch_size));
     }
+    backend.validate();
     if (!trace.empty() && backend.device == "cpu")
       throw ConfigError(
           concat("trace = ", trace, ", allowed on a CPU: none; it lists a GPU's kernels"));
@@ -272,7 +273,10 @@ int run_bench_train(const Invocation& invocation) {
   check_model_fits(model->config(), backend.placement());
   model::ParameterArena arena(model->parameters(), backend.placement());
   model::AdamW optimizer(arena, {});
-  dist::GradientReducer reducer(gradient_slices(arena), arena.gradients(), backend.communicator());
+  dist::GradientReducer reducer(gradient_slices(arena),
+                                arena.gradients(),
+                                backend.communicator(),
+                                reducer_options(values.backend));
   const auto step = backend.make_step({.model = *model,
                                        .arena = arena,
                                        .optimizer = optimizer,

@@ -144,6 +144,7 @@ void TrainConfig::validate() const {
   check_at_least("max-skipped-steps", max_skipped_steps, 0);
   check_at_least("log-every", log_every, 1);
   check_at_least("threads", threads, 0);
+  backend.validate();
   within("learning-rate", learning_rate, 0.0, 100.0);
   within("transfer-learning-rate", transfer_learning_rate, 0.0, 100.0);
   check(transfer_steps >= 0 && transfer_steps < total_steps(),

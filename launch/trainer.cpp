@@ -41,6 +41,10 @@ std::vector<dist::GradientSlice> gradient_slices(const model::ParameterArena& ar
   return slices;
 }
 
+dist::GradientReducerOptions reducer_options(const BackendOptions& backend) {
+  return {.cap_bytes = backend.bucket_mib << 20};
+}
+
 Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, Backend& backend)
     : config_(config),
       inputs_(std::move(inputs)),
@@ -48,7 +52,10 @@ Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, Backend& back
       model_(*inputs_.model.model),
       arena_(model_.parameters(), backend.placement()),
       optimizer_(arena_, {config.beta1, config.beta2, config.eps, config.weight_decay}),
-      reducer_(gradient_slices(arena_), arena_.gradients(), communicator_),
+      reducer_(gradient_slices(arena_),
+               arena_.gradients(),
+               communicator_,
+               reducer_options(config.backend)),
       schedule_{config.schedule,
                 config.learning_rate,
                 config.final_lr_ratio,
