@@ -8,7 +8,7 @@ readonly VARIANTS="as-is softmax t2r t2r-transfer t2r-query-transfer t2r75 t2r75
 
 usage() {
   cat <<EOF
-Usage: launch/smollm2.sh [--tokens N] [--output DIR] [--extra-text FILE] [VARIANT...]
+Usage: launch/smollm2.sh [--tokens N] [--output DIR] [--extra-text FILE]... [VARIANT...]
 
 Finetunes SmolLM2-135M (data/get_model.sh) on WikiText-2 in each VARIANT with N tokens (default 9830400) and prints the
 perplexity on WikiText-2's validation and test text, of the step with the best validation. Meant for a GPU; a minute a variant on an H200.
@@ -18,7 +18,7 @@ VARIANT (default: all)
   as-is               SmolLM2 as it came, nothing trained
   softmax             finetuned as it is: what T2R has to be compared with
   t2r                 the paper's recipe: k 32, a map per key/value head, all layers
-  t2r-transfer        the first quarter of the steps is attention transfer
+  t2r-transfer        the first quarter of the steps, at most 400, is attention transfer
   t2r-query-transfer  the same with a map per query head
   t2r75, t2r75-transfer   every fourth layer from the top keeps softmax
   elu                 elu + 1 instead of a learned map
@@ -38,8 +38,8 @@ prepare() {
     python3 data/detokenize_wikitext.py "corpora/wikitext-2/lm/$part.txt" >"$text"
     "$T2R" prepare lm --inputs "$text" --tokenizer "$MODEL" --output "$OUT/shards/$part"
   done
-  if [[ -n $EXTRA && ! -d $OUT/shards/extra ]]; then
-    "$T2R" prepare lm --inputs "$EXTRA" --tokenizer "$MODEL" --output "$OUT/shards/extra"
+  if ((${#EXTRA[@]})) && [[ ! -d $OUT/shards/extra ]]; then
+    "$T2R" prepare lm --inputs "${EXTRA[@]}" --tokenizer "$MODEL" --output "$OUT/shards/extra"
   fi
 }
 
@@ -70,6 +70,7 @@ measure() {  # NAME MODEL TOKENS SECONDS
 
 run_variant() {
   local name=$1 transfer=$((TOKENS / 16384 / 4)) started=$SECONDS
+  ((transfer <= 400)) || transfer=400
   local t2r=(--feature-map t2r --feature-size 32)
   case $name in
     as-is) measure "$name" "$MODEL" 0 0; return ;;
@@ -91,13 +92,13 @@ run_variant() {
 
 main() {
   local variants=() name
-  OUT=runs/smollm2 TOKENS=9830400 EXTRA=''
+  OUT=runs/smollm2 TOKENS=9830400 EXTRA=()
   while (($#)); do
     case $1 in
       -h | --help) usage; exit 0 ;;
       --tokens) TOKENS=${2:?--tokens needs a number}; shift 2 ;;
       --output) OUT=${2:?--output needs a folder}; shift 2 ;;
-      --extra-text) EXTRA=$(realpath "${2:?--extra-text needs a file}"); shift 2 ;;
+      --extra-text) EXTRA+=("$(realpath "${2:?--extra-text needs a file}")"); shift 2 ;;
       -*) t2r_fail 64 "unknown option $1; see --help" ;;
       *)
         [[ " $VARIANTS " == *" $1 "* ]] || t2r_fail 64 "unknown variant $1; allowed: $VARIANTS"

@@ -60,8 +60,8 @@ FAKE
 
 AnswersHelpWithZeroWhenAsked() {
   local script
-  for script in launch/setup.sh launch/build.sh launch/test.sh launch/quickstart.sh launch/smollm2.sh launch/gpu_check.sh \
-    data/get_corpus.sh data/get_model.sh; do
+  for script in launch/setup.sh launch/build.sh launch/test.sh launch/quickstart.sh launch/smollm2.sh launch/paper_small.sh \
+    launch/gpu_check.sh data/get_corpus.sh data/get_model.sh; do
     expect 0 "^Usage: $script" "$ROOT/$script" --help || return 1
   done
 }
@@ -70,6 +70,8 @@ EndsWith64WhenTheUsageIsWrong() {
   expect 64 "unknown argument --frob" "$ROOT/launch/setup.sh" --frob &&
     expect 64 "unknown variant t2r50; allowed: as-is softmax t2r" "$ROOT/launch/smollm2.sh" t2r50 &&
     expect 64 "unknown option --frob" "$ROOT/launch/smollm2.sh" --frob &&
+    expect 64 "unknown variant t2r50; allowed: teacher softmax t2r t2r75" "$ROOT/launch/paper_small.sh" t2r50 &&
+    expect 64 "--hidden-size 100; allowed: a multiple of 64" "$ROOT/launch/paper_small.sh" --hidden-size 100 &&
     expect 64 "NAME and perhaps DIR" "$ROOT/data/get_corpus.sh" &&
     expect 64 "gutenberg is not a corpus.*libreoffice-help wikitext-2" "$ROOT/data/get_corpus.sh" gutenberg &&
     expect 64 "gpt5 is not a model that get_model.sh knows; any Hugging Face folder of the GPT-2 or Llama family works: pass it to --model" \
@@ -392,6 +394,34 @@ ModelFolderThatIsIncompleteIsRefused() {
   expect 1 "is not a complete model; remove it" "$ROOT/data/get_model.sh" smollm2-135m "$TMP/model" || return 1
   touch "$TMP/model/model.safetensors" "$TMP/model/tokenizer.json"
   expect 0 "is there" "$ROOT/data/get_model.sh" smollm2-135m "$TMP/model"
+}
+
+# A program in t2r's place writes down how it is called and makes what the command would leave.
+PaperSmallMakesEverythingOnce() {
+  local root=$TMP/paper_root calls=$TMP/paper_calls run
+  make_root "$root"
+  mkdir -p "$root/corpora/wikitext-2/lm"
+  for part in train valid test; do echo " A sentence of $part . " >"$root/corpora/wikitext-2/lm/$part.txt"; done
+  echo "More text." >"$TMP/more.txt"
+  cat >"$TMP/fake_t2r" <<FAKE
+#!/usr/bin/env bash
+echo "\$*" >>$calls
+output=\$(sed -n 's/.*--output \([^ ]*\).*/\1/p' <<<"\$*")
+case \$1 in
+  train) mkdir -p "\$output/checkpoints/best" ;;
+  evaluate) echo '{"perplexity_per_token": 20.0, "perplexity_per_word": 30.0}' ;;
+  *) mkdir -p "\$output" ;;
+esac
+FAKE
+  chmod +x "$TMP/fake_t2r"
+  run=(env T2R="$TMP/fake_t2r" "$root/launch/paper_small.sh" --extra-text "$TMP/more.txt" --tokens 3276800 --batch-size 8)
+  expect 0 "^\\| t2r75 \\| 0.7M .* \\+0.0 % \\| \\+0.0 % \\|" "${run[@]}" || return 1
+  expect 0 "" grep -E "^train .*/paper_small/teacher .*--tokens 3276800 .*--model.layers 12 .*--model.heads 8" "$calls" &&
+    expect 0 "" grep -E "^train .*/t2r-transfer .*/swapped-t2r --tokens 655360 --transfer-steps 40$" "$calls" &&
+    expect 0 "" grep -E "^train .*/t2r75 --train-data( [^ ]*/train){3} [^ ]*/extra .*/swapped-t2r75 --tokens 655360$" "$calls" &&
+    expect 0 "^7 3 5 16$" sh -c "for c in train convert prepare evaluate; do grep -c \"^\$c\" $calls; done | xargs" || return 1
+  mv "$calls" "$calls.first"
+  expect 0 "^\\| t2r75 " "${run[@]}" && { [[ ! -e $calls ]] || fail "a second run does again: $(<"$calls")"; }
 }
 
 main() {

@@ -1,0 +1,155 @@
+#!/usr/bin/env bash
+# The paper's own experiment in small: a softmax teacher from scratch, and T2R finetuned from it beside its baselines.
+set -euo pipefail
+# shellcheck source=launch/venv.sh
+source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
+
+readonly VARIANTS="teacher softmax t2r t2r75 elu scratch swapped t2r-transfer"
+
+usage() {
+  cat <<EOF
+Usage: launch/paper_small.sh [OPTION...] [VARIANT...]
+
+Trains a GPT-2-style softmax language model from scratch (the teacher), finetunes it as each VARIANT with a fifth of its
+tokens, and prints the perplexity on the corpus's validation and test text, each of the step with the best validation.
+Meant for a GPU: about 7 minutes on an H200. WikiText is taken as people write it (data/detokenize_wikitext.py).
+
+  --corpus NAME       of data/get_corpus.sh, default wikitext-2; the paper's is wikitext-103
+  --extra-text FILE   more training text, beside which the corpus is read three times an epoch; can be given again
+  --tokens N          the teacher's (default 131072000); wikitext-2 alone is read by heart long before
+  --layers N, --hidden-size N   default 12 and 512, heads of 64
+  --vocab-size N      of the sentencepiece vocabulary that is trained on the text, default 16000
+  --batch-size N      sequences of 512 tokens a step, default 64; the learning rates are for that
+  --output DIR        default runs/paper_small; what it holds already is not made again, and training is resumed
+
+VARIANT (default: all; the teacher is always made)
+  teacher       the softmax model
+  softmax       finetuned as it is: what T2R has to be compared with
+  t2r, t2r75    k 32 in all layers; every fourth layer from the top keeps softmax
+  elu           elu + 1 instead of a learned map
+  scratch       the T2R model without pretraining, on the same tokens as t2r
+  swapped       t2r before finetuning
+  t2r-transfer  a quarter of the steps of t2r is attention transfer (not in the paper)
+T2R takes the place of the built binary.
+EOF
+}
+
+# part PART: the text of a part of the corpus, written as people write it.
+part() {
+  local text=$OUT/text/$1.txt
+  if [[ ! -e $text ]]; then
+    mkdir -p "$OUT/text"
+    case $CORPUS in
+      wikitext-2 | wikitext-103) python3 data/detokenize_wikitext.py "corpora/$CORPUS/lm/$1.txt" >"$text.partial" ;;
+      *) cp "corpora/$CORPUS/lm/$1.txt" "$text.partial" ;;
+    esac
+    mv "$text.partial" "$text"
+  fi
+  echo "$text"
+}
+
+prepare() {
+  local name
+  [[ -e corpora/$CORPUS/lm/train.txt ]] || data/get_corpus.sh "$CORPUS"
+  [[ -e $OUT/tokenizer.model ]] ||
+    "$T2R" prepare vocab --inputs "$(part train)" "${EXTRA[@]}" --output "$OUT/tokenizer.model" --vocab-size "$VOCAB_SIZE"
+  for name in train valid test; do
+    [[ -d $OUT/shards/$name ]] ||
+      "$T2R" prepare lm --inputs "$(part $name)" --tokenizer "$OUT/tokenizer.model" --output "$OUT/shards/$name"
+  done
+  if ((${#EXTRA[@]})) && [[ ! -d $OUT/shards/extra ]]; then
+    "$T2R" prepare lm --inputs "${EXTRA[@]}" --tokenizer "$OUT/tokenizer.model" --output "$OUT/shards/extra"
+  fi
+}
+
+# train NAME CONFIG [OPTION...]: a run in $OUT/NAME.
+train() {
+  local name=$1 config=$2 shards=("$OUT/shards/train")
+  shift 2
+  [[ ! -d $OUT/shards/extra ]] || shards=("$OUT/shards/train" "$OUT/shards/train" "$OUT/shards/train" "$OUT/shards/extra")
+  echo "== $name"
+  "$T2R" train --config "launch/paper_small/$config.toml" --output "$OUT/$name" --train-data "${shards[@]}" \
+    --valid-data "$OUT/shards/valid" --tokenizer "$OUT/tokenizer.model" --batch-size "$BATCH" --resume "$@"
+}
+
+# convert NAME [OPTION...]: the teacher as $OUT/swapped-NAME
+convert() {
+  local name=$1
+  shift
+  [[ -e $OUT/swapped-$name ]] || "$T2R" convert --model "$TEACHER" --output "$OUT/swapped-$name" "$@"
+}
+
+measure() {  # NAME MODEL TOKENS SECONDS
+  local valid test
+  valid=$("$T2R" evaluate --model "$2" --data "$OUT/shards/valid" --context 512 --batch-size 32 --precision float32 --json)
+  test=$("$T2R" evaluate --model "$2" --data "$OUT/shards/test" --context 512 --batch-size 32 --precision float32 --json)
+  printf '{"name": "%s", "tokens": %s, "seconds": %s, "valid": %s, "test": %s}\n' "$1" "$3" "$4" "$valid" "$test" >>"$OUT/results.jsonl"
+  tail -n 1 "$OUT/results.jsonl"
+}
+
+run_variant() {
+  local name=$1 started=$SECONDS budget=$((TOKENS / 5)) t2r=(--feature-map t2r --feature-size 32) tokens
+  local size=(--model.family gpt2 --model.layers "$LAYERS" --model.hidden-size "$HIDDEN" --model.heads $((HIDDEN / 64)))
+  ! grep -qs "^{\"name\": \"$name\"" "$OUT/results.jsonl" || return 0
+  tokens=$budget
+  case $name in
+    teacher) train teacher teacher --tokens "$TOKENS" "${size[@]}"; tokens=$TOKENS ;;
+    softmax) train softmax finetune --model "$TEACHER" --tokens "$budget" --map-learning-rate 0 ;;
+    t2r | swapped | t2r-transfer) convert t2r "${t2r[@]}" ;;
+    t2r75) convert t2r75 "${t2r[@]}" --keep-softmax-every 4 ;;
+    elu) convert elu --feature-map elu ;;
+    scratch)
+      train scratch finetune --tokens "$budget" --learning-rate 1e-3 --map-learning-rate 0 "${size[@]}" \
+        --model.max-positions 512 --model.attention t2r --model.feature-size 32 ;;
+  esac
+  case $name in
+    t2r | t2r75 | elu) train "$name" finetune --model "$OUT/swapped-$name" --tokens "$budget" ;;
+    t2r-transfer)
+      train "$name" finetune --model "$OUT/swapped-t2r" --tokens "$budget" --transfer-steps $((budget / BATCH / 512 / 4)) ;;
+  esac
+  if [[ $name == swapped ]]; then
+    measure "$name" "$OUT/swapped-t2r" 0 0
+  else
+    measure "$name" "$OUT/$name/checkpoints/best" "$tokens" $((SECONDS - started))
+  fi
+}
+
+main() {
+  local variants=() name
+  OUT=runs/paper_small CORPUS=wikitext-2 EXTRA=() TOKENS=131072000 LAYERS=12 HIDDEN=512 VOCAB_SIZE=16000 BATCH=64
+  while (($#)); do
+    case $1 in
+      -h | --help) usage; exit 0 ;;
+      --corpus) CORPUS=${2:?--corpus needs a name}; shift 2 ;;
+      --extra-text) EXTRA+=("$(realpath "${2:?--extra-text needs a file}")"); shift 2 ;;
+      --tokens) TOKENS=${2:?--tokens needs a number}; shift 2 ;;
+      --layers) LAYERS=${2:?--layers needs a number}; shift 2 ;;
+      --hidden-size) HIDDEN=${2:?--hidden-size needs a number}; shift 2 ;;
+      --vocab-size) VOCAB_SIZE=${2:?--vocab-size needs a number}; shift 2 ;;
+      --batch-size) BATCH=${2:?--batch-size needs a number}; shift 2 ;;
+      --output) OUT=${2:?--output needs a folder}; shift 2 ;;
+      -*) t2r_fail 64 "unknown option $1; see --help" ;;
+      *)
+        [[ " $VARIANTS " == *" $1 "* ]] || t2r_fail 64 "unknown variant $1; allowed: $VARIANTS"
+        variants+=("$1"); shift ;;
+    esac
+  done
+  ((HIDDEN % 64 == 0)) || t2r_fail 64 "--hidden-size $HIDDEN; allowed: a multiple of 64"
+  # shellcheck disable=SC2206
+  ((${#variants[@]})) || variants=($VARIANTS)
+  cd "$T2R_ROOT"
+  mkdir -p "$OUT"
+  if [[ -z ${T2R:-} ]]; then
+    launch/build.sh release t2r
+    # shellcheck source=launch/env.sh
+    source launch/env.sh
+    T2R=$T2R_ROOT/build/release/launch/t2r
+  fi
+  TEACHER=$OUT/teacher/checkpoints/best
+  prepare
+  run_variant teacher
+  for name in "${variants[@]}"; do run_variant "$name"; done
+  python3 launch/paper_small/table.py "$OUT/results.jsonl"
+}
+
+main "$@"
