@@ -79,22 +79,24 @@ class T2rMap : public FeatureMap {
 };
 
 /// phi(x) = elu(x) + 1, no parameters, 1e-6 added to the denominator. Source: Katharopoulos et al.
-/// 2020.
+/// 2020. Computed as exp(min(x, 0)) + max(x, 0): elu(x) + 1 in bfloat16 is 0 below x = -6.
 class EluMap : public FeatureMap {
  public:
   explicit EluMap(const DecoderConfig& config)
       : heads_(config.num_kv_heads), head_dim_(config.head_dim) {}
 
   Tensor query_features(const Tensor& q_BTHd, double) const override {
-    return at::elu(q_BTHd) + 1.0;
+    return features(q_BTHd);
   }
-  Tensor key_features(const Tensor& k_BTHd) const override { return at::elu(k_BTHd) + 1.0; }
+  Tensor key_features(const Tensor& k_BTHd) const override { return features(k_BTHd); }
   int64_t feature_size() const override { return head_dim_; }
   int64_t state_heads() const override { return heads_; }
   DenominatorRule denominator_rule() const override { return {.floor = 0.0, .added = 1e-6}; }
   void initialize(torch::Generator&) override {}
 
  private:
+  static Tensor features(const Tensor& x) { return at::exp(at::clamp_max(x, 0.0)) + at::relu(x); }
+
   int64_t heads_, head_dim_;
 };
 

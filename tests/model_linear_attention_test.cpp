@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include "base/error.h"
+#include "model/feature_map.h"
 #include "model/linear_attention_naive.h"
 #include "tests/model_support.h"
 
@@ -299,6 +300,21 @@ TEST(LinearAttention, RefusesWhatDoesNotFitAndNamesIt) {
   EXPECT_NE(message(ones({1, 4, 2, 8}).to(torch::kHalf), ones({1, 4, 2, 8}), ones({1, 4, 2, 8}))
                 .find("float32, float64"),
             std::string::npos);
+}
+
+TEST(EluMap, SmallFeaturesAreNotLostInBfloat16) {
+  DecoderConfig config;
+  config.num_heads = config.num_kv_heads = 1;
+  config.head_dim = 64;
+  config.linear = LinearAttentionConfig{.feature_map = "elu"};
+  ParameterSet parameters;
+  const auto map = make_feature_map(config, "", 0, parameters);
+  const Tensor x = torch::linspace(-12.0, 4.0, 64).to(torch::kBFloat16).view({1, 1, 1, 64});
+  const Tensor exact = torch::elu(x.to(torch::kFloat64)) + 1.0;
+  for (const Tensor& features : {map->query_features(x, 1.0), map->key_features(x)}) {
+    const Tensor error = (features.to(torch::kFloat64) - exact).abs() / exact;
+    EXPECT_LT(error.max().item<double>(), 1e-2);
+  }
 }
 
 }  // namespace
