@@ -48,6 +48,10 @@ void BackendOptions::bind(OptionSet& options, bool trains) {
   options.add("deterministic",
               deterministic,
               "on a GPU: bitwise the same run again, with slower softmax attention");
+  bind_cuda_graph(options);
+}
+
+void BackendOptions::bind_cuda_graph(OptionSet& options) {
   options.add("cuda-graph", cuda_graph, "on a GPU: capture a step once and replay it");
 }
 

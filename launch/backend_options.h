@@ -18,6 +18,9 @@ struct BackendOptions {
   /// @param trains  with the options that only training has
   void bind(OptionSet& options, bool trains);
 
+  /// Adds the option of commands that repeat a step; training has it already.
+  void bind_cuda_graph(OptionSet& options);
+
   /// Replaces auto: cuda where this machine has a GPU that CUDA_VISIBLE_DEVICES does not hide, and
   /// this build CUDA; bf16 on a GPU. Then, if
   /// that asks for a GPU and this program is not t2r_gpu, becomes it and does not return. Call it
