@@ -165,7 +165,7 @@ TEST(GpuStepLinear, BadInputIsRefusedByName) {
       step_linear(in);
     });
   };
-  EXPECT_THAT(refusal([](auto& in) { in.x_NI = in.x_NI.to(at::kFloat); }), HasSubstr("x has dtype Float, allowed: BFloat16"));
+  EXPECT_THAT(refusal([](auto& in) { in.x_NI = in.x_NI.to(at::kFloat); }), HasSubstr("x has dtype Float, allowed: bfloat16"));
   EXPECT_THAT(refusal([](auto& in) { in.x_NI = in.x_NI.repeat({9, 1}); }), HasSubstr("x has 18 rows, allowed: 1 to 16"));
   EXPECT_THAT(refusal([](auto& in) { in.x_NI = in.x_NI.slice(1, 0, 60); }), HasSubstr("x has 60 columns, allowed: multiples of 8"));
   EXPECT_THAT(refusal([](auto& in) { in.weight_OI = in.weight_OI.t(); }), HasSubstr("weight has shape [64, 96], allowed: [64, 64]"));
