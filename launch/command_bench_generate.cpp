@@ -133,8 +133,9 @@ void print(const BenchOptions& options, const Measurement& m) {
 
 void print_failure(const BenchOptions& options, int64_t length, const std::string& reason) {
   if (options.json) {
-    std::cout << nlohmann::ordered_json{
-                     {"length", length}, {"batch_size", options.batch_size}, {"error", reason}}
+    std::cout << nlohmann::ordered_json{{"length", length},
+                                        {"batch_size", options.batch_size},
+                                        {"error", reason}}
                      .dump()
               << std::endl;
   } else {

@@ -94,7 +94,7 @@ class GpuDecodeLoop : public model::DecodeLoop {
   int64_t state_bytes() const override { return state_.num_bytes(num_given_); }
 
  private:
-  static constexpr int64_t kQueued = 8;     ///< steps that are queued together
+  static constexpr int64_t kQueued = 8;       ///< steps that are queued together
   static constexpr int64_t kHeadroom = 1024;  ///< tokens that buffers have room for beforehand
 
   enum class Kind { kLogits, kGreedy, kKinds };

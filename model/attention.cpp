@@ -296,8 +296,9 @@ Tensor Attention::step(const Tensor& x_BD,
     projection.position_1 = state.device_length;
     projection.rotated = (num_heads_ + num_kv_heads_) * head_dim_;
   }
-  const Heads heads = split_heads(gpu::step_linear(projection).view(
-      {x_BD.size(0), 1, num_heads_ + 2 * num_kv_heads_, head_dim_}));
+  const Heads heads =
+      split_heads(gpu::step_linear(projection)
+                      .view({x_BD.size(0), 1, num_heads_ + 2 * num_kv_heads_, head_dim_}));
   const Tensor o_BTHd =
       feature_map_ == nullptr ? softmax_attention(heads, &state) : linear_attention(heads, &state);
   return gpu::step_linear({.x_NI = o_BTHd.reshape({x_BD.size(0), num_heads_ * head_dim_}),

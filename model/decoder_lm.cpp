@@ -260,8 +260,7 @@ DecoderState DecoderLM::new_state() const {
   DecoderState state;
   state.layers.resize(blocks_.size());
   if (device().is_cuda()) {
-    state.device_position =
-        torch::zeros({1}, torch::TensorOptions(device()).dtype(torch::kInt64));
+    state.device_position = torch::zeros({1}, torch::TensorOptions(device()).dtype(torch::kInt64));
     for (AttentionState& layer : state.layers) layer.device_length = state.device_position;
   }
   return state;
@@ -297,8 +296,8 @@ void DecoderLM::prepare_generation() {
   for (Block& block : blocks_) {
     block.attention.make_output_major();
     block.mlp.make_output_major();
-    most_step_rows_ = std::min(
-        {most_step_rows_, block.attention.most_step_rows(), block.mlp.most_step_rows()});
+    most_step_rows_ =
+        std::min({most_step_rows_, block.attention.most_step_rows(), block.mlp.most_step_rows()});
   }
 }
 

@@ -59,8 +59,8 @@ class DecoderLM {
   /// hidden [.., D] -> logits [.., V].
   torch::Tensor logits(const torch::Tensor& hidden) const;
 
-  /// Logits [B, V] behind the last of tokens_BT, which continue the state: hidden() and logits(), or
-  /// on a GPU for one token of few sequences five kernels a layer (prepare_generation() decides)
+  /// Logits [B, V] behind the last of tokens_BT, which continue the state: hidden() and logits(),
+  /// or on a GPU for one token of few sequences five kernels a layer (prepare_generation() decides)
   /// and float32. A step on a GPU, one token behind others, finds its position on the device.
   torch::Tensor next_logits(const torch::Tensor& tokens_BT, DecoderState& state) const;
 

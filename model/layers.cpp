@@ -139,14 +139,14 @@ Tensor Mlp::forward(const Tensor& x_BTD) const {
 
 Tensor Mlp::step(const Tensor& x_BD, const Norm& norm) const {
   using Activation = gpu::StepLinear::Activation;
-  const Tensor inner = gpu::step_linear(
-      {.x_NI = x_BD,
-       .weight_OI = up_.weight,
-       .bias = up_.bias,
-       .norm_weight = norm.weight,
-       .norm_bias = norm.bias,
-       .eps = norm.eps,
-       .activation = is_gated_ ? Activation::kSwiglu : Activation::kGelu});
+  const Tensor inner =
+      gpu::step_linear({.x_NI = x_BD,
+                        .weight_OI = up_.weight,
+                        .bias = up_.bias,
+                        .norm_weight = norm.weight,
+                        .norm_bias = norm.bias,
+                        .eps = norm.eps,
+                        .activation = is_gated_ ? Activation::kSwiglu : Activation::kGelu});
   return gpu::step_linear(
       {.x_NI = inner, .weight_OI = down_.weight, .bias = down_.bias, .residual_NO = x_BD});
 }
