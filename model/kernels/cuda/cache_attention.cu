@@ -10,7 +10,6 @@ namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kBlocksAtOnce = 2;  // per multiprocessor, which registers allow
-constexpr int kHeld = 18;         // parts whose values a thread has on their way when it adds parts up
 constexpr float kLog2E = 1.4426950408889634F;
 
 /// Values of one access, in registers until they are needed.
@@ -46,13 +45,26 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) cache_attention_kerne
   };
 
   wait_for_kernels_before();
-  // All that does not depend on the length is on its way together with it.
   const int64_t length = *a.length, all = length + 1;
-  Scalar k_of_thread{}, v_of_thread{};
-  if (tid < D) {
-    k_of_thread = static_cast<const Scalar*>(a.k.data)[batch * a.k.batch_stride + key_head * a.k.head_stride + tid];
-    v_of_thread = static_cast<const Scalar*>(a.v.data)[batch * a.v.batch_stride + key_head * a.v.head_stride + tid];
+  if (length < 0 || length >= a.capacity) {
+    if (part == 0) {
+      for (int i = tid; i < members * D; i += kThreads) output(i / D)[i % D] = from_float<Scalar>(NAN);
+    }
+    return;
   }
+  const int64_t share = (all + a.parts - 1) / a.parts, per_part = (share + kWarps * kTile - 1) / (kWarps * kTile) * (kWarps * kTile);
+  const int parts = static_cast<int>((all + per_part - 1) / per_part);  // the others have nothing to do
+  if (part >= parts) return;
+  const int64_t begin = part * per_part, end = min(all, begin + per_part);
+  Scalar* const keys = static_cast<Scalar*>(a.keys) + item * a.capacity * D;
+  Scalar* const values = static_cast<Scalar*>(a.values) + item * a.capacity * D;
+  if (part == parts - 1) {  // every round writes the same
+    const Scalar* const k = static_cast<const Scalar*>(a.k.data) + batch * a.k.batch_stride + key_head * a.k.head_stride;
+    const Scalar* const v = static_cast<const Scalar*>(a.v.data) + batch * a.v.batch_stride + key_head * a.v.head_stride;
+    for (int i = tid; i < D; i += kThreads) keys[length * D + i] = k[i], values[length * D + i] = v[i];
+    __syncthreads();
+  }
+
   float q[kQueries][kWidth];
 #pragma unroll
   for (int m = 0; m < kQueries; ++m) {
@@ -60,23 +72,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) cache_attention_kerne
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) q[m][j] = m < members && has_columns ? as_float(from[column + j]) * (a.scale * kLog2E) : 0.0F;
   }
-  if (length < 0 || length >= a.capacity) {
-    if (part == 0) {
-      for (int i = tid; i < members * D; i += kThreads) output(i / D)[i % D] = from_float<Scalar>(NAN);
-    }
-    return;
-  }
-  const int64_t share = (all + a.parts - 1) / a.parts, per_part = max(int64_t{kWarps * kTile}, (share + kTile - 1) / kTile * kTile);
-  const int parts = static_cast<int>((all + per_part - 1) / per_part);  // the others have nothing to do
-  if (part >= parts) return;
-  const int64_t begin = part * per_part, end = min(all, begin + per_part);
-  Scalar* const keys = static_cast<Scalar*>(a.keys) + item * a.capacity * D;
-  Scalar* const values = static_cast<Scalar*>(a.values) + item * a.capacity * D;
-  if (part == parts - 1) {  // every round writes the same
-    if (tid < D) keys[length * D + tid] = k_of_thread, values[length * D + tid] = v_of_thread;
-    __syncthreads();
-  }
-
   float value[kQueries][kWidth] = {}, sum[kQueries] = {}, top[kQueries];
 #pragma unroll
   for (int m = 0; m < kQueries; ++m) top[m] = -INFINITY;
@@ -188,16 +183,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) cache_attention_kerne
   if (tid == 0) a.tickets[slot] = 0;
   const float* const all_parts = a.partial + int64_t{slot} * a.parts * kQueries * (D + 4);
   const auto record = [&](int of_part, int member) { return all_parts + (int64_t{of_part} * kQueries + member) * (D + 4); };
-  // 16 bytes of a member's values for every thread; where threads are left over, they share the parts. The first ones are on
-  // their way while the parts' weights are computed.
-  const int per_member = D / 4, units = members * per_member, sharers = kThreads / units, sharer = tid / units, unit = tid % units;
-  const int member = unit / per_member, at = unit % per_member * 4;
-  const auto values_of = [&](int of_part) {
-    return sharer < sharers && of_part < parts ? *reinterpret_cast<const float4*>(record(of_part, member) + at) : float4{0.0F, 0.0F, 0.0F, 0.0F};
-  };
-  float4 held[kHeld];
-#pragma unroll
-  for (int i = 0; i < kHeld; ++i) held[i] = values_of(sharer + i * sharers);
   for (int member = warp; member < members; member += kWarps) {
     constexpr int kEach = kMaxCacheParts / 32;
     float its_sum[kEach], its_top[kEach], now = -INFINITY, total = 0.0F;
@@ -219,17 +204,19 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) cache_attention_kerne
     if (lane == 0) sums[member] = total;
   }
   __syncthreads();
+  // 16 bytes of a member's values for every thread; where threads are left over, they share the parts.
+  const int per_member = D / 4, units = members * per_member, sharers = kThreads / units, sharer = tid / units, unit = tid % units;
+  const int member = unit / per_member, at = unit % per_member * 4;
   float4 total = {0.0F, 0.0F, 0.0F, 0.0F};
-  const auto add = [&](int of_part, const float4& x) {
-    const float weight = weights[member][of_part];
-    total = {fmaf(weight, x.x, total.x), fmaf(weight, x.y, total.y), fmaf(weight, x.z, total.z), fmaf(weight, x.w, total.w)};
-  };
-#pragma unroll
-  for (int i = 0; i < kHeld; ++i) {
-    if (sharer + i * sharers < parts) add(sharer + i * sharers, held[i]);
+  if (sharer < sharers) {
+#pragma unroll 8
+    for (int p = sharer; p < parts; p += sharers) {
+      const float4 x = *reinterpret_cast<const float4*>(record(p, member) + at);
+      const float weight = weights[member][p];
+      total = {fmaf(weight, x.x, total.x), fmaf(weight, x.y, total.y), fmaf(weight, x.z, total.z), fmaf(weight, x.w, total.w)};
+    }
+    shared[tid] = total;
   }
-  for (int p = sharer + kHeld * sharers; p < parts; p += sharers) add(p, values_of(p));
-  shared[tid] = total;
   __syncthreads();
   if (tid < units) {
     for (int s = 1; s < sharers; ++s) {
