@@ -9,6 +9,7 @@ namespace t2r::launch {
 namespace {
 
 GpuBackendFactory gpu_backend_factory = nullptr;
+GpuDecodeLoopFactory gpu_decode_loop_factory = nullptr;
 
 class HostBackend : public Backend {
  public:
@@ -44,6 +45,18 @@ std::unique_ptr<Backend> make_backend(const BackendOptions& options,
 bool register_gpu_backend(GpuBackendFactory factory) {
   gpu_backend_factory = factory;
   return true;
+}
+
+bool register_gpu_decode_loop(GpuDecodeLoopFactory factory) {
+  gpu_decode_loop_factory = factory;
+  return true;
+}
+
+std::unique_ptr<model::DecodeLoop> make_decode_loop(const model::DecoderLM& model,
+                                                    const BackendOptions& options) {
+  if (!model.device().is_cuda()) return model::make_decode_loop(model);
+  require(gpu_decode_loop_factory != nullptr, "a loop on a GPU is asked of a program without one");
+  return gpu_decode_loop_factory(model, options.cuda_graph);
 }
 
 bool has_gpu_backend() {

@@ -13,6 +13,7 @@
 #include "launch/backend_options.h"
 #include "launch/training_step.h"
 #include "model/config.h"
+#include "model/decode_loop.h"
 #include "model/parameters.h"
 
 namespace t2r::launch {
@@ -72,10 +73,20 @@ model::Placement single_placement(const BackendOptions& options);
 /// @throws ConfigError  naming the head size or the number of features, and what is allowed
 void check_model_fits(const model::DecoderConfig& config, const model::Placement& placement);
 
+/// The loop that generates where the model is; with options.cuda_graph a GPU captures a step once.
+/// Local. The model outlives it.
+std::unique_ptr<model::DecodeLoop> make_decode_loop(const model::DecoderLM& model,
+                                                    const BackendOptions& options);
+
 /// How t2r_gpu makes its backend; set once, before main's work.
 using GpuBackendFactory = std::unique_ptr<Backend> (*)(const BackendOptions&,
                                                        dist::World&,
                                                        dist::MpiCommunicator&);
 bool register_gpu_backend(GpuBackendFactory factory);
+
+/// Likewise its loop of generation.
+using GpuDecodeLoopFactory = std::unique_ptr<model::DecodeLoop> (*)(const model::DecoderLM&,
+                                                                    bool uses_graph);
+bool register_gpu_decode_loop(GpuDecodeLoopFactory factory);
 
 }  // namespace t2r::launch

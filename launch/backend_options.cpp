@@ -48,7 +48,7 @@ void BackendOptions::bind(OptionSet& options, bool trains) {
   options.add("deterministic",
               deterministic,
               "on a GPU: bitwise the same run again, with slower softmax attention");
-  options.add("cuda-graph", cuda_graph, "on a GPU: capture a step once and replay it");
+  bind_cuda_graph(options);
   options.add_choice(
       "recompute",
       recompute,
@@ -58,6 +58,10 @@ void BackendOptions::bind(OptionSet& options, bool trains) {
               bucket_mib,
               "MiB of gradients that ranks sum at once: smaller ones begin earlier in backward, "
               "larger ones disturb it less");
+}
+
+void BackendOptions::bind_cuda_graph(OptionSet& options) {
+  options.add("cuda-graph", cuda_graph, "on a GPU: capture a step once and replay it");
 }
 
 void BackendOptions::validate() const {

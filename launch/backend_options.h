@@ -21,6 +21,9 @@ struct BackendOptions {
   /// @param trains  with the options that only training has
   void bind(OptionSet& options, bool trains);
 
+  /// Adds the option of commands that repeat a step; training has it already.
+  void bind_cuda_graph(OptionSet& options);
+
   /// @throws ConfigError  naming option, value and what is allowed
   void validate() const;
 

@@ -22,6 +22,7 @@ int run_train(const Invocation& invocation);
 int run_evaluate(const Invocation& invocation);
 int run_generate(const Invocation& invocation);
 int run_bench_attention(const Invocation& invocation);
+int run_bench_generate(const Invocation& invocation);
 int run_bench_train(const Invocation& invocation);
 
 }  // namespace t2r::launch

@@ -94,6 +94,7 @@ int run_generate(const Invocation& invocation) {
       "generate",
       "Continue a prompt: linear layers carry a state, softmax layers a key/value cache.");
   values.model.bind(options);
+  values.model.backend.bind_cuda_graph(options);
   options.add("prompt", values.prompt, "text to continue");
   options.add("prompt-file", values.prompt_file, "file with the text to continue");
   options.add("max-new-tokens", values.max_new_tokens, "tokens to add at most");
@@ -142,8 +143,9 @@ int run_generate(const Invocation& invocation) {
   }
   if (!values.json) std::cout << text << std::flush;
   StreamedText stream(*tokenizer, ids);
+  const auto loop = make_decode_loop(*loaded.model, values.model.backend);
   const model::GenerationResult result =
-      model::generate(*loaded.model,
+      model::generate(*loop,
                       prompt,
                       values.max_new_tokens,
                       end_tokens,

@@ -136,8 +136,9 @@ void verify_greedy(model::DecoderLM& model,
   if (prefix == 0)
     throw DataError("expected tensor \"greedy\" does not begin with a prefix of \"input_ids\"");
   if (prefix == expected.size(1)) throw DataError("expected tensor \"greedy\" continues nothing");
+  const auto loop = model::make_decode_loop(model);
   const model::GenerationResult result = model::generate(
-      model, expected.narrow(1, 0, prefix).contiguous(), expected.size(1) - prefix, {}, {});
+      *loop, expected.narrow(1, 0, prefix).contiguous(), expected.size(1) - prefix, {}, {});
   int64_t num_equal = 0;
   for (int64_t b = 0; b < expected.size(0); ++b) {
     int64_t end = expected.size(1);  // behind an end token another framework pads

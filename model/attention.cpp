@@ -1,6 +1,7 @@
 #include "model/attention.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "base/error.h"
 #include "model/fused_ops.h"
@@ -11,18 +12,25 @@ namespace {
 
 using torch::Tensor;
 
-// Appends new keys or values to a buffer that doubles when it is full.
-void append(Tensor& buffer_BHTd, int64_t length, const Tensor& rows_BHTd) {
-  const int64_t wanted = length + rows_BHTd.size(2);
-  if (!buffer_BHTd.defined() || buffer_BHTd.size(2) < wanted) {
-    const int64_t capacity =
-        std::max<int64_t>(wanted, buffer_BHTd.defined() ? 2 * buffer_BHTd.size(2) : 64);
-    Tensor grown = torch::zeros({rows_BHTd.size(0), rows_BHTd.size(1), capacity, rows_BHTd.size(3)},
-                                rows_BHTd.options());
-    if (length > 0) grown.narrow(2, 0, length).copy_(buffer_BHTd.narrow(2, 0, length));
-    buffer_BHTd = grown;
+Tensor zeros_with_rows(const Tensor& like_BHTd, int64_t rows) {
+  std::vector<int64_t> sizes = like_BHTd.sizes().vec();
+  sizes[2] = rows;
+  return torch::zeros(sizes, like_BHTd.options());
+}
+
+// Appends new keys and values; the buffers double when they are full.
+void append(AttentionState& state, const Tensor& k_BHTd, const Tensor& v_BHTd) {
+  const int64_t new_tokens = k_BHTd.size(2), wanted = state.length + new_tokens;
+  if (!state.keys_BHTd.defined()) {
+    const int64_t capacity = std::max<int64_t>(wanted, 64);
+    state.keys_BHTd = zeros_with_rows(k_BHTd, capacity);
+    state.values_BHTd = zeros_with_rows(v_BHTd, capacity);
+  } else if (state.capacity() < wanted) {
+    state.reserve(std::max(wanted, 2 * state.capacity()));
   }
-  buffer_BHTd.narrow(2, length, rows_BHTd.size(2)).copy_(rows_BHTd);
+  state.keys_BHTd.narrow(2, state.length, new_tokens).copy_(k_BHTd);
+  state.values_BHTd.narrow(2, state.length, new_tokens).copy_(v_BHTd);
+  state.length = wanted;
 }
 
 // Row i may look at every cached token and at new tokens up to itself.
@@ -33,13 +41,26 @@ Tensor offset_causal_mask(int64_t new_tokens, int64_t all_tokens, const torch::D
 
 }  // namespace
 
-int64_t AttentionState::num_bytes() const {
+int64_t AttentionState::num_bytes(int64_t tokens) const {
   if (linear.has_value()) {
     return (linear->s_BHKV.numel() + linear->z_BHK.numel()) * linear->s_BHKV.element_size();
   }
   if (!keys_BHTd.defined()) return 0;
-  return 2 * keys_BHTd.size(0) * keys_BHTd.size(1) * length * keys_BHTd.size(3) *
+  return 2 * keys_BHTd.size(0) * keys_BHTd.size(1) * tokens * keys_BHTd.size(3) *
          keys_BHTd.element_size();
+}
+
+int64_t AttentionState::capacity() const {
+  return keys_BHTd.defined() ? keys_BHTd.size(2) : std::numeric_limits<int64_t>::max();
+}
+
+void AttentionState::reserve(int64_t tokens) {
+  if (capacity() >= tokens) return;
+  for (Tensor* const buffer : {&keys_BHTd, &values_BHTd}) {
+    const Tensor grown = zeros_with_rows(*buffer, tokens);
+    grown.narrow(2, 0, length).copy_(buffer->narrow(2, 0, length));
+    *buffer = grown;
+  }
 }
 
 Attention::Attention(const DecoderConfig& config, int64_t layer, ParameterSet& parameters)
@@ -84,21 +105,27 @@ Attention::Heads Attention::project(const Tensor& x_BTD,
   Tensor qkv_BTHd = qkv_(x_BTD).view({x_BTD.size(0), x_BTD.size(1), all_heads, head_dim_});
   if (rope != nullptr)
     qkv_BTHd = rotate_heads(qkv_BTHd, num_heads_ + num_kv_heads_, rope->cosine_Td, rope->sine_Td);
+  return split_heads(qkv_BTHd);
+}
+
+Attention::Heads Attention::split_heads(const Tensor& qkv_BTHd) const {
   const std::vector<Tensor> parts =
       qkv_BTHd.split_with_sizes({num_heads_, num_kv_heads_, num_kv_heads_}, 2);
   return {parts[0], parts[1], parts[2], qkv_BTHd};
 }
 
 Tensor Attention::softmax_attention(const Heads& heads, AttentionState* state) const {
+  const int64_t new_tokens = heads.q_BTHd.size(1);
+  if (state != nullptr && state->length > 0 && new_tokens == 1 && heads.q_BTHd.is_cuda() &&
+      has_captured_step() && !torch::GradMode::is_enabled()) {
+    return cache_attention(heads, *state);
+  }
   const Tensor q_BHTd = heads.q_BTHd.transpose(1, 2);
   Tensor k_BHTd = heads.k_BTHd.transpose(1, 2), v_BHTd = heads.v_BTHd.transpose(1, 2);
-  const int64_t new_tokens = q_BHTd.size(2);
   std::optional<Tensor> mask;
   bool is_causal = true;
   if (state != nullptr) {
-    append(state->keys_BHTd, state->length, k_BHTd);
-    append(state->values_BHTd, state->length, v_BHTd);
-    state->length += new_tokens;
+    append(*state, k_BHTd, v_BHTd);
     k_BHTd = state->keys_BHTd.narrow(2, 0, state->length);
     v_BHTd = state->values_BHTd.narrow(2, 0, state->length);
     if (state->length > new_tokens) {
@@ -110,6 +137,23 @@ Tensor Attention::softmax_attention(const Heads& heads, AttentionState* state) c
   const Tensor o_BHTd = at::scaled_dot_product_attention(
       q_BHTd, k_BHTd, v_BHTd, mask, 0.0, is_causal, query_scale_, is_grouped);
   return o_BHTd.transpose(1, 2);
+}
+
+Tensor Attention::cache_attention(const Heads& heads, AttentionState& state) const {
+  if (state.capacity() == state.length) state.reserve(2 * state.capacity());
+  if (!state.tickets.defined()) {
+    state.tickets = torch::zeros({heads.q_BTHd.size(0) * num_heads_},
+                                 heads.q_BTHd.options().dtype(torch::kInt32));
+  }
+  ++state.length;
+  return gpu::cache_attention_step({.q_BTHd = heads.q_BTHd,
+                                    .k_BTHd = heads.k_BTHd,
+                                    .v_BTHd = heads.v_BTHd,
+                                    .keys_BHCd = state.keys_BHTd,
+                                    .values_BHCd = state.values_BHTd,
+                                    .length_1 = state.device_length,
+                                    .tickets = state.tickets,
+                                    .scale = query_scale_});
 }
 
 Tensor Attention::linear_attention(const Heads& heads, AttentionState* state) const {
@@ -156,14 +200,17 @@ Tensor Attention::feature_attention(const Tensor& phi_q_BTHK,
                                     const Tensor& phi_k_BTHK,
                                     const Tensor& v_BTHd,
                                     AttentionState* state) const {
+  if (state != nullptr) state->length += v_BTHd.size(1);
+  if (state != nullptr && state->linear.has_value() && v_BTHd.is_cuda() && v_BTHd.size(1) == 1 &&
+      !torch::GradMode::is_enabled()) {
+    return gpu::decode_step(
+        phi_q_BTHK, phi_k_BTHK, v_BTHd, *state->linear, feature_map_->denominator_rule());
+  }
   const LinearAttentionState* initial =
       state != nullptr && state->linear.has_value() ? &*state->linear : nullptr;
   LinearAttentionOutput output = causal_linear_attention(
       phi_q_BTHK, phi_k_BTHK, v_BTHd, initial, feature_map_->denominator_rule());
-  if (state != nullptr) {
-    state->linear = output.state;
-    state->length += v_BTHd.size(1);
-  }
+  if (state != nullptr) state->linear = output.state;
   return output.o_BTHV;
 }
 
@@ -229,6 +276,71 @@ Tensor Attention::forward(const Tensor& x_BTD,
         feature_map_ == nullptr ? softmax_attention(heads, state) : linear_attention(heads, state);
   }
   return join_heads(o_BTHd);
+}
+
+Tensor Attention::step(const Tensor& x_BD,
+                       const Norm& norm,
+                       const RotaryEmbedding::Tables* rope,
+                       AttentionState& state) const {
+  require((rope != nullptr) == has_rope_,
+          "Attention: RoPE tables are given exactly to families with RoPE");
+  gpu::StepLinear projection{.x_NI = x_BD,
+                             .weight_OI = qkv_.weight,
+                             .bias = qkv_.bias,
+                             .norm_weight = norm.weight,
+                             .norm_bias = norm.bias,
+                             .eps = norm.eps};
+  if (rope != nullptr) {
+    projection.cosine_Ph = rope->cosine_Td;
+    projection.sine_Ph = rope->sine_Td;
+    projection.position_1 = state.device_length;
+    projection.rotated = (num_heads_ + num_kv_heads_) * head_dim_;
+  }
+  const Heads heads =
+      split_heads(gpu::step_linear(projection)
+                      .view({x_BD.size(0), 1, num_heads_ + 2 * num_kv_heads_, head_dim_}));
+  const Tensor o_BTHd =
+      feature_map_ == nullptr ? softmax_attention(heads, &state) : linear_attention(heads, &state);
+  return gpu::step_linear({.x_NI = o_BTHd.reshape({x_BD.size(0), num_heads_ * head_dim_}),
+                           .weight_OI = output_.weight,
+                           .bias = output_.bias,
+                           .residual_NO = x_BD});
+}
+
+AttentionState Attention::random_state(int64_t batch, int64_t length, int64_t capacity) const {
+  AttentionState state;
+  state.length = length;
+  if (feature_map_ == nullptr) {
+    const auto buffer = [&] {
+      Tensor buffer_BHTd =
+          torch::empty({batch, num_kv_heads_, capacity, head_dim_}, qkv_.weight.options());
+      return buffer_BHTd.normal_();
+    };
+    state.keys_BHTd = buffer();
+    state.values_BHTd = buffer();
+  } else {
+    state.linear = zero_state(batch,
+                              feature_map_->state_heads(),
+                              feature_map_->feature_size(),
+                              head_dim_,
+                              qkv_.weight.options().dtype(torch::kFloat32));
+    state.linear->s_BHKV.normal_();
+    state.linear->z_BHK.uniform_(1.0, 2.0);
+  }
+  return state;
+}
+
+bool Attention::has_captured_step() const {
+  return feature_map_ != nullptr || gpu::has_cache_attention(head_dim_);
+}
+
+void Attention::make_output_major() {
+  qkv_.make_output_major();
+  output_.make_output_major();
+}
+
+int64_t Attention::most_step_rows() const {
+  return std::min(qkv_.most_step_rows(), output_.most_step_rows());
 }
 
 Tensor Attention::join_heads(const Tensor& o_BTHd) const {

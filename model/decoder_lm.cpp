@@ -2,7 +2,9 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "base/error.h"
 #include "base/seed.h"
@@ -25,10 +27,15 @@ Tensor apply_dropout(const Tensor& x, double rate) {
 
 }  // namespace
 
-int64_t DecoderState::num_bytes() const {
+int64_t DecoderState::num_bytes(int64_t tokens) const {
   int64_t total = 0;
-  for (const AttentionState& layer : layers) total += layer.num_bytes();
+  for (const AttentionState& layer : layers) total += layer.num_bytes(tokens);
   return total;
+}
+
+void DecoderState::set_host_position(int64_t tokens) {
+  position = tokens;
+  for (AttentionState& layer : layers) layer.length = tokens;
 }
 
 DecoderLM::DecoderLM(const DecoderConfig& config) : config_(config) {
@@ -106,19 +113,34 @@ void DecoderLM::check_tokens(const Tensor& tokens) const {
   }
 }
 
-Tensor DecoderLM::embed(const Tensor& tokens_BT, int64_t position) const {
-  const int64_t length = tokens_BT.size(1);
-  if (position_embedding_.defined() && position + length > config_.max_positions) {
-    throw ConfigError(concat("position ",
-                             position + length - 1,
-                             " is past the model's learned position table of ",
-                             config_.max_positions,
-                             " rows"));
-  }
+int64_t DecoderLM::num_positions() const {
+  return position_embedding_.defined() ? config_.max_positions
+                                       : std::numeric_limits<int64_t>::max();
+}
+
+void DecoderLM::check_positions(int64_t end) const {
+  if (end <= num_positions()) return;
+  throw ConfigError(concat("position ",
+                           end - 1,
+                           " is past the model's learned position table of ",
+                           config_.max_positions,
+                           " rows"));
+}
+
+bool DecoderLM::is_step(const Tensor& tokens_BT, const DecoderState& state) const {
+  return tokens_BT.is_cuda() && tokens_BT.size(1) == 1 && state.position > 0;
+}
+
+Tensor DecoderLM::embed(const Tensor& tokens_BT, const DecoderState* state) const {
+  const int64_t length = tokens_BT.size(1), position = state != nullptr ? state->position : 0;
+  check_positions(position + length);
   if (tokens_BT.is_cuda()) {
     Tensor position_TD;
-    if (position_embedding_.defined())
-      position_TD = position_embedding_.narrow(0, position, length);
+    if (position_embedding_.defined()) {
+      position_TD = state != nullptr && is_step(tokens_BT, *state)
+                        ? position_embedding_.index_select(0, state->device_position)
+                        : position_embedding_.narrow(0, position, length);
+    }
     return gpu::embedding(token_embedding_VD_, tokens_BT, position_TD);
   }
   check_tokens(tokens_BT);
@@ -127,12 +149,19 @@ Tensor DecoderLM::embed(const Tensor& tokens_BT, int64_t position) const {
   return x_BTD + position_embedding_.narrow(0, position, length);
 }
 
+std::optional<RotaryEmbedding::Tables> DecoderLM::rope_of(const Tensor& tokens_BT,
+                                                          const DecoderState* state) const {
+  if (rope_ == nullptr) return std::nullopt;
+  const int64_t position = state != nullptr ? state->position : 0;
+  rope_->reserve(position + tokens_BT.size(1), tokens_BT.device());
+  if (state != nullptr && is_step(tokens_BT, *state)) return rope_->at(state->device_position);
+  return rope_->at(position, tokens_BT.size(1), tokens_BT.device());
+}
+
 Tensor DecoderLM::hidden(const Tensor& tokens_BT, const ForwardOptions& options) const {
   DecoderState* state = options.state;
-  const int64_t position = state != nullptr ? state->position : 0;
-  Tensor x_BTD = apply_dropout(embed(tokens_BT, position), options.dropout);
-  std::optional<RotaryEmbedding::Tables> rope;
-  if (rope_ != nullptr) rope = rope_->at(position, tokens_BT.size(1), tokens_BT.device());
+  Tensor x_BTD = apply_dropout(embed(tokens_BT, state), options.dropout);
+  const std::optional<RotaryEmbedding::Tables> rope = rope_of(tokens_BT, state);
   Tensor normalised_BTD = blocks_.front().attention_norm(x_BTD);
   // Each branch's addition and the norm behind it are one operation.
   const auto add = [&](const Tensor& branch_BTD, const Norm& next) {
@@ -154,8 +183,40 @@ Tensor DecoderLM::hidden(const Tensor& tokens_BT, const ForwardOptions& options)
                                                  : mlp(normalised_BTD),
         layer + 1 < blocks_.size() ? blocks_[layer + 1].attention_norm : final_norm_);
   }
-  if (state != nullptr) state->position += tokens_BT.size(1);
+  if (state != nullptr) {
+    state->position += tokens_BT.size(1);
+    if (state->device_position.defined()) state->device_position.add_(tokens_BT.size(1));
+  }
   return normalised_BTD;
+}
+
+Tensor DecoderLM::next_logits(const Tensor& tokens_BT, DecoderState& state) const {
+  if (is_step(tokens_BT, state) && tokens_BT.size(0) <= most_step_rows_) {
+    return step(tokens_BT, state);
+  }
+  const Tensor hidden_BTD = hidden(tokens_BT, {.state = &state});
+  return logits(hidden_BTD.select(1, hidden_BTD.size(1) - 1));
+}
+
+Tensor DecoderLM::step(const Tensor& tokens_BT, DecoderState& state) const {
+  Tensor x_BD = embed(tokens_BT, &state).squeeze(1);
+  if (rope_ != nullptr) rope_->reserve(state.position + 1, device());
+  for (size_t layer = 0; layer < blocks_.size(); ++layer) {
+    const Block& block = blocks_[layer];
+    x_BD = block.attention.step(x_BD,
+                                block.attention_norm,
+                                rope_ != nullptr ? &rope_->tables() : nullptr,
+                                state.layers[layer]);
+    x_BD = block.mlp.step(x_BD, block.mlp_norm);
+  }
+  ++state.position;
+  state.device_position.add_(1);
+  return gpu::step_linear({.x_NI = x_BD,
+                           .weight_OI = head_VD_,
+                           .norm_weight = final_norm_.weight,
+                           .norm_bias = final_norm_.bias,
+                           .eps = final_norm_.eps,
+                           .float_output = true});
 }
 
 Tensor DecoderLM::logits(const Tensor& hidden) const {
@@ -171,13 +232,12 @@ Tensor DecoderLM::loss_sum(const Tensor& tokens_BT,
 
 Tensor DecoderLM::transfer_loss_sum(const Tensor& tokens_BT) const {
   Tensor total;
-  std::optional<RotaryEmbedding::Tables> rope;
-  if (rope_ != nullptr) rope = rope_->at(0, tokens_BT.size(1), tokens_BT.device());
+  const std::optional<RotaryEmbedding::Tables> rope = rope_of(tokens_BT, nullptr);
   const auto without_gradient = [](const auto& compute) {
     const torch::NoGradGuard no_grad;
     return compute();
   };
-  Tensor x_BTD = without_gradient([&] { return embed(tokens_BT, 0); });
+  Tensor x_BTD = without_gradient([&] { return embed(tokens_BT, nullptr); });
   for (const Block& block : blocks_) {
     const Tensor normalised = without_gradient([&] { return block.attention_norm(x_BTD); });
     const Attention::Transfer transfer =
@@ -206,11 +266,52 @@ Tensor DecoderLM::token_losses(const Tensor& tokens_BT, const Tensor& targets_BT
 DecoderState DecoderLM::new_state() const {
   DecoderState state;
   state.layers.resize(blocks_.size());
+  if (device().is_cuda()) {
+    state.device_position = torch::zeros({1}, torch::TensorOptions(device()).dtype(torch::kInt64));
+    for (AttentionState& layer : state.layers) layer.device_length = state.device_position;
+  }
   return state;
+}
+
+DecoderState DecoderLM::random_state(int64_t batch, int64_t length, int64_t capacity) const {
+  DecoderState state = new_state();
+  state.position = length;
+  if (state.device_position.defined()) state.device_position.fill_(length);
+  for (size_t layer = 0; layer < blocks_.size(); ++layer) {
+    state.layers[layer] = blocks_[layer].attention.random_state(batch, length, capacity);
+    state.layers[layer].device_length = state.device_position;
+  }
+  reserve(state, capacity);
+  return state;
+}
+
+int64_t DecoderLM::capacity(const DecoderState& state) const {
+  int64_t capacity = rope_ != nullptr ? rope_->capacity() : std::numeric_limits<int64_t>::max();
+  for (const AttentionState& layer : state.layers) capacity = std::min(capacity, layer.capacity());
+  return capacity;
+}
+
+void DecoderLM::reserve(DecoderState& state, int64_t tokens) const {
+  if (rope_ != nullptr) rope_->reserve(tokens, device());
+  for (AttentionState& layer : state.layers) layer.reserve(tokens);
 }
 
 void DecoderLM::prepare_generation() {
   for (Block& block : blocks_) block.attention.merge_feature_map();
+  if (!device().is_cuda()) return;
+  most_step_rows_ = Linear{.weight = head_VD_}.most_step_rows();
+  for (Block& block : blocks_) {
+    block.attention.make_output_major();
+    block.mlp.make_output_major();
+    most_step_rows_ =
+        std::min({most_step_rows_, block.attention.most_step_rows(), block.mlp.most_step_rows()});
+  }
+}
+
+bool DecoderLM::has_captured_step() const {
+  return std::all_of(blocks_.begin(), blocks_.end(), [](const Block& block) {
+    return block.attention.has_captured_step();
+  });
 }
 
 }  // namespace t2r::model

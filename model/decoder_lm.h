@@ -3,6 +3,7 @@
 #include <torch/types.h>
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "model/attention.h"
@@ -16,9 +17,14 @@ namespace t2r::model {
 struct DecoderState {
   std::vector<AttentionState> layers;
   int64_t position = 0;
+  torch::Tensor device_position;  ///< on a GPU the same number there, int64 [1]: steps read it
 
-  /// Bytes of all layers that hold information.
-  int64_t num_bytes() const;
+  /// Bytes of all layers that hold information after `tokens` tokens.
+  int64_t num_bytes(int64_t tokens) const;
+  int64_t num_bytes() const { return num_bytes(position); }
+
+  /// What the host believes, where a replayed graph has moved the state on; the device knows.
+  void set_host_position(int64_t tokens);
 };
 
 /// Decoder-only language model; families and attention kinds by config.
@@ -54,6 +60,11 @@ class DecoderLM {
   /// hidden [.., D] -> logits [.., V].
   torch::Tensor logits(const torch::Tensor& hidden) const;
 
+  /// Logits [B, V] behind the last of tokens_BT, which continue the state: hidden() and logits(),
+  /// or on a GPU for one token of few sequences five kernels a layer (prepare_generation() decides)
+  /// and float32. A step on a GPU, one token behind others, finds its position on the device.
+  torch::Tensor next_logits(const torch::Tensor& tokens_BT, DecoderState& state) const;
+
   /// Sum of the token losses in nats, float64 scalar; targets below 0 do not count.
   torch::Tensor loss_sum(const torch::Tensor& tokens_BT,
                          const torch::Tensor& targets_BT,
@@ -75,9 +86,28 @@ class DecoderLM {
   /// Empty state for generation.
   DecoderState new_state() const;
 
-  /// Merges the feature maps into the projections where that is exact. The model can only generate
-  /// afterwards.
+  /// A state as `length` tokens of `batch` sequences leave it, of random numbers, with room for
+  /// `capacity` tokens: to measure what a step costs.
+  DecoderState random_state(int64_t batch, int64_t length, int64_t capacity) const;
+
+  /// Tokens that the state's buffers and the position tables have room for.
+  int64_t capacity(const DecoderState& state) const;
+
+  /// Makes room for `tokens` tokens; buffers move.
+  void reserve(DecoderState& state, int64_t tokens) const;
+
+  /// Merges the feature maps into the projections where that is exact, and on a GPU brings the
+  /// weights into the layout of a step. The model can only generate afterwards.
   void prepare_generation();
+
+  /// Whether a step on a GPU can be captured once and replayed at every position.
+  bool has_captured_step() const;
+
+  /// Positions that the model has: rows of a learned table, or any number.
+  int64_t num_positions() const;
+
+  /// @throws ConfigError  if positions before `end` run past a learned position table
+  void check_positions(int64_t end) const;
 
   const DecoderConfig& config() const { return config_; }
 
@@ -97,7 +127,11 @@ class DecoderLM {
     Mlp mlp;
   };
 
-  torch::Tensor embed(const torch::Tensor& tokens_BT, int64_t position) const;
+  torch::Tensor embed(const torch::Tensor& tokens_BT, const DecoderState* state) const;
+  bool is_step(const torch::Tensor& tokens_BT, const DecoderState& state) const;
+  torch::Tensor step(const torch::Tensor& tokens_BT, DecoderState& state) const;
+  std::optional<RotaryEmbedding::Tables> rope_of(const torch::Tensor& tokens_BT,
+                                                 const DecoderState* state) const;
 
   DecoderConfig config_;
   ParameterSet parameters_;
@@ -107,6 +141,7 @@ class DecoderLM {
   Norm final_norm_;
   torch::Tensor head_VD_;  ///< the token embedding itself if tied
   mutable std::unique_ptr<RotaryEmbedding> rope_;
+  int64_t most_step_rows_ = 0;  ///< sequences that step() takes
 };
 
 }  // namespace t2r::model

@@ -19,8 +19,7 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// The chosen tokens, on the CPU; a GPU's logits come to the CPU's generator, so that a seed means
-// the same everywhere.
+// The chosen tokens, on the CPU; a GPU's logits come to the CPU's generator.
 Tensor draw(Tensor logits_BV, const SamplingOptions& options, torch::Generator& generator) {
   if (options.temperature == 0.0) return logits_BV.argmax(-1).cpu();
   logits_BV = logits_BV.to(torch::kCPU, torch::kFloat32) / options.temperature;
@@ -50,7 +49,7 @@ void SamplingOptions::validate() const {
     throw ConfigError(concat("top-p = ", top_p, ", allowed: above 0, up to 1"));
 }
 
-GenerationResult generate(const DecoderLM& model,
+GenerationResult generate(DecodeLoop& loop,
                           const Tensor& prompt_BT,
                           int64_t max_new_tokens,
                           const std::vector<int64_t>& end_tokens,
@@ -59,27 +58,30 @@ GenerationResult generate(const DecoderLM& model,
   require(prompt_BT.dim() == 2 && prompt_BT.size(1) > 0,
           "generate: the prompt must be [B, T] with T >= 1");
   options.validate();
-  model.check_tokens(prompt_BT);
   const torch::InferenceMode inference;
   torch::Generator generator =
       at::detail::createCPUGenerator(derive_seed(options.seed, SeedStream::kSampling));
-  DecoderState state = model.new_state();
   std::vector<Tensor> columns{prompt_BT};
   Tensor is_done = torch::zeros({prompt_BT.size(0)}, torch::kBool), last;  // on the CPU
   GenerationResult result;
   const Clock::time_point start = Clock::now();
   Clock::time_point decode_start = start;
   for (int64_t i = 0; i < max_new_tokens; ++i) {
-    const Tensor input = i == 0 ? prompt_BT : last.unsqueeze(-1);
-    const Tensor hidden_BTD = model.hidden(input.to(model.device()), {.state = &state});
-    const Tensor logits_BV = model.logits(hidden_BTD.select(1, hidden_BTD.size(1) - 1));
-    const Tensor next = draw(logits_BV, options, generator);
+    Tensor next;
+    if (i == 0) {
+      next = draw(loop.begin(prompt_BT), options, generator);
+    } else if (options.temperature == 0.0) {
+      if (i == 1) loop.start_greedy(last, max_new_tokens - 1);
+      next = loop.greedy_step();
+    } else {
+      next = draw(loop.step(last), options, generator);
+    }
     last = last.defined() ? torch::where(is_done, last, next) : next;
     for (const int64_t end : end_tokens) is_done = is_done.logical_or(last == end);
     columns.push_back(last.unsqueeze(-1));
     if (on_tokens) on_tokens(last);
-    if (i == 0) {
-      result.prompt_seconds = seconds_since(start);
+    if (i == 0) result.prompt_seconds = seconds_since(start);
+    if (i <= 1) {
       decode_start = Clock::now();
     } else {
       ++result.num_decoded;
@@ -87,7 +89,7 @@ GenerationResult generate(const DecoderLM& model,
     if (!end_tokens.empty() && is_done.all().item<bool>()) break;
   }
   result.decode_seconds = seconds_since(decode_start);
-  result.state_bytes = state.num_bytes();
+  result.state_bytes = loop.state_bytes();
   result.tokens_BT = torch::cat(columns, 1);
   return result;
 }

@@ -5,7 +5,7 @@
 #include <functional>
 #include <vector>
 
-#include "model/decoder_lm.h"
+#include "model/decode_loop.h"
 
 namespace t2r::model {
 
@@ -24,18 +24,18 @@ struct GenerationResult {
   torch::Tensor
       tokens_BT;  ///< int64, prompt and continuation; after an end token the row repeats it
   double prompt_seconds = 0.0;
-  double decode_seconds = 0.0;  ///< of the tokens after the first
+  double decode_seconds = 0.0;  ///< of the tokens after the second, with which a GPU sets itself up
   int64_t num_decoded = 0;      ///< steps in decode_seconds
   int64_t state_bytes = 0;      ///< at the end, all rows and layers
 };
 
-/// Continues each row of a prompt by up to `max_new_tokens`, one token per step: linear layers
-/// carry their state, softmax layers a key/value cache. Stops early when every row has produced one
-/// of `end_tokens`.
+/// Continues each row of a prompt by up to `max_new_tokens`, one token per step. Stops early when
+/// every row has produced one of `end_tokens`. A seed means the same on every device: tokens are
+/// drawn on the CPU.
 ///
 /// @param prompt_BT  int64, at least one token
 /// @param on_tokens  called with each step's tokens [B] as soon as they are known; may be empty
-GenerationResult generate(const DecoderLM& model,
+GenerationResult generate(DecodeLoop& loop,
                           const torch::Tensor& prompt_BT,
                           int64_t max_new_tokens,
                           const std::vector<int64_t>& end_tokens,

@@ -2,6 +2,8 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 
+#include <algorithm>
+
 #include "base/error.h"
 
 namespace t2r::model::gpu {
@@ -187,6 +189,96 @@ Tensor decode_step(const MappedAttention& in, LinearAttentionState& state) {
             in.rule.floor,
             in.rule.added)
       .unsqueeze(1);
+}
+
+Tensor decode_step(const Tensor& phi_q_BTHK,
+                   const Tensor& phi_k_BTHK,
+                   const Tensor& v_BTHd,
+                   LinearAttentionState& state,
+                   const DenominatorRule& rule) {
+  using Signature = Tensor(
+      const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, double, double);
+  static const auto op = find<Signature>("decode_step");
+  return op
+      .call(phi_q_BTHK.squeeze(1),
+            phi_k_BTHK.squeeze(1),
+            v_BTHd.squeeze(1),
+            state.s_BHKV,
+            state.z_BHK,
+            rule.floor,
+            rule.added)
+      .unsqueeze(1);
+}
+
+Tensor cache_attention_step(const CacheAttention& in) {
+  using Signature = Tensor(const Tensor&,
+                           const Tensor&,
+                           const Tensor&,
+                           const Tensor&,
+                           const Tensor&,
+                           const Tensor&,
+                           const Tensor&,
+                           double);
+  static const auto op = find<Signature>("cache_attention_step");
+  return op
+      .call(in.q_BTHd.squeeze(1),
+            in.k_BTHd.squeeze(1),
+            in.v_BTHd.squeeze(1),
+            in.keys_BHCd,
+            in.values_BHCd,
+            in.length_1,
+            in.tickets,
+            in.scale)
+      .unsqueeze(1);
+}
+
+bool has_cache_attention(int64_t head_dim) {
+  return head_dim % 8 == 0 && head_dim <= 128;
+}
+
+Tensor step_linear(const StepLinear& in) {
+  using Signature = Tensor(const Tensor&,
+                           const Tensor&,
+                           const OptionalTensor&,
+                           const OptionalTensor&,
+                           const OptionalTensor&,
+                           double,
+                           const OptionalTensor&,
+                           int64_t,
+                           const OptionalTensor&,
+                           const OptionalTensor&,
+                           const OptionalTensor&,
+                           int64_t,
+                           bool);
+  static const auto op = find<Signature>("step_linear");
+  return op.call(in.x_NI,
+                 in.weight_OI,
+                 optional(in.bias),
+                 optional(in.norm_weight),
+                 optional(in.norm_bias),
+                 in.eps,
+                 optional(in.residual_NO),
+                 static_cast<int64_t>(in.activation),
+                 optional(in.cosine_Ph),
+                 optional(in.sine_Ph),
+                 optional(in.position_1),
+                 in.rotated,
+                 in.float_output);
+}
+
+int64_t most_step_rows(int64_t inputs) {
+  // As model/kernels/cuda/step_linear.h has them.
+  constexpr int64_t kMostRows = 16, kMostInputs = 16384, kMostSize = 48 * 1024;
+  return inputs % 8 == 0 && inputs <= kMostInputs ? std::min(kMostRows, kMostSize / inputs) : 0;
+}
+
+void greedy_token(const Tensor& logits_NV,
+                  const Tensor& tokens_N,
+                  const Tensor& history_RN,
+                  const Tensor& position_1) {
+  using Signature = void(const Tensor&, const Tensor&, const Tensor&, const Tensor&);
+  static const auto op = find<Signature>("greedy_token");
+  op.call(logits_NV, tokens_N, history_RN, position_1);
 }
 
 }  // namespace t2r::model::gpu

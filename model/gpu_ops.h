@@ -80,4 +80,48 @@ LinearAttentionOutput causal_linear_attention(const Tensor& phi_q_BTHK,
 /// One token with the map inside; `state` moves on in place.
 Tensor decode_step(const MappedAttention& inputs, LinearAttentionState& state);
 
+/// The same from features.
+Tensor decode_step(const Tensor& phi_q_BTHK,
+                   const Tensor& phi_k_BTHK,
+                   const Tensor& v_BTHd,
+                   LinearAttentionState& state,
+                   const DenominatorRule& rule);
+
+/// One token of softmax attention; its key and value become row `length` of the cache.
+struct CacheAttention {
+  Tensor q_BTHd, k_BTHd, v_BTHd;
+  Tensor keys_BHCd, values_BHCd;
+  Tensor length_1;  ///< int64 on the device
+  Tensor tickets;   ///< int32 zeros, B H of them
+  double scale = 1.0;
+};
+Tensor cache_attention_step(const CacheAttention& inputs);
+
+/// Whether cache_attention_step has heads of this size.
+bool has_cache_attention(int64_t head_dim);
+
+/// A projection of the few rows of a step, with what stands before and behind it, in bfloat16:
+/// f(norm(x) W^T + b) + residual. Undefined tensors are left out.
+struct StepLinear {
+  Tensor x_NI;
+  Tensor weight_OI, bias;
+  Tensor norm_weight, norm_bias;  ///< with norm_bias LayerNorm, else RMSNorm
+  double eps = 0.0;
+  Tensor residual_NO;
+  enum class Activation { kNone, kGelu, kSwiglu } activation = Activation::kNone;
+  Tensor cosine_Ph, sine_Ph, position_1;  ///< RoPE of the first `rotated` columns
+  int64_t rotated = 0;
+  bool float_output = false;
+};
+Tensor step_linear(const StepLinear& inputs);
+
+/// The most rows that step_linear takes with so many inputs; 0: none.
+int64_t most_step_rows(int64_t inputs);
+
+/// The most probable tokens become tokens_N, and row position % R of history_RN.
+void greedy_token(const Tensor& logits_NV,
+                  const Tensor& tokens_N,
+                  const Tensor& history_RN,
+                  const Tensor& position_1);
+
 }  // namespace t2r::model::gpu

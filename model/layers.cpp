@@ -1,5 +1,7 @@
 #include "model/layers.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "model/fused_ops.h"
 #include "model/gpu_ops.h"
@@ -31,6 +33,23 @@ Tensor Linear::operator()(const Tensor& x) const {
   std::vector<int64_t> sizes = x.sizes().vec();
   sizes.back() = weight.size(1);
   return at::addmm(bias, x.reshape({-1, weight.size(0)}), weight).view(sizes);
+}
+
+void Linear::make_output_major() {
+  if (!is_input_major) return;
+  const torch::NoGradGuard no_grad;
+  weight.set_data(weight.detach().t().contiguous());
+  is_input_major = false;
+}
+
+int64_t Linear::most_step_rows() const {
+  const auto is_aligned = [](const Tensor& tensor) {
+    return !tensor.defined() || reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
+  };
+  const bool serves = !is_input_major && weight.is_cuda() &&
+                      weight.scalar_type() == torch::kBFloat16 && is_aligned(weight) &&
+                      is_aligned(bias);
+  return serves ? gpu::most_step_rows(weight.size(1)) : 0;
 }
 
 Linear add_linear(const DecoderConfig& config,
@@ -116,6 +135,30 @@ Tensor Mlp::forward(const Tensor& x_BTD) const {
   if (activation_ == Activation::kSilu) return down_(swiglu(inner));
   const std::vector<Tensor> halves = inner.chunk(2, -1);
   return down_(activate(activation_, halves[0]) * halves[1]);
+}
+
+Tensor Mlp::step(const Tensor& x_BD, const Norm& norm) const {
+  using Activation = gpu::StepLinear::Activation;
+  const Tensor inner =
+      gpu::step_linear({.x_NI = x_BD,
+                        .weight_OI = up_.weight,
+                        .bias = up_.bias,
+                        .norm_weight = norm.weight,
+                        .norm_bias = norm.bias,
+                        .eps = norm.eps,
+                        .activation = is_gated_ ? Activation::kSwiglu : Activation::kGelu});
+  return gpu::step_linear(
+      {.x_NI = inner, .weight_OI = down_.weight, .bias = down_.bias, .residual_NO = x_BD});
+}
+
+void Mlp::make_output_major() {
+  up_.make_output_major();
+  down_.make_output_major();
+}
+
+int64_t Mlp::most_step_rows() const {
+  if (activation_ != (is_gated_ ? Activation::kSilu : Activation::kGeluTanh)) return 0;
+  return std::min(up_.most_step_rows(), down_.most_step_rows());
 }
 
 }  // namespace t2r::model

@@ -21,6 +21,12 @@ struct Linear {
 
   /// The weight as [out, in], a view.
   torch::Tensor output_major() const { return is_input_major ? weight.t() : weight; }
+
+  /// Copies an input-major weight into the other orientation; files can no longer be written.
+  void make_output_major();
+
+  /// The most rows for which gpu::step_linear takes this projection as it is; 0: none.
+  int64_t most_step_rows() const;
 };
 
 /// One projection with its Hugging Face names; several names are projections of one input, stacked.
@@ -66,6 +72,14 @@ class Mlp {
 
   /// x_BTD -> [B, T, D].
   torch::Tensor forward(const torch::Tensor& x_BTD) const;
+
+  /// x_BD + forward(norm(x_BD)) for one token of each sequence on a GPU, in two kernels.
+  torch::Tensor step(const torch::Tensor& x_BD, const Norm& norm) const;
+
+  void make_output_major();
+
+  /// The most rows that step() takes; 0: none.
+  int64_t most_step_rows() const;
 
   const Linear& output() const { return down_; }
 

@@ -33,16 +33,22 @@ RotaryEmbedding::RotaryEmbedding(const RopeConfig& config, int64_t head_dim) {
 RotaryEmbedding::Tables RotaryEmbedding::at(int64_t begin,
                                             int64_t length,
                                             const torch::Device& device) {
-  const int64_t end = begin + length;
-  if (!cosine_.defined() || cosine_.size(0) < end || cosine_.device() != device) {
-    const torch::NoGradGuard no_grad;
-    const int64_t capacity = std::max<int64_t>(end, cosine_.defined() ? 2 * cosine_.size(0) : 256);
-    const torch::Tensor angles =
-        torch::outer(torch::arange(capacity, torch::kFloat32), inverse_frequency_);
-    cosine_ = angles.cos().to(device);
-    sine_ = angles.sin().to(device);
-  }
-  return {cosine_.narrow(0, begin, length), sine_.narrow(0, begin, length)};
+  reserve(begin + length, device);
+  return {tables_.cosine_Td.narrow(0, begin, length), tables_.sine_Td.narrow(0, begin, length)};
+}
+
+RotaryEmbedding::Tables RotaryEmbedding::at(const torch::Tensor& position_1) const {
+  return {tables_.cosine_Td.index_select(0, position_1),
+          tables_.sine_Td.index_select(0, position_1)};
+}
+
+void RotaryEmbedding::reserve(int64_t length, const torch::Device& device) {
+  if (capacity() >= length && tables_.cosine_Td.device() == device) return;
+  const torch::NoGradGuard no_grad;
+  const int64_t grown = std::max<int64_t>({length, 2 * capacity(), 256});
+  const torch::Tensor angles =
+      torch::outer(torch::arange(grown, torch::kFloat32), inverse_frequency_);
+  tables_ = {angles.cos().to(device), angles.sin().to(device)};
 }
 
 }  // namespace t2r::model

@@ -19,9 +19,19 @@ class RotaryEmbedding {
   /// Of positions [begin, begin + length), on `device`.
   Tables at(int64_t begin, int64_t length, const torch::Device& device);
 
+  /// Of the one position that a tensor [1] on a device holds, which is below capacity().
+  Tables at(const torch::Tensor& position_1) const;
+
+  /// Of all positions up to capacity().
+  const Tables& tables() const { return tables_; }
+
+  /// Grows the tables to at least `length` positions on `device`; those given before stay valid.
+  void reserve(int64_t length, const torch::Device& device);
+  int64_t capacity() const { return tables_.cosine_Td.defined() ? tables_.cosine_Td.size(0) : 0; }
+
  private:
   torch::Tensor inverse_frequency_;  ///< [d / 2]
-  torch::Tensor cosine_, sine_;      ///< [capacity, d / 2], on the device asked for last
+  Tables tables_;                    ///< on the device asked for last
 };
 
 }  // namespace t2r::model

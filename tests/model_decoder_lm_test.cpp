@@ -247,7 +247,7 @@ TEST(DecoderLM, GreedyEqualsArgmaxOfTheWholeSequence) {
     torch::manual_seed(6);
     const auto model = make(variant);
     const Tensor prompt = random_tokens(2, 5);
-    const GenerationResult result = generate(*model, prompt, 20, {}, {});
+    const GenerationResult result = generate(*make_decode_loop(*model), prompt, 20, {}, {});
     ASSERT_EQ(result.tokens_BT.size(1), 25);
     const torch::NoGradGuard no_grad;
     const Tensor logits = model->logits(model->hidden(result.tokens_BT));
@@ -290,8 +290,9 @@ TEST(DecoderLM, TransferLossIsTheDistanceToSoftmaxAndTrainsMapsAlone) {
 TEST(DecoderLM, StateOfLinearLayersIsConstant) {
   const auto model =
       make(variants()[5]);  // llama t2r: 3 layers, 2 key/value heads, 5 features, 6 values
-  const GenerationResult few = generate(*model, random_tokens(1, 3), 2, {}, {}),
-                         many = generate(*model, random_tokens(1, 3), 90, {}, {});
+  const auto loop = make_decode_loop(*model);
+  const GenerationResult few = generate(*loop, random_tokens(1, 3), 2, {}, {}),
+                         many = generate(*loop, random_tokens(1, 3), 90, {}, {});
   EXPECT_EQ(few.state_bytes, 3 * 2 * (5 * 6 + 5) * 4);
   EXPECT_EQ(many.state_bytes, few.state_bytes);
 }

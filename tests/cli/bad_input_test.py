@@ -109,7 +109,7 @@ class BadInput(Case):
         self.fails(run("bench", "train", "--device", "cpu", "--trace", self.folder / "trace"), 78, "trace = ", "it lists a GPU's kernels")
         self.fails(run("bench", "train", "--device", "cpu", "--bucket-mib", 0), 78, "bucket-mib = 0, allowed: 1 or more")
         self.fails(run("bench", "train", "--device", "cpu", "--recompute", "some"), 78, 'recompute = "some", allowed: none, mlps, all')
-        if not (pathlib.Path(os.environ["T2R_BINARY"]).parent / "t2r_gpu").exists():
+        if not self.has_gpu_program():
             for name, command in commands:
                 with self.subTest(name):
                     self.fails(run(*command), 78, "--device cuda needs a build with CUDA (launch/build.sh gpu)")
@@ -119,6 +119,23 @@ class BadInput(Case):
                     self.fails(run(*command), 78, "no GPU was found on host", "run with --device cpu")
             self.fails(run(*train, ranks=2), 78, "ranks 0, 1: no GPU was found on host")
         self.assertFalse((self.folder / "no-gpu" / "checkpoints").exists())
+
+    def test_benchmark_of_generation(self):
+        tiny = ["bench", "generate", "--device", "cpu", "--vocab-size", 50, "--model.layers", 2, "--model.hidden-size", 32, "--model.heads", 2]
+        for more, text in ((["--lengths", 0], "lengths = 0, allowed: 1 or more"), (["--batch-size", 0], "batch-size = 0, allowed: 1 or more"),
+                           (["--steps", 0], "steps = 0, allowed: 1 or more"), (["--warmup-steps", -1], "warmup-steps = -1, allowed: 0 or more"),
+                           (["--threads", -1], "threads = -1, allowed: 0 or more"), (["--vocab-size", 0], "vocab-size = 0"),
+                           (["--model.attention", "rfa"], "rfa"), (["--model", self.folder / "none"], "is not a folder"),
+                           (["--precision", "bf16"], "precision = bf16, allowed on a CPU: float32"),
+                           (["--model.max-positions", 100, "--lengths", 10, 90], "position 169 is past the model's learned position table")):
+            with self.subTest(text):
+                self.fails(run(*tiny, *more), 78, text)
+        if shutil.which("nvidia-smi") is None:
+            self.fails(run("bench", "generate", "--device", "cuda"), 78, "GPU" if self.has_gpu_program() else "needs a build with CUDA")
+
+    @staticmethod
+    def has_gpu_program():
+        return (pathlib.Path(os.environ["T2R_BINARY"]).parent / "t2r_gpu").exists()
 
     def test_values_that_are_not_allowed(self):
         base = ["--output", self.folder / "never", "--train-data", self.folder / "train", "--model.layers", 2]

@@ -2,6 +2,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import threading
@@ -136,6 +137,102 @@ class Resuming(GpuCase):
         self.assertEqual(len(losses[0]), 12)
         for on_cpu, on_gpu in zip(*losses):
             self.assertLess(relative(on_gpu, on_cpu), 1e-4)
+
+
+class Generation(GpuCase):
+    """Captured steps, launched ones and the CPU write the same text."""
+    KINDS = {"t2r": [], "softmax": ["--model.attention", "softmax"], "mixed": ["--model.softmax-layers", 1],
+             "elu": ["--model.attention", "elu"], "gpt2": ["--model.family", "gpt2", "--model.softmax-layers", 1]}
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.models = {}
+        for kind, options in cls.KINDS.items():
+            output = cls.folder / f"generate-{kind}"
+            cls.must(*cls.train_arguments(cls, output, "--model.hidden-size", 64, "--steps", 60, "--precision", "float32",
+                                          "--model.max-positions", 256, *options))
+            cls.models[kind] = output / "checkpoints" / "latest"
+
+    def generate(self, kind, *more, **options):
+        return self.must("generate", "--model", self.models[kind], "--prompt", "the cat", *more, **options)
+
+    def text(self, kind, *more):
+        return self.generate(kind, *more).stdout
+
+    def test_captured_launched_and_cpu_text_agree(self):
+        greedy = ["--max-new-tokens", 150, "--ignore-end", "--precision", "float32"]
+        sampled = [*greedy, "--temperature", 0.9, "--top-k", 40, "--top-p", 0.95, "--seed", 5, "--batch-size", 3]
+        for kind in self.KINDS:
+            for options in (greedy, sampled):
+                with self.subTest(kind, options=options):
+                    captured = self.text(kind, *options, "--device", "cuda")
+                    self.assertGreater(len(captured), 150)
+                    self.assertEqual(captured, self.text(kind, *options, "--device", "cuda", "--cuda-graph=false"))
+                    self.assertEqual(captured, self.text(kind, *options, "--device", "cpu"))
+
+    def test_captured_bf16_text_is_the_launched_one(self):
+        for kind in ("t2r", "mixed", "elu", "gpt2"):
+            for options in ([], ["--temperature", 0.9, "--seed", 5, "--batch-size", 3], ["--batch-size", 20]):
+                with self.subTest(kind, options=options):
+                    options = ["--max-new-tokens", 100, "--ignore-end", "--device", "cuda", *options]
+                    self.assertEqual(self.text(kind, *options), self.text(kind, *options, "--cuda-graph=false"))
+
+    def test_a_cache_that_grows_goes_on(self):
+        options = ["--max-new-tokens", 2300, "--ignore-end", "--precision", "float32"]  # past the first two captured capacities
+        for kind in ("softmax", "t2r"):
+            with self.subTest(kind):
+                captured = self.text(kind, *options, "--device", "cuda")
+                self.assertEqual(captured, self.text(kind, *options, "--device", "cuda", "--cuda-graph=false"))
+                cpu = self.text(kind, *options, "--device", "cpu")
+                self.assertEqual(captured[:1000], cpu[:1000])  # rounding may part them late
+
+    def test_the_end_token_stops(self):
+        copy = self.folder / "ends"
+        shutil.copytree(self.models["softmax"].resolve(), copy)
+        config = json.loads((copy / "config.json").read_text())
+
+        def result(end, *more):
+            (copy / "config.json").write_text(json.dumps({**config, "eos_token_id": end}))
+            printed = json.loads(self.must("generate", "--model", copy, "--prompt", "the cat", "--max-new-tokens", 120, "--json",
+                                           "--precision", "float32", *more).stdout)
+            return printed["tokens"], printed["state_bytes"], printed["prompt_tokens"]
+
+        for first in range(3, 43):  # tokens one of which the model writes, but not at once
+            end = list(range(first, 320, 40))
+            on_cpu = result(end, "--device", "cpu")
+            if 2 < on_cpu[0] - on_cpu[2] < 110:
+                break
+        else:
+            self.fail("no token ends a text")
+        self.assertEqual(result(end, "--device", "cuda"), on_cpu)
+        self.assertEqual(result(end, "--device", "cuda", "--cuda-graph=false"), on_cpu)
+
+    def test_a_prompt_of_one_token(self):
+        for kind in self.KINDS:
+            with self.subTest(kind):
+                options = ["--prompt", "a", "--max-new-tokens", 40, "--ignore-end", "--precision", "float32"]
+                texts = {device: self.must("generate", "--model", self.models[kind], *options, "--device", device).stdout
+                         for device in ("cpu", "cuda")}
+                self.assertEqual(texts["cpu"], texts["cuda"])
+
+    def test_a_context_past_a_learned_position_table_is_refused(self):
+        result = run("generate", "--model", self.models["gpt2"], "--prompt", "the cat", "--max-new-tokens", 600, "--ignore-end",
+                     "--device", "cuda")
+        self.fails(result, 78, "learned position table of 256 rows")
+
+    def test_bench_generate(self):
+        for kind in self.KINDS:
+            with self.subTest(kind):
+                lines = self.must("bench", "generate", "--model", self.models[kind], "--lengths", 64, 128, "--batch-size", 2, "--steps", 8,
+                                  "--json").stdout.splitlines()
+                short, long = map(json.loads, lines)
+                self.assertGreater(short["seconds_median"], 0)
+                self.assertGreater(short["peak_memory_bytes"], short["state_bytes"])
+                if kind in ("t2r", "elu"):
+                    self.assertEqual(short["state_bytes"], long["state_bytes"])
+                else:
+                    self.assertGreater(long["state_bytes"], short["state_bytes"])
 
 
 class Errors(GpuCase):

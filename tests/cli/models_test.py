@@ -52,6 +52,23 @@ class Pipeline(Case):
                 else:
                     self.assertEqual(long["state_bytes"], short["state_bytes"])
 
+    def test_benchmark_of_generation(self):
+        for attention, grows in (("softmax", True), ("t2r", False), ("elu", False)):
+            for family in ("llama", "gpt2"):
+                with self.subTest(attention, family=family):
+                    lines = self.must("bench", "generate", "--device", "cpu", "--lengths", 16, 64, "--batch-size", 3, "--steps", 10,
+                                      "--warmup-steps", 2, "--vocab-size", 50, "--model.family", family, "--model.layers", 2,
+                                      "--model.hidden-size", 32, "--model.heads", 2, "--model.attention", attention,
+                                      "--model.feature-size", 8, "--json").stdout.splitlines()
+                    short, long = map(json.loads, lines)
+                    self.assertEqual((short["length"], long["length"]), (16, 64))
+                    self.assertAlmostEqual(short["tokens_per_second"] * short["seconds_median"], 3)
+                    # 2 layers x keys and values x 3 sequences x 32 columns x 4 bytes; 12 tokens are added
+                    expected = [2 * 2 * 3 * 32 * 4 * (length + 12) for length in (16, 64)] if grows else [short["state_bytes"]] * 2
+                    self.assertEqual([short["state_bytes"], long["state_bytes"]], expected)
+        table = self.must("bench", "generate", "--device", "cpu", "--lengths", 8, "--steps", 2, "--model", self.model("llama")).stdout
+        self.assertIn("tokens/s", table)
+
     def test_generation_prints_text_and_sampling_is_reproducible(self):
         model = self.model("gpt2")
         sample = lambda seed: self.must("generate", "--model", model, "--prompt", "The old ship", "--temperature", 0.9, "--top-k", 20,

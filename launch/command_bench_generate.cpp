@@ -1,0 +1,190 @@
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
+#include <c10/core/CachingDeviceAllocator.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "launch/backend.h"
+#include "launch/command.h"
+#include "launch/options.h"
+#include "launch/train_config.h"
+#include "model/hugging_face.h"
+
+namespace t2r::launch {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct BenchOptions {
+  std::string model;
+  NewModelConfig new_model{
+      .family = "gpt2", .num_layers = 12, .hidden_size = 768, .num_heads = 12, .attention = "t2r"};
+  int64_t vocab_size = 50304;
+  std::vector<int64_t> lengths = {1024, 8192, 65536};
+  int64_t batch_size = 1, steps = 64, warmup_steps = 16, threads = 0;
+  bool json = false;
+  BackendOptions backend;
+
+  void bind(OptionSet& options) {
+    options.add("model", model, "Hugging Face folder instead of the [model] table");
+    options.add("vocab-size", vocab_size, "of the [model] table's model");
+    options.add("lengths", lengths, "tokens that each sequence has seen before the timed ones");
+    options.add("batch-size", batch_size, "sequences at once");
+    options.add("steps", steps, "timed, one token of each sequence");
+    options.add("warmup-steps", warmup_steps, "before them");
+    options.add("threads", threads, "0: all that this process may use");
+    options.add("json", json, "print one JSON object a length");
+    backend.bind(options, /*trains=*/false);
+    backend.bind_cuda_graph(options);
+    new_model.bind(options);
+  }
+
+  void validate() const {
+    if (lengths.empty()) throw ConfigError("lengths is empty, allowed: one or more");
+    for (const int64_t length : lengths) check_at_least("lengths", length, 1);
+    check_at_least("batch-size", batch_size, 1);
+    check_at_least("steps", steps, 1);
+    check_at_least("warmup-steps", warmup_steps, 0);
+    check_at_least("vocab-size", vocab_size, 1);
+    check_at_least("threads", threads, 0);
+  }
+
+  /// Positions that a run at `length` passes.
+  int64_t positions(int64_t length) const { return length + warmup_steps + steps; }
+};
+
+/// The most bytes that tensors have taken on the GPU since the last reset; 0 on a CPU.
+int64_t peak_bytes(const torch::Device& device) {
+  if (!device.is_cuda()) return 0;
+  const auto stats = c10::getDeviceAllocator(device.type())->getDeviceStats(device.index());
+  return stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)]
+      .peak;
+}
+
+void reset_peak(const torch::Device& device) {
+  if (!device.is_cuda()) return;
+  c10::getDeviceAllocator(device.type())->emptyCache();
+  c10::getDeviceAllocator(device.type())->resetPeakStats(device.index());
+}
+
+struct Measurement {
+  int64_t length = 0;
+  double seconds = 0.0;  ///< of a step: the median of groups of steps
+  int64_t state_bytes = 0, peak_bytes = 0;
+};
+
+/// A state of random numbers, as tokens would leave it in size, and greedy steps from there.
+Measurement measure(const model::DecoderLM& model, const BenchOptions& options, int64_t length) {
+  constexpr int64_t kGroup = 8;  // steps that a GPU is given at a time
+  reset_peak(model.device());
+  const auto loop = make_decode_loop(model, options.backend);
+  {
+    const torch::InferenceMode inference;
+    loop->resume(model.random_state(options.batch_size, length, options.positions(length)),
+                 options.batch_size);
+  }
+  loop->start_greedy(torch::zeros({options.batch_size}, torch::kInt64),
+                     options.warmup_steps + options.steps);
+  for (int64_t i = 0; i < options.warmup_steps; ++i) loop->greedy_step();
+  std::vector<double> seconds;
+  for (int64_t begin = 0; begin < options.steps; begin += kGroup) {
+    const int64_t count = std::min(kGroup, options.steps - begin);
+    const Clock::time_point start = Clock::now();
+    for (int64_t i = 0; i < count; ++i) loop->greedy_step();
+    seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count() /
+                      static_cast<double>(count));
+  }
+  std::sort(seconds.begin(), seconds.end());
+  return {.length = length,
+          .seconds = seconds[seconds.size() / 2],
+          .state_bytes = loop->state_bytes(),
+          .peak_bytes = peak_bytes(model.device())};
+}
+
+void print(const BenchOptions& options, const Measurement& m) {
+  const double rate = static_cast<double>(options.batch_size) / m.seconds;
+  if (options.json) {
+    std::cout << nlohmann::ordered_json{{"length", m.length},
+                                        {"batch_size", options.batch_size},
+                                        {"seconds_median", m.seconds},
+                                        {"tokens_per_second", rate},
+                                        {"state_bytes", m.state_bytes},
+                                        {"peak_memory_bytes", m.peak_bytes}}
+                     .dump()
+              << std::endl;
+    return;
+  }
+  char line[200];
+  std::snprintf(line,
+                sizeof(line),
+                "%10ld %12.1f %12.0f %14ld %14ld",
+                m.length,
+                1e6 * m.seconds,
+                rate,
+                m.state_bytes,
+                m.peak_bytes);
+  std::cout << line << std::endl;
+}
+
+void print_failure(const BenchOptions& options, int64_t length, const std::string& reason) {
+  if (options.json) {
+    std::cout << nlohmann::ordered_json{{"length", length},
+                                        {"batch_size", options.batch_size},
+                                        {"error", reason}}
+                     .dump()
+              << std::endl;
+  } else {
+    std::cout << std::string(10 - std::min<size_t>(10, std::to_string(length).size()), ' ')
+              << length << " " << reason << std::endl;
+  }
+}
+
+std::unique_ptr<model::DecoderLM> make_model(const BenchOptions& options) {
+  if (!options.model.empty()) return std::move(model::load_model(options.model).model);
+  const int64_t longest = *std::max_element(options.lengths.begin(), options.lengths.end());
+  auto model = std::make_unique<model::DecoderLM>(
+      options.new_model.resolve(options.vocab_size, options.positions(longest)));
+  model->initialize(1);
+  return model;
+}
+
+}  // namespace
+
+int run_bench_generate(const Invocation& invocation) {
+  BenchOptions values;
+  OptionSet options("bench generate",
+                    "Time steps of generation behind contexts of given lengths, whose states are "
+                    "random numbers; by default a GPT-2-124M with T2R attention.");
+  values.bind(options);
+  if (options.parse(invocation.arguments) == OptionSet::Outcome::kDone) return 0;
+  values.backend.resolve(invocation);
+  values.validate();
+  if (values.threads > 0) at::set_num_threads(static_cast<int>(values.threads));
+
+  const model::Placement placement = single_placement(values.backend);
+  const std::unique_ptr<model::DecoderLM> model = make_model(values);
+  check_model_fits(model->config(), placement);
+  for (const int64_t length : values.lengths) model->check_positions(values.positions(length));
+  model->parameters().move_to(placement);
+  model->prepare_generation();
+  if (!values.json) {
+    std::cout << model->parameters().num_scalars() << " parameters, " << values.batch_size
+              << " sequences at once\n"
+              << "    tokens      us/step     tokens/s    state bytes     peak bytes" << std::endl;
+  }
+  for (const int64_t length : values.lengths) {
+    try {
+      print(values, measure(*model, values, length));
+    } catch (const c10::OutOfMemoryError&) {
+      print_failure(values, length, "out of GPU memory");
+    }
+  }
+  return 0;
+}
+
+}  // namespace t2r::launch

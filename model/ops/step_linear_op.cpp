@@ -1,0 +1,169 @@
+#include "model/ops/step_linear_op.h"
+
+#include <ATen/Functions.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include "model/kernels/cuda/step_linear.h"
+#include "model/ops/op_support.h"
+#include "model/ops/training_inputs.h"
+
+namespace t2r::ops {
+namespace {
+
+using kernels::cuda::kMaxStepInputs;
+using kernels::cuda::kMaxStepRows;
+using kernels::cuda::kMaxStepSize;
+using kernels::cuda::StepKind;
+using Activation = StepLinearInputs::Activation;
+
+void check_inputs(const StepLinearInputs& in) {
+  constexpr const char* kOp = "step_linear";
+  const Tensor& x = in.x_NI;
+  check_leading(x, kOp, "x", 2);
+  TORCH_CHECK(x.scalar_type() == at::kBFloat16, "t2r: step_linear: x has dtype ", x.scalar_type(), ", allowed: bfloat16");
+  TORCH_CHECK(x.dim() == 2, "t2r: step_linear: x has ", x.dim(), " dimensions, allowed: 2");
+  const int64_t rows = x.size(0), inputs = x.size(1);
+  TORCH_CHECK(rows >= 1 && rows <= kMaxStepRows, "t2r: step_linear: x has ", rows, " rows, allowed: 1 to ", kMaxStepRows);
+  TORCH_CHECK(inputs >= 8 && inputs % 8 == 0 && inputs <= kMaxStepInputs && rows * inputs <= kMaxStepSize, "t2r: step_linear: x has ", inputs,
+              " columns, allowed: multiples of 8 up to ", kMaxStepInputs, " and up to ", kMaxStepSize, " / rows");
+  TORCH_CHECK(in.weight_OI.dim() == 2, "t2r: step_linear: weight has ", in.weight_OI.dim(), " dimensions, allowed: 2");
+  const int64_t height = in.weight_OI.size(0), outputs = in.activation == Activation::kSwiglu ? height / 2 : height;
+  TORCH_CHECK(height >= 1 && height < (1 << 30) && (in.activation != Activation::kSwiglu || height % 2 == 0), "t2r: step_linear: weight has ",
+              height, " rows, allowed: 1 or more, with swiglu an even number");
+  const auto check = [&](const Tensor& tensor, const char* name, at::IntArrayRef want) {
+    check_other(tensor, kOp, name, want, at::kBFloat16, x);
+    TORCH_CHECK(tensor.is_contiguous() && is_aligned(tensor), "t2r: step_linear: ", name,
+                " is not contiguous or not aligned, allowed: contiguous, from a multiple of 16 bytes on");
+  };
+  check(in.weight_OI, "weight", {height, inputs});
+  if (in.bias.has_value()) check(*in.bias, "bias", {height});
+  if (in.norm_weight_I.has_value()) check(*in.norm_weight_I, "norm_weight", {inputs});
+  TORCH_CHECK(!in.norm_bias_I.has_value() || in.norm_weight_I.has_value(), "t2r: step_linear: norm_bias comes with norm_weight");
+  if (in.norm_bias_I.has_value()) check(*in.norm_bias_I, "norm_bias", {inputs});
+  TORCH_CHECK(in.eps >= 0, "t2r: step_linear: eps is ", in.eps, ", allowed: not negative");
+  if (in.residual_NO.has_value()) check(*in.residual_NO, "residual", {rows, outputs});
+  const bool rotates = in.cosine_Ph.has_value();
+  TORCH_CHECK(in.sine_Ph.has_value() == rotates && in.position_1.has_value() == rotates,
+              "t2r: step_linear: cosine, sine and position come together");
+  TORCH_CHECK((in.activation == Activation::kNone && !rotates) || !in.float_output,
+              "t2r: step_linear: float_output is set, allowed: without activation and rotation");
+  if (!rotates) return;
+  TORCH_CHECK(in.activation == Activation::kNone, "t2r: step_linear: activation is set, allowed with cosine: none");
+  TORCH_CHECK(in.cosine_Ph->dim() == 2 && in.cosine_Ph->size(1) >= 1, "t2r: step_linear: cosine has shape ", in.cosine_Ph->sizes(),
+              ", allowed: [positions, half of a head]");
+  check_other(*in.cosine_Ph, kOp, "cosine", in.cosine_Ph->sizes(), at::kFloat, x);
+  check_other(*in.sine_Ph, kOp, "sine", in.cosine_Ph->sizes(), at::kFloat, x);
+  TORCH_CHECK(in.cosine_Ph->is_contiguous() && in.sine_Ph->is_contiguous(), "t2r: step_linear: cosine or sine is not contiguous");
+  check_other(*in.position_1, kOp, "position", {1}, at::kLong, x);
+  const int64_t head = 2 * in.cosine_Ph->size(1);
+  TORCH_CHECK(outputs % head == 0 && in.rotated % head == 0 && in.rotated >= 0 && in.rotated <= outputs, "t2r: step_linear: rotated is ",
+              in.rotated, " of ", outputs, " columns, allowed: both multiples of the head size ", head);
+}
+
+StepKind kind_of(const StepLinearInputs& in) {
+  if (in.cosine_Ph.has_value()) return StepKind::kRotate;
+  switch (in.activation) {
+    case Activation::kNone:
+      return StepKind::kPlain;
+    case Activation::kGelu:
+      return StepKind::kGelu;
+    case Activation::kSwiglu:
+      return StepKind::kSwiglu;
+  }
+  TORCH_CHECK(false, "t2r: step_linear: activation is out of range");
+}
+
+const void* pointer_or_null(const OptionalTensor& tensor) { return tensor.has_value() ? tensor->const_data_ptr() : nullptr; }
+
+}  // namespace
+
+Tensor step_linear(const StepLinearInputs& in) {
+  check_inputs(in);
+  const c10::cuda::CUDAGuard guard(in.x_NI.device());
+  Tensor x = in.x_NI.contiguous();
+  if (!is_aligned(x)) x = x.clone();
+  const kernels::cuda::Device device = current_device();
+  kernels::cuda::StepLinear a;
+  a.kind = kind_of(in);
+  a.rows = static_cast<int>(x.size(0));
+  a.inputs = static_cast<int>(x.size(1));
+  a.outputs = static_cast<int>(in.weight_OI.size(0) / (a.kind == StepKind::kSwiglu ? 2 : 1));
+  const Tensor out = at::empty({a.rows, a.outputs}, x.options().dtype(in.float_output ? at::kFloat : at::kBFloat16).requires_grad(false));
+  a.x = pointer<void>(x);
+  a.weight = pointer<void>(in.weight_OI);
+  a.bias = pointer_or_null(in.bias);
+  a.norm_weight = pointer_or_null(in.norm_weight_I);
+  a.norm_bias = pointer_or_null(in.norm_bias_I);
+  a.eps = static_cast<float>(in.eps);
+  a.residual = pointer_or_null(in.residual_NO);
+  if (a.kind == StepKind::kRotate) {
+    a.cosine = pointer<float>(*in.cosine_Ph);
+    a.sine = pointer<float>(*in.sine_Ph);
+    a.position = pointer<int64_t>(*in.position_1);
+    a.table_rows = in.cosine_Ph->size(0);
+    a.half = static_cast<int>(in.cosine_Ph->size(1));
+    a.rotated = static_cast<int>(in.rotated);
+  }
+  a.out = mutable_pointer<void>(out);
+  a.float_out = in.float_output;
+  a.overlaps = device.hopper;
+  check_launch(kernels::cuda::step_linear(a, device.multiprocessors, c10::cuda::getCurrentCUDAStream()), "the kernel of a step's projection");
+  return out;
+}
+
+void greedy_token(const Tensor& logits, const Tensor& tokens, const Tensor& history, const Tensor& position) {
+  constexpr const char* kOp = "greedy_token";
+  check_leading(logits, kOp, "logits", 2);
+  TORCH_CHECK(logits.dim() == 2 && logits.size(0) >= 1 && logits.size(1) >= 1 && logits.size(0) < (1 << 30),
+              "t2r: greedy_token: logits has shape ", logits.sizes(), ", allowed: [rows, vocabulary], not empty");
+  TORCH_CHECK(history.dim() == 2 && history.size(0) >= 1, "t2r: greedy_token: history has shape ", history.sizes(),
+              ", allowed: [steps, rows], not empty");
+  check_other(tokens, kOp, "tokens", {logits.size(0)}, at::kLong, logits);
+  check_other(history, kOp, "history", {history.size(0), logits.size(0)}, at::kLong, logits);
+  check_other(position, kOp, "position", {1}, at::kLong, logits);
+  TORCH_CHECK(tokens.is_contiguous() && history.is_contiguous(), "t2r: greedy_token: tokens or history is not contiguous");
+  const c10::cuda::CUDAGuard guard(logits.device());
+  const Tensor rows = logits.contiguous();
+  kernels::cuda::GreedyToken a;
+  a.rows = rows.size(0);
+  a.vocabulary = rows.size(1);
+  a.is_bf16 = rows.scalar_type() == at::kBFloat16;
+  a.logits = pointer<void>(rows);
+  a.tokens = mutable_pointer<int64_t>(tokens);
+  a.history = mutable_pointer<int64_t>(history);
+  a.history_rows = history.size(0);
+  a.position = pointer<int64_t>(position);
+  a.overlaps = current_device().hopper;
+  check_launch(kernels::cuda::greedy_token(a, c10::cuda::getCurrentCUDAStream()), "the kernel that chooses tokens");
+}
+
+namespace {
+
+Tensor op_step_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& norm_weight,
+                      const OptionalTensor& norm_bias, double eps, const OptionalTensor& residual, int64_t activation,
+                      const OptionalTensor& cosine, const OptionalTensor& sine, const OptionalTensor& position, int64_t rotated,
+                      bool float_output) {
+  TORCH_CHECK(activation >= 0 && activation <= 2, "t2r: step_linear: activation is ", activation, ", allowed: 0 none, 1 gelu, 2 swiglu");
+  return step_linear({x, weight, bias, norm_weight, norm_bias, eps, residual, static_cast<Activation>(activation), cosine, sine, position,
+                      rotated, float_output});
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(t2r, library) {
+  library.def(
+      "step_linear(Tensor x, Tensor weight, Tensor? bias=None, *, Tensor? norm_weight=None, Tensor? norm_bias=None, float eps=0.0, "
+      "Tensor? residual=None, int activation=0, Tensor? cosine=None, Tensor? sine=None, Tensor? position=None, int rotated=0, "
+      "bool float_output=False) -> Tensor");
+  library.def("greedy_token(Tensor logits, Tensor(a!) tokens, Tensor(b!) history, Tensor position) -> ()");
+}
+
+// Explicit: there is no gradient formula, and autograd says so when somebody asks for one.
+TORCH_LIBRARY_IMPL(t2r, CompositeExplicitAutograd, library) {
+  library.impl("step_linear", op_step_linear);
+  library.impl("greedy_token", greedy_token);
+}
+
+}  // namespace t2r::ops

@@ -1,0 +1,45 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+namespace t2r::ops {
+
+using at::Tensor;
+
+/// A projection in a step of generation. Legend: N rows (1 to 16), I inputs (a multiple of 8 up to 16384; N I is at most 49152), O outputs.
+struct StepLinearInputs {
+  Tensor x_NI;       ///< bfloat16, as everything but the tables and the position
+  Tensor weight_OI;  ///< [O, I]; with swiglu [2 O, I]: gate, then up
+  std::optional<Tensor> bias;
+  std::optional<Tensor> norm_weight_I;  ///< x is normalised first: LayerNorm with norm_bias, else RMSNorm
+  std::optional<Tensor> norm_bias_I;
+  double eps = 0.0;
+  std::optional<Tensor> residual_NO;  ///< added to the result
+  enum class Activation { kNone, kGelu, kSwiglu } activation = Activation::kNone;
+  std::optional<Tensor> cosine_Ph;  ///< with sine and position: the first `rotated` columns are heads of 2 h columns, turned (RoPE)
+  std::optional<Tensor> sine_Ph;    ///< float32, P positions
+  std::optional<Tensor> position_1;  ///< int64, on the device, 0 to P - 1; another one gives NaN
+  int64_t rotated = 0;
+  bool float_output = false;  ///< float32 instead of bfloat16; not with an activation or RoPE
+};
+
+/// f(norm(x) W^T + b) + residual in one kernel, every weight read once, sums in float32 and the result rounded once (the normalised
+/// x is rounded to bfloat16). The kernel starts to read weights while the kernel before it ends, so weights, biases and norms must be
+/// older than that. Runs on the current stream, can be captured in a CUDA graph. Deterministic. Not differentiable.
+/// Registered as torch.ops.t2r.step_linear.
+/// @return  [N, O]
+/// @throws c10::Error  naming argument, value and what is allowed, if anything does not fit
+Tensor step_linear(const StepLinearInputs& inputs);
+
+/// The first of the largest logits of each row becomes the row's token, also in a history on the device that is read later.
+/// Registered as torch.ops.t2r.greedy_token.
+/// @param logits_NV   bfloat16 or float32
+/// @param tokens_N    int64, N elements, written
+/// @param history_RN  int64, written in row position % R
+/// @param position_1  int64, not negative
+/// @throws c10::Error  naming argument, value and what is allowed, if anything does not fit; nothing has been changed
+void greedy_token(const Tensor& logits_NV, const Tensor& tokens_N, const Tensor& history_RN, const Tensor& position_1);
+
+}  // namespace t2r::ops
