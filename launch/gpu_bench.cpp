@@ -4,9 +4,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/cuda/CUDAContextLight.h>
-#include <ATen/cuda/CUDAGraph.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <cuda_runtime_api.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
@@ -14,6 +11,7 @@
 #include <functional>
 
 #include "base/error.h"
+#include "launch/gpu_bench_timing.h"
 #include "launch/options.h"
 #include "model/ops/causal_op.h"
 
@@ -38,42 +36,6 @@ Shape parse_shape(const std::string& text) {
     throw UsageError(concat("shape is \"", text, "\", allowed: BATCHxLENGTHxHEADSxHEADSIZExFEATURES, e.g. 8x2048x16x64x32"));
   }
   return shape;
-}
-
-/// Microseconds of `body` on the device: median of 15 measurements of 5 runs.
-double microseconds(const std::function<void()>& body) {
-  cudaEvent_t begin, end;
-  cudaEventCreate(&begin);
-  cudaEventCreate(&end);
-  const auto stream = c10::cuda::getCurrentCUDAStream();
-  std::vector<double> times;
-  for (int i = 0; i < 17; ++i) {
-    cudaEventRecord(begin, stream);
-    for (int run = 0; run < 5; ++run) body();
-    cudaEventRecord(end, stream);
-    cudaEventSynchronize(end);
-    float milliseconds = 0;
-    cudaEventElapsedTime(&milliseconds, begin, end);
-    if (i >= 2) times.push_back(milliseconds * 1e3 / 5);
-  }
-  cudaEventDestroy(begin);
-  cudaEventDestroy(end);
-  std::nth_element(times.begin(), times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2), times.end());
-  return times[times.size() / 2];
-}
-
-struct Ceilings {
-  double bytes_per_us, flops_per_us;
-};
-
-Ceilings measure_ceilings() {
-  const auto options = at::TensorOptions(at::kCUDA);
-  const Tensor from = at::empty({int64_t{1} << 28}, options.dtype(at::kFloat)).normal_(), to = at::empty_like(from);
-  const double copy = microseconds([&] { to.copy_(from); });
-  const Tensor a = at::randn({8192, 8192}, options.dtype(at::kBFloat16)), b = at::randn({8192, 8192}, options.dtype(at::kBFloat16));
-  Tensor c = at::empty_like(a);
-  const double product = microseconds([&] { at::mm_out(c, a, b); });
-  return {2.0 * 4 * static_cast<double>(from.numel()) / copy, 2.0 * 8192 * 8192 * 8192 / product};
 }
 
 /// The least time that a fused kernel can take, in microseconds (docs/kernels.md): bytes over bandwidth or operations over rate.
@@ -144,8 +106,7 @@ double error_of(const Attention& attention, const Shape& shape) {
 /// Microseconds of one call, from replays of a CUDA graph that calls it on as many inputs as do not fit the L2 cache.
 double time_of(const Attention& attention, const Shape& shape, bool backward) {
   const double bytes = static_cast<double>(shape.tokens()) * static_cast<double>(shape.head_size) * 8;
-  const double cache = at::cuda::getCurrentDeviceProperties()->l2CacheSize;
-  const int sets = std::clamp(static_cast<int>(3 * cache / bytes) + 1, 2, 16);
+  const int sets = std::min(sets_beyond_cache(bytes), 16);
   std::vector<std::vector<Tensor>> inputs;
   std::vector<Tensor> gradients;
   for (int i = 0; i < sets; ++i) {
@@ -159,33 +120,13 @@ double time_of(const Attention& attention, const Shape& shape, bool backward) {
     if (!backward) return {o};
     return torch::autograd::grad({o}, inputs[i], {gradients[i]}, std::nullopt, false, true);
   };
-  const auto stream = c10::cuda::getStreamFromPool();
-  const c10::cuda::CUDAStreamGuard guard(stream);
-  for (int i = 0; i < sets; ++i) call(i);
-  stream.synchronize();
-  at::cuda::CUDAGraph graph;
-  std::vector<std::vector<Tensor>> kept;
-  graph.capture_begin();
-  for (int i = 0; i < sets; ++i) kept.push_back(call(i));
-  graph.capture_end();
-  return microseconds([&] { graph.replay(); }) / sets;
+  return replay_microseconds(sets, call);
 }
 
-int bench_attention(const std::vector<std::string>& arguments) {
-  std::vector<std::string> shapes{"8x512x16x64x32", "8x2048x16x64x32", "8x8192x16x64x32", "8x2048x16x128x64", "1x32768x16x64x32"};
-  OptionSet options("bench attention", "Time causal attention on this GPU: ours, cuDNN's softmax, LibTorch's operations");
-  options.add("shapes", shapes, "BATCHxLENGTHxHEADSxHEADSIZExFEATURES, several after each other");
-  if (options.parse(arguments) == OptionSet::Outcome::kDone) return 0;
-  std::vector<Shape> parsed;
-  for (const std::string& text : shapes) parsed.push_back(parse_shape(text));
-  if (at::cuda::getNumGPUs() == 0) throw ConfigError("bench attention needs a GPU; this machine has none that CUDA can use");
-
-  const Ceilings ceilings = measure_ceilings();
-  std::printf("%s: copy %.2f TB/s (read + write), bf16 product %.0f TFLOP/s; bf16, CUDA-graph replays, median\n\n",
-              at::cuda::getCurrentDeviceProperties()->name, ceilings.bytes_per_us / 1e6, ceilings.flops_per_us / 1e6);
+void print_causal(const std::vector<Shape>& shapes, const Ceilings& ceilings) {
   std::printf("| B x T x H x d x k | attention | forward us | of floor | forward + backward us | of floor | error of o |\n|---|---|--:|--:|--:|--:|--:|\n");
   const std::vector<std::pair<const char*, Attention>> peers{{"t2r", ours}, {"cuDNN softmax", softmax}, {"LibTorch chunked T2R", chunked}};
-  for (const Shape& shape : parsed) {
+  for (const Shape& shape : shapes) {
     for (const auto& [name, attention] : peers) {
       const bool is_softmax = name == peers[1].first;
       std::printf("| %ld x %ld x %ld x %ld x %ld | %s ", shape.batch, shape.length, shape.heads, shape.head_size, shape.features, name);
@@ -205,6 +146,46 @@ int bench_attention(const std::vector<std::string>& arguments) {
       std::fflush(stdout);
     }
   }
+}
+
+Table causal_table(const std::vector<std::string>& shapes) {
+  std::vector<Shape> parsed;
+  for (const std::string& text : shapes) parsed.push_back(parse_shape(text));
+  return [parsed](const Ceilings& ceilings) { print_causal(parsed, ceilings); };
+}
+
+/// What can be timed: how its shapes become a table, and the shapes of docs/results/gpu.md.
+struct Kind {
+  std::string name;
+  Table (*table)(const std::vector<std::string>& shapes);
+  std::vector<std::string> shapes;
+};
+
+const std::vector<Kind>& kinds() {
+  static const std::vector<Kind> all{
+      {"causal", causal_table, {"8x512x16x64x32", "8x2048x16x64x32", "8x8192x16x64x32", "8x2048x16x128x64", "1x32768x16x64x32"}},
+      {"decode", decode_table, {"1x12x64x32", "16x12x64x32", "128x16x64x32", "512x16x64x32", "128x16x128x64"}},
+      {"cross", cross_table, {"128x32x32x16x64x32", "32x64x64x16x64x32", "16x512x512x16x64x32", "4x2048x2048x16x64x32"}}};
+  return all;
+}
+
+int bench_attention(const std::vector<std::string>& arguments) {
+  std::string name = "causal";
+  std::vector<std::string> shapes;
+  OptionSet options("bench attention", "Time attention on this GPU: ours, softmax, for causal attention LibTorch's operations");
+  options.add_choice("kind", name, {"causal", "decode", "cross"}, "causal attention, the decode step, or cross-attention");
+  options.add("shapes", shapes,
+              "several after each other; causal: BATCHxLENGTHxHEADSxHEADSIZExFEATURES, decode: without LENGTH, cross: SOURCE behind LENGTH; "
+              "none: those of docs/results/gpu.md");
+  if (options.parse(arguments) == OptionSet::Outcome::kDone) return 0;
+  const Kind& kind = *std::find_if(kinds().begin(), kinds().end(), [&](const Kind& candidate) { return candidate.name == name; });
+  const Table table = kind.table(shapes.empty() ? kind.shapes : shapes);
+  if (at::cuda::getNumGPUs() == 0) throw ConfigError("bench attention needs a GPU; this machine has none that CUDA can use");
+
+  const Ceilings ceilings = measure_ceilings();
+  std::printf("%s: copy %.2f TB/s (read + write), bf16 product %.0f TFLOP/s; bf16, CUDA-graph replays, median\n\n",
+              at::cuda::getCurrentDeviceProperties()->name, ceilings.bytes_per_us / 1e6, ceilings.flops_per_us / 1e6);
+  table(ceilings);
   return 0;
 }
 

@@ -141,8 +141,10 @@ main() {
   echo "== training, as a user runs it"
   check_training "$build" || failed=1
   if [[ ${2:-} != --no-bench ]]; then
-    echo "== t2r bench attention"
-    "$bench" || failed=1
+    for kind in causal decode cross; do
+      echo "== t2r bench attention --kind $kind"
+      "$bench" --kind "$kind" || failed=1
+    done
   fi
   exit "$failed"
 }

@@ -187,6 +187,25 @@ TEST(GpuCross, GroupedHeads) {
 
 TEST(GpuCross, ManySentences) { expect_exact({.batch = 90, .length = 33, .source_length = 300, .query_heads = 4, .state_heads = 4, .key_heads = 4, .value_heads = 4, .mask = true}); }
 
+TEST(GpuCross, SeveralSequencesABlock) {  // so many that a block serves one after the other, with and without a saved state
+  const Case many{.batch = 301, .query_heads = 4, .state_heads = 4, .key_heads = 4, .value_heads = 4};
+  for (const auto& [length, source] : {std::pair{32, 32}, {17, 65}, {64, 128}, {70, 129}, {1, 9}}) {
+    Case c = many;
+    c.length = length, c.source_length = source, c.v_mean = 1.0;
+    expect_exact(c, at::kBFloat16, 1e-2);
+    c.mask = true, c.map = false;
+    expect_exact(c, at::kBFloat16, 1e-2);
+  }
+  expect_exact({.batch = 301, .length = 40, .source_length = 50, .query_heads = 6, .state_heads = 3, .key_heads = 1, .value_heads = 3, .mask = true}, at::kBFloat16, 1e-2);
+  expect_exact({.batch = 150, .length = 40, .source_length = 150, .query_heads = 4, .state_heads = 4, .key_heads = 4, .value_heads = 4, .head_size = 128, .features = 64}, at::kBFloat16, 1e-2);
+}
+
+TEST(GpuCross, ClustersWithIdleBlocks) {  // 9 chunks of 64 tokens for 8 blocks, and far more of one kind than of the other
+  expect_exact({.batch = 1, .length = 513, .source_length = 20, .v_mean = 1.0}, at::kBFloat16, 1e-2);
+  expect_exact({.batch = 1, .length = 20, .source_length = 513, .v_mean = 1.0}, at::kBFloat16, 1e-2);
+  expect_exact({.batch = 1, .length = 513, .source_length = 513, .map = false}, at::kBFloat16, 1e-2);
+}
+
 TEST(GpuCross, SlicesOfAFusedProjection) { expect_exact({.mask = true, .fused_kv = true}); }
 
 TEST(GpuCross, SignedFeatures) {

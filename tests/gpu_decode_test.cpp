@@ -1,5 +1,4 @@
-// The decode step against a float64 oracle and against causal attention token by token. Run with T2R_CUDA_KERNELS=sm80 as well,
-// a Hopper GPU tests states served by one block of threads and by a cluster of them.
+// The decode step against a float64 oracle and against causal attention token by token.
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -123,8 +122,19 @@ TEST(GpuDecode, GroupedQueries) {
   expect_exact({.query_heads = 20, .state_heads = 2, .value_heads = 1, .map = false});
 }
 
-TEST(GpuDecode, AnyNumberOfStates) {  // one block of threads a state, and clusters of 2, 4 and 8
-  for (const int64_t batch : {1, 5, 20, 40, 75, 150, 1000}) expect_exact({.batch = batch});
+TEST(GpuDecode, AnyNumberOfStates) {  // four warps a state, then one warp, of 1 to 8 sequences a block
+  for (const int64_t batch : {1, 5, 20, 75, 150, 600, 1001, 2003}) expect_exact({.batch = batch});
+}
+
+TEST(GpuDecode, ManyStatesOfEverySize) {
+  for (const int64_t head_size : {32, 64, 128}) {
+    for (const int64_t features : {1, 17, 64, 128}) {
+      expect_exact({.batch = 1201, .head_size = head_size, .features = features, .v_mean = 1.0});
+      expect_exact({.batch = 1201, .head_size = head_size, .features = features, .map = false});
+    }
+  }
+  expect_exact({.batch = 601, .query_heads = 9, .state_heads = 3, .key_heads = 3, .value_heads = 1});
+  expect_exact({.batch = 301, .query_heads = 8, .state_heads = 2, .key_heads = 1, .head_size = 128, .features = 100});
 }
 
 TEST(GpuDecode, EluRule) { expect_exact({.features = 64, .map = false, .floor = 0.0, .added = 1e-6}); }

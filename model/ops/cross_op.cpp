@@ -60,13 +60,13 @@ Gradients new_gradients(const Problem& p) {
           .bias = {}};
 }
 
-CrossArguments common_arguments(const Problem& p) {
+CrossArguments common_arguments(const Problem& p, bool backward) {
   CrossArguments a;
   a.shape = p.shape;
   a.source_length = p.source_length();
   a.rule = {static_cast<float>(p.scale), static_cast<float>(p.floor), static_cast<float>(p.added)};
   a.absolute = p.absolute;
-  a.plan = kernels::cuda::plan_cross(p.shape, a.source_length, current_device());
+  a.plan = kernels::cuda::plan_cross(p.shape, a.source_length, backward, current_device());
   a.q = view_of(p.q);
   a.k = view_of(p.k);
   a.v = view_of(p.v);
@@ -77,9 +77,13 @@ CrossArguments common_arguments(const Problem& p) {
 }
 
 ForwardResult forward_bf16(const Problem& p) {
-  CrossArguments a = common_arguments(p);
-  const ForwardResult result{new_output(p), at::empty({p.states() * a.plan.record_bytes}, p.q.options().dtype(at::kByte))};
-  const Tensor sums = at::empty({p.states() * a.plan.source.segments * a.plan.sums_floats}, p.state_options());
+  CrossArguments a = common_arguments(p, false);
+  ForwardResult result{new_output(p), {}};
+  if (!a.plan.whole || !kernels::cuda::plan_cross(p.shape, a.source_length, true, current_device()).sums_again) {
+    result.state = at::empty({p.states() * a.plan.record_bytes}, p.q.options().dtype(at::kByte));
+  }
+  Tensor sums;
+  if (!a.plan.whole) sums = at::empty({p.states() * a.plan.source.segments * a.plan.sums_floats}, p.state_options());
   a.o = view_of(result.o);
   a.state = mutable_pointer<unsigned char>(result.state);
   a.sums = mutable_pointer<float>(sums);
@@ -88,17 +92,20 @@ ForwardResult forward_bf16(const Problem& p) {
 }
 
 Gradients backward_bf16(const Problem& p, const Tensor& state, const Tensor& grad_o) {
-  CrossArguments a = common_arguments(p);
+  CrossArguments a = common_arguments(p, true);
   Gradients g = new_gradients(p);
-  const Tensor grad_state = at::empty_like(state);
   const auto floats = [&](int64_t parts) { return at::empty({parts * a.plan.sums_floats}, p.state_options()); };
-  const Tensor sums = floats(p.items() * a.plan.queries.segments);
-  Tensor query_parts, source_parts;
+  Tensor grad_state, sums, query_parts, source_parts;
+  if (!a.plan.whole) {
+    grad_state = at::empty_like(state);
+    sums = floats(p.states() * a.plan.queries.segments);
+  }
   if (p.weight.defined()) {
     g.weight = at::empty_like(p.weight);
     g.bias = at::empty_like(p.bias);
-    query_parts = floats(p.items() * a.plan.queries.segments);
-    source_parts = floats(p.states() * a.plan.source.segments);
+    const int64_t slots = int64_t{a.plan.groups} * p.shape.state_heads;
+    query_parts = floats(slots * a.plan.queries.segments);
+    if (!a.plan.whole) source_parts = floats(slots * a.plan.source.segments);
   }
   a.grad_o = view_of(grad_o);
   a.grad_q = view_of(g.q);
@@ -241,7 +248,7 @@ Tensor cross_bf16(CrossInputs in, const Shape& shape) {
   check_bf16_strides(in.q_BTHd, "q");
   check_bf16_strides(in.k_BSHd, "k");
   check_bf16_strides(in.v_BSHd, "v");
-  if (kernels::cuda::plan_cross(shape, static_cast<int>(in.k_BSHd.size(1)), {}).padded_features != 0) return run(in);
+  if (kernels::cuda::plan_cross(shape, static_cast<int>(in.k_BSHd.size(1)), false, {}).padded_features != 0) return run(in);
   // Too large for the tensor-core kernels: the float32 ones, one rounding at the end.
   for (Tensor* tensor : {&in.q_BTHd, &in.k_BSHd, &in.v_BSHd}) *tensor = tensor->to(at::kFloat);
   if (has_map) in.weight_HKd = in.weight_HKd->to(at::kFloat), in.bias_HK = in.bias_HK->to(at::kFloat);

@@ -94,6 +94,9 @@ class BadInput(Case):
         self.fails(run("bench", "atention"), 64, 'unknown command "bench atention"; did you mean bench attention')
         if program.exists():
             self.fails(run("bench", "attention", "--shapes", "8x2048"), 64, 'shape is "8x2048", allowed: BATCHxLENGTHxHEADSxHEADSIZE')
+            self.fails(run("bench", "attention", "--kind", "decode", "--shapes", "8x2048"), 64, 'shape is "8x2048", allowed: BATCHxHEADSxHEADSIZE')
+            self.fails(run("bench", "attention", "--kind", "cross", "--shapes", "8x2048"), 64, 'shape is "8x2048", allowed: BATCHxLENGTHxSOURCE')
+            self.fails(run("bench", "attention", "--kind", "decod"), 78, 'kind = "decod", allowed: causal, decode, cross')
             if shutil.which("nvidia-smi") is None:
                 self.fails(run("bench", "attention"), 78, "needs a GPU; this machine has none that CUDA can use")
         else:

@@ -2,7 +2,7 @@
 
 namespace t2r::kernels::cuda {
 
-T2R_INSTANTIATE_CROSS(128, 32, 64)
-T2R_INSTANTIATE_CROSS(128, 64, 64)
+T2R_INSTANTIATE_CROSS(128, 32)
+T2R_INSTANTIATE_CROSS(128, 64)
 
 }  // namespace t2r::kernels::cuda

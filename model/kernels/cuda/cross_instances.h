@@ -4,15 +4,23 @@
 #include "model/kernels/cuda/cross_attention.h"
 
 /// cross_dispatch.cu chooses, cross_head_*.cu instantiate.
-#define T2R_INSTANTIATE_CROSS(HEAD, FEATURES, CHUNK)                                                              \
-  template cudaError_t launch_cross<HEAD, FEATURES, CHUNK, true>(CrossPass, const CrossArguments&, cudaStream_t); \
-  template cudaError_t launch_cross<HEAD, FEATURES, CHUNK, false>(CrossPass, const CrossArguments&, cudaStream_t);
+#define T2R_INSTANTIATE_CROSS(HEAD, FEATURES)                                                                              \
+  template cudaError_t launch_cross<HEAD, FEATURES, true>(CrossPass, CrossPart, const CrossArguments&, cudaStream_t);      \
+  template cudaError_t launch_cross<HEAD, FEATURES, false>(CrossPass, CrossPart, const CrossArguments&, cudaStream_t);     \
+  template int cross_blocks<HEAD, FEATURES>(CrossPass);
 
 namespace t2r::kernels::cuda {
 
-enum class CrossPass { kSums, kQueries, kQueriesBackward, kSourceBackward };
+enum class CrossPass { kForward, kBackward };
 
-template <int kHead, int kFeatures, int kChunk, bool kMap>
-cudaError_t launch_cross(CrossPass pass, const CrossArguments& arguments, cudaStream_t stream);
+/// What one launch does: everything, or one of the two parts that a sum over all blocks of a state lies between.
+enum class CrossPart { kWhole, kSource, kQueries };
+
+template <int kHead, int kFeatures, bool kMap>
+cudaError_t launch_cross(CrossPass pass, CrossPart part, const CrossArguments& arguments, cudaStream_t stream);
+
+/// Blocks of threads that a multiprocessor of Hopper holds at a time.
+template <int kHead, int kFeatures>
+int cross_blocks(CrossPass pass);
 
 }  // namespace t2r::kernels::cuda

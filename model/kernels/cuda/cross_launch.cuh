@@ -7,34 +7,46 @@
 namespace t2r::kernels::cuda {
 
 template <class Memory>
-cudaError_t launch_cross_kernel(void (*kernel)(CrossArguments), dim3 grid, int threads, const CrossArguments& a, cudaStream_t stream) {
+cudaError_t launch_cross_kernel(void (*kernel)(CrossArguments, CrossPart), CrossPart part, const CrossArguments& a, cudaStream_t stream) {
   static_assert(Memory::kBytes <= 163 * 1024, "what every GPU since Ampere's A100 has");
-  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Memory::kBytes);
+  static_assert(Memory::kClusterBytes <= 227 * 1024, "what Hopper has");
+  const int segments = part == CrossPart::kSource ? a.plan.source.segments : a.plan.queries.segments;
+  const bool cluster = a.plan.whole && segments > 1;
+  const int bytes = cluster ? Memory::kClusterBytes : Memory::kBytes;
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
-  kernel<<<grid, threads, Memory::kBytes, stream>>>(a);
-  return cudaGetLastError();
+  cudaLaunchAttribute attributes[2] = {};
+  int count = 0;
+  if (cluster) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count].val.clusterDim.x = segments;
+    attributes[count].val.clusterDim.y = attributes[count].val.clusterDim.z = 1;
+    ++count;
+  }
+  if (a.plan.early) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(a.plan.groups * a.shape.state_heads * segments);
+  config.blockDim = dim3(kCrossThreads);
+  config.dynamicSmemBytes = bytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = count;
+  return cudaLaunchKernelEx(&config, kernel, a, part);
 }
 
-template <int kHead, int kFeatures, int kChunk, bool kMap>
-cudaError_t launch_cross(CrossPass pass, const CrossArguments& a, cudaStream_t stream) {
-  constexpr int kThreads = kChunk * 2;
-  const dim3 queries(a.shape.batch * a.shape.query_heads, a.plan.queries.segments);
-  const dim3 source(a.shape.batch * a.shape.state_heads, a.plan.source.segments);
-  switch (pass) {
-    case CrossPass::kSums:
-      return launch_cross_kernel<CrossSumsMemory<kHead, kFeatures, kChunk, kMap>>(&cross_sums_kernel<kHead, kFeatures, kChunk, kMap>,
-                                                                                  source, kThreads, a, stream);
-    case CrossPass::kQueries:
-      return launch_cross_kernel<CrossQueryMemory<kHead, kFeatures, kChunk, kMap>>(&cross_query_kernel<kHead, kFeatures, kChunk, kMap>,
-                                                                                   queries, kThreads, a, stream);
-    case CrossPass::kQueriesBackward:
-      return launch_cross_kernel<CrossQueryBackwardMemory<kHead, kFeatures, kChunk, kMap>>(
-          &cross_query_backward_kernel<kHead, kFeatures, kChunk, kMap>, queries, kThreads, a, stream);
-    case CrossPass::kSourceBackward:
-      return launch_cross_kernel<CrossSourceBackwardMemory<kHead, kFeatures, kChunk, kMap>>(
-          &cross_source_backward_kernel<kHead, kFeatures, kChunk, kMap>, source, kThreads, a, stream);
-  }
-  return cudaErrorInvalidValue;
+template <int kHead, int kFeatures, bool kMap>
+cudaError_t launch_cross(CrossPass pass, CrossPart part, const CrossArguments& a, cudaStream_t stream) {
+  return pass == CrossPass::kForward
+             ? launch_cross_kernel<CrossForwardMemory<kHead, kFeatures, kMap>>(&cross_forward_kernel<kHead, kFeatures, kMap>, part, a, stream)
+             : launch_cross_kernel<CrossBackwardMemory<kHead, kFeatures, kMap>>(&cross_backward_kernel<kHead, kFeatures, kMap>, part, a, stream);
+}
+
+template <int kHead, int kFeatures>
+int cross_blocks(CrossPass pass) {
+  return pass == CrossPass::kForward ? CrossForwardMemory<kHead, kFeatures, true>::kBlocks : CrossBackwardMemory<kHead, kFeatures, true>::kBlocks;
 }
 
 }  // namespace t2r::kernels::cuda

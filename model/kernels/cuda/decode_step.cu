@@ -1,277 +1,314 @@
-#include "model/kernels/cuda/decode_step.h"
+#include <algorithm>
 
-#include "model/kernels/cuda/tensor_core.cuh"
+#include "model/kernels/cuda/causal_common.cuh"
+#include "model/kernels/cuda/cluster.cuh"
+#include "model/kernels/cuda/decode_step.h"
 
 namespace t2r::kernels::cuda {
 namespace {
 
-constexpr int kThreads = 128, kWarps = kThreads / 32;
-constexpr int kRound = 8;       // query heads whose numerators are added up at a time
-constexpr int kMaxCluster = 8;  // the largest that every device of compute capability 9.0 takes
-constexpr int kMinColumns = 8;  // 32 bytes, the unit of memory traffic
-static_assert(kThreads >= 128, "one thread per feature");
+constexpr int kBlockWarps = 4;  // unless a state needs more
+constexpr int kFewWarps = 8;    // of 8 kB a multiprocessor: with fewer, smaller shares are quicker
+constexpr int kAhead = 4;       // values of the token that a thread loads before the state
+constexpr int kMaxShared = 160 * 1024;
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(bf16 x) { return __bfloat162float(x); }
 
-__device__ __forceinline__ void arrive_at_cluster() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;\n" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void wait_for_cluster() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.wait.acquire.aligned;\n" ::: "memory");
-#endif
-}
-
-/// Writes to the place of `to` in the shared memory of another block of the cluster.
-__device__ __forceinline__ void store_at_rank(const float* to, int rank, float value) {
-#if __CUDA_ARCH__ >= 900
-  uint32_t remote;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(remote) : "r"(shared_address(to)), "r"(rank));
-  asm volatile("st.shared::cluster.f32 [%0], %1;\n" ::"r"(remote), "f"(value) : "memory");
-#endif
-}
-
-/// 16 bytes of a row of W times as many values of x.
+/// 16 bytes of a row of W times as many values of x, added to `y`.
 template <class Scalar>
-__device__ __forceinline__ float dot_unit(const uint4& w, const float* x) {
-  const float4 x0 = *reinterpret_cast<const float4*>(x);
-  if constexpr (sizeof(Scalar) == 4) {
-    return fmaf(__uint_as_float(w.x), x0.x,
-                fmaf(__uint_as_float(w.y), x0.y, fmaf(__uint_as_float(w.z), x0.z, __uint_as_float(w.w) * x0.w)));
-  } else {
-    const float4 x1 = *reinterpret_cast<const float4*>(x + 4);
-    const float2 w0 = unpack(w.x), w1 = unpack(w.y), w2 = unpack(w.z), w3 = unpack(w.w);
-    return fmaf(w0.x, x0.x, fmaf(w0.y, x0.y, fmaf(w1.x, x0.z, w1.y * x0.w))) +
-           fmaf(w2.x, x1.x, fmaf(w2.y, x1.y, fmaf(w3.x, x1.z, w3.y * x1.w)));
+__device__ __forceinline__ float dot_unit(const float (&w)[16 / sizeof(Scalar)], const float* x, float y) {
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(16 / sizeof(Scalar)); i += 4) {
+    const float4 x4 = *reinterpret_cast<const float4*>(x + i);
+    y = fmaf(w[i], x4.x, fmaf(w[i + 1], x4.y, fmaf(w[i + 2], x4.z, fmaf(w[i + 3], x4.w, y))));
   }
+  return y;
 }
 
-/// Shared memory in floats from its start; `group` query heads share the state.
-struct DecodeMemory {
-  int phi_q, phi_k, z, denominators, partial, floats;  // the inputs of the map come first
+__device__ __forceinline__ void unpack_unit(float (&to)[4], const uint4& unit) {
+  to[0] = __uint_as_float(unit.x), to[1] = __uint_as_float(unit.y), to[2] = __uint_as_float(unit.z), to[3] = __uint_as_float(unit.w);
+}
+__device__ __forceinline__ void unpack_unit(float (&to)[8], const uint4& unit) {
+  const float2 pairs[4] = {unpack(unit.x), unpack(unit.y), unpack(unit.z), unpack(unit.w)};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) to[2 * i] = pairs[i].x, to[2 * i + 1] = pairs[i].y;
+}
 
-  __host__ __device__ DecodeMemory(const Shape& shape, int parts, bool map) {
-    const int group = shape.query_heads / shape.state_heads, features = shape.feature_size;
-    phi_q = map ? (group + 1) * shape.head_size : 0;  // [group][features]
-    phi_k = phi_q + group * features;                 // [features]
-    z = phi_k + features;                             // [own features]
-    denominators = z + features;                      // [group][parts]
-    partial = denominators + group * parts;           // [kRound][kWarps][columns]
-    floats = partial + kRound * kWarps * shape.head_size / parts;
+__device__ __forceinline__ void store_four(float* to, const float4& x) { *reinterpret_cast<float4*>(to) = x; }
+__device__ __forceinline__ void store_four(bf16* to, const float4& x) {
+  *reinterpret_cast<uint2*>(to) = {pack(x.x, x.y), pack(x.z, x.w)};
+}
+
+__device__ __forceinline__ float4 axpy(float a, const float4& x, const float4& y) {
+  return {fmaf(a, x.x, y.x), fmaf(a, x.y, y.y), fmaf(a, x.z, y.z), fmaf(a, x.w, y.w)};
+}
+
+/// Sums over the lanes whose numbers differ in bits of `kFrom` and above.
+template <int kFrom>
+__device__ __forceinline__ float sum_lanes(float x) {
+#pragma unroll
+  for (int distance = 16; distance >= kFrom; distance /= 2) x += __shfl_xor_sync(0xffffffffu, x, distance);
+  return x;
+}
+
+/// Shared memory in bytes from its start.
+template <class Scalar, bool kMap, int kHead, int kHeld>
+struct DecodeMemory {
+  static constexpr int kFeatures = 128 * kHeld / kHead;  // of one warp; so a state takes up to 8 warps, or 4 times as many
+  static constexpr int kRowBytes = kHead * static_cast<int>(sizeof(Scalar)) + 16;  // neighbouring rows begin in other banks
+  int phi, partial, denominators, vectors, bytes;  // W comes first
+
+  __host__ __device__ DecodeMemory(const Shape& shape, int warps_per_state, int states) {
+    const int warps = warps_per_state * states, group = shape.query_heads / shape.state_heads;
+    phi = kMap ? shape.feature_size * kRowBytes : 0;                              // [warp][kFeatures][2]
+    partial = phi + warps * kFeatures * 8;                                        // [warp][2][kHead]
+    denominators = partial + (warps_per_state > 1 ? warps * 2 * kHead * 4 : 0);   // [warp][2]
+    vectors = denominators + (warps + 1) / 2 * 16;                                // [state][key, queries][kHead or K]
+    bytes = vectors + states * (group + 1) * (kMap ? kHead : shape.feature_size) * 4;
   }
 };
 
-/// A cluster of `parts` blocks of threads serves one state: each owns a range of its columns and, for phi, z and the
-/// denominators, a range of the features, so that everything is read and written once. The loads of S start first and wait in
-/// registers (`kHeld` times 16 bytes a thread) while the features are computed and exchanged.
-template <class Scalar, bool kMap, int kHeld>
-__global__ void __launch_bounds__(kThreads, 1) decode_kernel(const __grid_constant__ DecodeArguments a) {
-  extern __shared__ __align__(16) float memory[];
+/// Block (group of sequences, head). A warp owns some features of one state, whole rows of S: what it needs of the map, phi, z, S and its
+/// share of the sums is its own, so warps meet twice: when W and the token have arrived and, where several share a state, to add
+/// numerators and denominators up. The loads of S start first and wait in registers. Vectors (the key, then the queries) are taken two
+/// at a time.
+template <class Scalar, bool kMap, int kHead, int kHeld>
+__global__ void __launch_bounds__(kHeld == 16 ? 256 : 8 * kHead, kHeld == 16 ? 2 : 1)  // 128 features fit a block
+    decode_kernel(const __grid_constant__ DecodeArguments a) {
+  using Memory = DecodeMemory<Scalar, kMap, kHead, kHeld>;
+  constexpr int kFeatures = Memory::kFeatures, kUnits = kHead / 4, kRowsAtOnce = 32 / kUnits;
+  constexpr int kLanes = kFeatures < 32 ? 32 / kFeatures : 1;          // that share a feature of the map
+  constexpr int kOwn = kFeatures < 32 ? 1 : kFeatures / 32;            // features per lane
+  constexpr int kValues = 16 / sizeof(Scalar), kMapUnits = kHead / kValues / kLanes;
+  extern __shared__ __align__(16) unsigned char memory[];
   const Shape& shape = a.shape;
-  const int K = shape.feature_size, D = shape.head_size, group = shape.query_heads / shape.state_heads, parts = a.parts;
-  const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
-  const int item = blockIdx.x / parts, part = blockIdx.x % parts;  // the part is the rank in the cluster
-  const int batch = item / shape.state_heads, state_head = item % shape.state_heads;
-  const DecodeMemory at(shape, parts, kMap);
-  float* const x = memory;  // [group + 1][D]: the queries, the key
-  float* const phi_q = memory + at.phi_q;
-  float* const phi_k = memory + at.phi_k;
-  float* const z = memory + at.z;
-  float* const denominators = memory + at.denominators;
-  float* const partial = memory + at.partial;
-  if (parts > 1) arrive_at_cluster();  // nobody writes to a block that has not begun
+  const int K = shape.feature_size, group = shape.query_heads / shape.state_heads, warps = a.plan.warps_per_state;
+  const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, place = warp / warps, share = warp % warps;
+  const int head = blockIdx.x % shape.state_heads, sequence = blockIdx.x / shape.state_heads * a.plan.states_per_block + place;
+  const bool exists = sequence < shape.batch;
+  const int batch = exists ? sequence : shape.batch - 1, begin = share * kFeatures;
+  const int64_t item = int64_t{batch} * shape.state_heads + head;
+  const Memory at(shape, warps, a.plan.states_per_block);
+  const int width = kMap ? kHead : K;
+  float* const vectors = reinterpret_cast<float*>(memory + at.vectors) + place * (group + 1) * width;
+  float2* const phi = reinterpret_cast<float2*>(memory + at.phi) + warp * kFeatures;
+  wait_for_earlier_kernels();
 
-  const int columns = D / parts, units = columns / 4, unit = tid % units, row = tid / units, rows = kThreads / units;
-  float4* const s = reinterpret_cast<float4*>(a.s + int64_t{item} * K * D + part * columns) + unit;
+  if constexpr (kMap) {
+    const Scalar* const w = static_cast<const Scalar*>(a.weight) + int64_t{head} * K * kHead;
+    for (int i = tid; i < K * (kHead / kValues); i += blockDim.x) {
+      copy_async_16(shared_address(memory) + i / (kHead / kValues) * Memory::kRowBytes + i % (kHead / kValues) * 16, w + i * kValues, true);
+    }
+    commit_copies();
+  }
+  const auto input = [&](const View& view, int of) {
+    return static_cast<const Scalar*>(view.data) + batch * view.batch_stride + of * view.head_stride;
+  };
+  const Scalar* const key = input(a.k, head / (shape.state_heads / shape.key_heads));
+  const auto vector_value = [&](int i) {
+    const int vector = i / width, column = i % width;
+    return to_float(vector == 0 ? key[column] : input(a.q, head * group + vector - 1)[column]);
+  };
+  const int values = (group + 1) * width, first_value = share * 32 + lane, team = warps * 32;
+  float ahead[kAhead];  // of the vectors; nothing waits for them before the loads of S have started
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) ahead[i] = first_value + i * team < values ? vector_value(first_value + i * team) : 0.0F;
+  const int unit = lane % kUnits, first_row = lane / kUnits;
+  float4* const s = reinterpret_cast<float4*>(a.s + (item * K + begin) * kHead) + lane;
   float4 held[kHeld];
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {
-    const int feature = row + i * rows;
-    held[i] = feature < K ? s[feature * (D / 4)] : float4{0.0F, 0.0F, 0.0F, 0.0F};
+    held[i] = exists && begin + first_row + i * kRowsAtOnce < K ? __ldcs(s + 32 * i) : float4{0.0F, 0.0F, 0.0F, 0.0F};
   }
-  const int own_size = (K + parts - 1) / parts, own_begin = part * own_size, own = max(0, min(own_size, K - own_begin));
-  const float z_before = tid < own ? a.z[int64_t{item} * K + own_begin + tid] : 0.0F;
-
-  // 16 bytes of a row of W for this thread, some rows at a time; the next ones are on their way while one pass is computed.
-  constexpr int kValues = 16 / sizeof(Scalar);
-  const int lanes = D / kValues, in_row = lane % lanes, at_once = kThreads / lanes;  // lanes: 4 to 32, a power of two
-  uint4 next_w = {0, 0, 0, 0};
-  float next_b = 0.0F;
-  const auto load_map = [&](int begin) {
-    const int index = begin + tid / lanes;
-    if (!kMap || index >= own) return;
-    const int64_t feature = int64_t{state_head} * K + own_begin + index;
-    next_w = *reinterpret_cast<const uint4*>(static_cast<const Scalar*>(a.weight) + feature * D + in_row * kValues);
-    next_b = to_float(static_cast<const Scalar*>(a.bias)[feature]);
-  };
-  load_map(0);
-
-  const auto input = [&](const View& view, int head) {
-    return static_cast<const Scalar*>(view.data) + batch * view.batch_stride + head * view.head_stride;
-  };
-  const Scalar* const key = input(a.k, state_head / (shape.state_heads / shape.key_heads));
-  const Scalar* const value = input(a.v, state_head / (shape.state_heads / shape.value_heads)) + part * columns + 4 * unit;
-  const float v[4] = {to_float(value[0]), to_float(value[1]), to_float(value[2]), to_float(value[3])};
-  {
-    const int width = kMap ? D : K;
-    float* const to_q = kMap ? x : phi_q;
-    float* const to_k = kMap ? x + group * D : phi_k;
-    for (int i = tid; i < group * width; i += kThreads) {
-      to_q[i] = to_float(input(a.q, state_head * group + i / width)[i % width]);
-    }
-    for (int i = tid; i < width; i += kThreads) to_k[i] = to_float(key[i]);
+  const Scalar* const value = input(a.v, head / (shape.state_heads / shape.value_heads)) + 4 * unit;
+  const float4 v = {to_float(value[0]), to_float(value[1]), to_float(value[2]), to_float(value[3])};
+  const int feature = begin + lane % kFeatures, lane_share = lane / kFeatures;
+  float bias[kOwn], z[kOwn];
+#pragma unroll
+  for (int j = 0; j < kOwn; ++j) {
+    const bool is_one = feature + 32 * j < K;
+    bias[j] = kMap && is_one ? to_float(static_cast<const Scalar*>(a.bias)[int64_t{head} * K + feature + 32 * j]) : 0.0F;
+    z[j] = is_one ? a.z[item * K + feature + 32 * j] : 0.0F;
   }
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) {
+    if (first_value + i * team < values) vectors[first_value + i * team] = ahead[i];
+  }
+  for (int i = first_value + kAhead * team; i < values; i += team) vectors[i] = vector_value(i);
+  wait_copies<0>();
   __syncthreads();
-  if (parts > 1) wait_for_cluster();
 
-  if constexpr (kMap) {
-    for (int begin = 0; begin < own; begin += at_once) {
-      const int index = begin + tid / lanes, feature = own_begin + index;
-      const bool exists = index < own;
-      const uint4 unit_of_w = next_w;
-      const float b = next_b;
-      load_map(begin + at_once);
-      for (int member = 0; member <= group; ++member) {
-        float y = dot_unit<Scalar>(unit_of_w, x + member * D + in_row * kValues);
-        for (int distance = lanes / 2; distance > 0; distance /= 2) y += __shfl_xor_sync(0xffffffffu, y, distance);
-        const float phi = fmaxf(fmaf(member < group ? a.rule.scale : 1.0F, y, b), 0.0F);
-        float* const to = member < group ? phi_q + member * K + feature : phi_k + feature;
-        for (int rank = in_row; exists && rank < parts; rank += lanes) {
-          if (rank == part) {
-            *to = phi;
-          } else {
-            store_at_rank(to, rank, phi);
-          }
+  // phi of vectors 2 pair and 2 pair + 1 for the own features, to registers and to `phi`.
+  const auto make_features = [&](int pair, float (&low)[kOwn], float (&high)[kOwn]) {
+    const float* const x_low = vectors + 2 * pair * width;
+    const float* const x_high = 2 * pair < group ? x_low + width : x_low;
+#pragma unroll
+    for (int j = 0; j < kOwn; ++j) low[j] = high[j] = 0.0F;
+    if constexpr (kMap) {
+#pragma unroll
+      for (int u = 0; u < kMapUnits; ++u) {
+        const int map_unit = lane_share * kMapUnits + u;
+#pragma unroll
+        for (int j = 0; j < kOwn; ++j) {
+          float w[kValues];
+          unpack_unit(w, *reinterpret_cast<const uint4*>(memory + min(feature + 32 * j, K - 1) * Memory::kRowBytes + map_unit * 16));
+          low[j] = dot_unit<Scalar>(w, x_low + map_unit * kValues, low[j]);
+          high[j] = dot_unit<Scalar>(w, x_high + map_unit * kValues, high[j]);
         }
       }
     }
-    __syncthreads();
-  }
-  if (tid < own) {
-    const float z_now = z_before + phi_k[own_begin + tid];
-    z[tid] = z_now;
-    a.z[int64_t{item} * K + own_begin + tid] = z_now;
-  }
-  __syncthreads();
-  for (int member = warp; member < group; member += kWarps) {
-    float sum = 0.0F;
-    for (int i = lane; i < own; i += 32) sum = fmaf(phi_q[member * K + own_begin + i], z[i], sum);
+    __syncwarp();  // the last pair's have been read
 #pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
-    float* const to = denominators + member * parts + part;
-    if (lane == part) {
-      *to = sum;
-    } else if (lane < parts) {
-      store_at_rank(to, lane, sum);
+    for (int j = 0; j < kOwn; ++j) {
+      const bool is_one = feature + 32 * j < K;
+      if constexpr (kMap) {
+        low[j] = fmaxf(fmaf(pair == 0 ? 1.0F : a.rule.scale, sum_lanes<kFeatures>(low[j]), bias[j]), 0.0F);
+        high[j] = fmaxf(fmaf(a.rule.scale, sum_lanes<kFeatures>(high[j]), bias[j]), 0.0F);
+      } else if (is_one) {
+        low[j] = x_low[feature + 32 * j];
+        high[j] = x_high[feature + 32 * j];
+      }
+      if (!is_one) low[j] = high[j] = 0.0F;
+      if (lane_share == 0) phi[feature - begin + 32 * j] = {low[j], high[j]};
     }
-  }
-  if (parts > 1) {
     __syncwarp();
-    arrive_at_cluster();
-    wait_for_cluster();
-  } else {
+  };
+  const auto inner_with_z = [&](const float (&x)[kOwn]) {
+    float sum = 0.0F;
+#pragma unroll
+    for (int j = 0; j < kOwn; ++j) sum = fmaf(x[j], lane_share == 0 ? z[j] : 0.0F, sum);
+    return sum_lanes<1>(sum);
+  };
+  const auto sum_rows = [](const float4& x) -> float4 {
+    return {sum_lanes<kUnits>(x.x), sum_lanes<kUnits>(x.y), sum_lanes<kUnits>(x.z), sum_lanes<kUnits>(x.w)};
+  };
+  // o of query `member` from this warp's numerator and denominator; `slot` is its place in the pair.
+  Scalar* const o = static_cast<Scalar*>(a.o.data) + batch * a.o.batch_stride;
+  const auto divide = [&](int member, int column, const float4& numerator, float denominator) {
+    const float inverse = 1.0F / fmaxf(denominator + a.rule.added, a.rule.floor);
+    if (exists) {
+      store_four(o + (head * group + member) * a.o.head_stride + column,
+                 {numerator.x * inverse, numerator.y * inverse, numerator.z * inverse, numerator.w * inverse});
+    }
+  };
+  float* const partial = reinterpret_cast<float*>(memory + at.partial);
+  float* const denominators = reinterpret_cast<float*>(memory + at.denominators);
+  const auto finish = [&](int member, int slot, const float4& numerator, float denominator) {
+    if (first_row != 0) return;
+    if (warps == 1) {
+      divide(member, 4 * unit, numerator, denominator);
+    } else {
+      reinterpret_cast<float4*>(partial + (warp * 2 + slot) * kHead)[unit] = numerator;
+      if (unit == 0) denominators[warp * 2 + slot] = denominator;
+    }
+  };
+  // Adds the warps' shares up; members `first` (in slot `slot`) to `last`, two at most.
+  const auto join = [&](int first, int last, int slot) {
+    if (warps == 1) return;
     __syncthreads();
-  }
+    for (int i = share * 32 + lane; i < (last - first + 1) * kUnits; i += warps * 32) {
+      float4 numerator = {0.0F, 0.0F, 0.0F, 0.0F};
+      float denominator = 0.0F;
+      for (int other = place * warps; other < (place + 1) * warps; ++other) {
+        const int from = other * 2 + slot + i / kUnits;
+        numerator = axpy(1.0F, reinterpret_cast<const float4*>(partial + from * kHead)[i % kUnits], numerator);
+        denominator += denominators[from];
+      }
+      divide(first + i / kUnits, 4 * (i % kUnits), numerator, denominator);
+    }
+    __syncthreads();
+  };
 
+  {
+    float phi_k[kOwn], phi_q[kOwn];
+    make_features(0, phi_k, phi_q);
 #pragma unroll
-  for (int i = 0; i < kHeld; ++i) {
-    const int feature = row + i * rows;
-    if (feature < K) {
-      const float phi = phi_k[feature];
-      held[i] = {fmaf(phi, v[0], held[i].x), fmaf(phi, v[1], held[i].y), fmaf(phi, v[2], held[i].z), fmaf(phi, v[3], held[i].w)};
-      s[feature * (D / 4)] = held[i];
+    for (int j = 0; j < kOwn; ++j) {
+      z[j] += phi_k[j];
+      if (exists && lane_share == 0 && feature + 32 * j < K) a.z[item * K + feature + 32 * j] = z[j];
     }
+    float4 sum = {0.0F, 0.0F, 0.0F, 0.0F};
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      const int row = first_row + i * kRowsAtOnce;
+      const float2 both = phi[row];
+      held[i] = axpy(both.x, v, held[i]);
+      if (exists && begin + row < K) __stcs(s + 32 * i, held[i]);
+      sum = axpy(both.y, held[i], sum);
+    }
+    finish(0, 1, sum_rows(sum), inner_with_z(phi_q));
+    join(0, 0, 1);
   }
-  for (int first = 0; first < group; first += kRound) {
-    const int members = min(kRound, group - first);
-    for (int member = 0; member < members; ++member) {
-      float4 sum = {0.0F, 0.0F, 0.0F, 0.0F};
+  for (int pair = 1; 2 * pair <= group; ++pair) {
+    float low[kOwn], high[kOwn];
+    make_features(pair, low, high);
+    float4 sum_low = {0.0F, 0.0F, 0.0F, 0.0F}, sum_high = sum_low;
 #pragma unroll
-      for (int i = 0; i < kHeld; ++i) {
-        const int feature = row + i * rows;
-        const float phi = feature < K ? phi_q[(first + member) * K + feature] : 0.0F;
-        sum = {fmaf(phi, held[i].x, sum.x), fmaf(phi, held[i].y, sum.y), fmaf(phi, held[i].z, sum.z), fmaf(phi, held[i].w, sum.w)};
-      }
-      for (int distance = 16; distance >= units; distance /= 2) {
-        sum.x += __shfl_xor_sync(0xffffffffu, sum.x, distance);
-        sum.y += __shfl_xor_sync(0xffffffffu, sum.y, distance);
-        sum.z += __shfl_xor_sync(0xffffffffu, sum.z, distance);
-        sum.w += __shfl_xor_sync(0xffffffffu, sum.w, distance);
-      }
-      if (lane < units) {
-        float* const to = partial + (member * kWarps + warp) * columns + 4 * unit;
-        to[0] = sum.x, to[1] = sum.y, to[2] = sum.z, to[3] = sum.w;
-      }
+    for (int i = 0; i < kHeld; ++i) {
+      const float2 both = phi[first_row + i * kRowsAtOnce];
+      sum_low = axpy(both.x, held[i], sum_low);
+      sum_high = axpy(both.y, held[i], sum_high);
     }
-    __syncthreads();
-    for (int i = tid; i < members * columns; i += kThreads) {
-      const int member = i / columns, column = i % columns;
-      float numerator = 0.0F, denominator = a.rule.added;
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) numerator += partial[(member * kWarps + w) * columns + column];
-      for (int rank = 0; rank < parts; ++rank) denominator += denominators[(first + member) * parts + rank];
-      Scalar* const o = static_cast<Scalar*>(a.o.data) + batch * a.o.batch_stride +
-                        (state_head * group + first + member) * a.o.head_stride + part * columns;
-      o[column] = Scalar(numerator / fmaxf(denominator, a.rule.floor));
-    }
-    __syncthreads();
+    const int first = 2 * pair - 1, last = min(2 * pair, group - 1);
+    finish(first, 0, sum_rows(sum_low), inner_with_z(low));
+    if (last > first) finish(last, 1, sum_rows(sum_high), inner_with_z(high));
+    join(first, last, 0);
   }
 }
 
-template <class Scalar, bool kMap, int kHeld>
+template <class Scalar, bool kMap, int kHead, int kHeld>
 cudaError_t launch(const DecodeArguments& a, cudaStream_t stream) {
-  const auto kernel = &decode_kernel<Scalar, kMap, kHeld>;
-  const int bytes = DecodeMemory(a.shape, a.parts, kMap).floats * static_cast<int>(sizeof(float));
-  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  const auto kernel = &decode_kernel<Scalar, kMap, kHead, kHeld>;
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, a.plan.shared_bytes);
   if (error != cudaSuccess) return error;
-  cudaLaunchAttribute cluster = {};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = a.parts;
-  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(a.shape.batch * a.shape.state_heads * a.parts);
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = bytes;
-  config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = a.parts > 1 ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, a);
+  const int groups = (a.shape.batch + a.plan.states_per_block - 1) / a.plan.states_per_block;
+  const int blocks = groups * a.shape.state_heads, threads = 32 * a.plan.warps_per_state * a.plan.states_per_block;
+  if (a.plan.early) return launch_early(kernel, dim3(blocks), threads, a.plan.shared_bytes, stream, a);
+  kernel<<<blocks, threads, a.plan.shared_bytes, stream>>>(a);
+  return cudaGetLastError();
 }
 
-template <class Scalar, bool kMap>
-cudaError_t launch_held(const DecodeArguments& a, cudaStream_t stream) {
-  const int rows = kThreads / (a.shape.head_size / a.parts / 4);
-  const int held = (a.shape.feature_size + rows - 1) / rows;
-  if (held <= 2) return launch<Scalar, kMap, 2>(a, stream);
-  if (held <= 4) return launch<Scalar, kMap, 4>(a, stream);
-  if (held <= 8) return launch<Scalar, kMap, 8>(a, stream);
-  if (held <= 16) return launch<Scalar, kMap, 16>(a, stream);
-  if (held <= 32) return launch<Scalar, kMap, 32>(a, stream);
-  return cudaErrorInvalidValue;
+/// Calls body(kernel's Scalar, map, head size, held as types) for what the arguments ask for.
+template <class Scalar, bool kMap, int kHead, class Body>
+auto choose_held(int held, const Body& body) {
+  return held == 4 ? body.template operator()<Scalar, kMap, kHead, 4>() : body.template operator()<Scalar, kMap, kHead, 16>();
 }
-
-template <class Scalar>
-cudaError_t launch_map(const DecodeArguments& a, cudaStream_t stream) {
-  return a.weight != nullptr ? launch_held<Scalar, true>(a, stream) : launch_held<Scalar, false>(a, stream);
+template <class Scalar, bool kMap, class Body>
+auto choose_head(int head_size, int held, const Body& body) {
+  if (head_size == 32) return choose_held<Scalar, kMap, 32>(held, body);
+  if (head_size == 64) return choose_held<Scalar, kMap, 64>(held, body);
+  return choose_held<Scalar, kMap, 128>(held, body);
+}
+template <class Body>
+auto choose(bool bf16_inputs, bool map, int head_size, int held, const Body& body) {
+  if (bf16_inputs) return map ? choose_head<bf16, true>(head_size, held, body) : choose_head<bf16, false>(head_size, held, body);
+  return map ? choose_head<float, true>(head_size, held, body) : choose_head<float, false>(head_size, held, body);
 }
 
 }  // namespace
 
-int decode_parts(const Shape& shape, const Device& device) {
-  const int64_t items = int64_t{shape.batch} * shape.state_heads;
-  int parts = 1;
-  while (device.hopper && parts < kMaxCluster && shape.head_size / parts >= 2 * kMinColumns &&
-         items * parts <= device.multiprocessors) {
-    parts *= 2;
+DecodePlan plan_decode(const Shape& shape, bool map, bool bf16_inputs, const Device& device) {
+  const auto warps_for = [&](int held) { return (shape.feature_size * shape.head_size + 128 * held - 1) / (128 * held); };
+  const int64_t states = int64_t{shape.batch} * shape.state_heads;
+  DecodePlan plan;
+  plan.held = states * warps_for(16) < int64_t{kFewWarps} * device.multiprocessors ? 4 : 16;
+  plan.early = device.hopper;
+  plan.warps_per_state = warps_for(plan.held);
+  while (2 * plan.states_per_block * plan.warps_per_state <= kBlockWarps && states >= int64_t{3} * plan.states_per_block * device.multiprocessors) {
+    plan.states_per_block *= 2;
   }
-  return parts;
+  for (;; plan.states_per_block /= 2) {
+    plan.shared_bytes = choose(bf16_inputs, map, shape.head_size, plan.held, [&]<class Scalar, bool kMap, int kHead, int kHeld> {
+      return DecodeMemory<Scalar, kMap, kHead, kHeld>(shape, plan.warps_per_state, plan.states_per_block).bytes;
+    });
+    if (plan.shared_bytes <= kMaxShared || plan.states_per_block == 1) return plan;
+  }
 }
 
 cudaError_t decode_step(const DecodeArguments& a, bool bf16_inputs, cudaStream_t stream) {
-  return bf16_inputs ? launch_map<bf16>(a, stream) : launch_map<float>(a, stream);
+  return choose(bf16_inputs, a.weight != nullptr, a.shape.head_size, a.plan.held,
+                [&]<class Scalar, bool kMap, int kHead, int kHeld> { return launch<Scalar, kMap, kHead, kHeld>(a, stream); });
 }
 
 }  // namespace t2r::kernels::cuda
