@@ -51,21 +51,26 @@ __global__ void scan_segments_kernel(const __grid_constant__ CausalArguments a, 
   }
 }
 
-__global__ void sum_parts_kernel(PartsSum a) {
+__global__ void sum_parts_kernel(const __grid_constant__ PartsSum a) {
   const int column = blockIdx.x * blockDim.x + threadIdx.x, head = blockIdx.y;
   const int weights = a.features * a.head_size, group = a.query_heads / a.state_heads;
   if (column >= weights + a.features) return;
   const int64_t part_size = weights + 2 * a.features;
+  const int run = group * a.parts_per_item, num_parts = a.batch * run;  // one batch entry's parts lie behind each other
+  const float* const first = a.parts + int64_t{head} * run * part_size + column;
+  const auto part = [&](int i) { return first + (int64_t{i / run} * a.query_heads * a.parts_per_item + i % run) * part_size; };
   float sum = 0.0F;
-  for (int batch = 0; batch < a.batch; ++batch) {
-    for (int member = 0; member < group; ++member) {
-      const int64_t item = int64_t{batch} * a.query_heads + head * group + member;
-      for (int i = 0; i < a.parts_per_item; ++i) {
-        const float* const part = a.parts + (item * a.parts_per_item + i) * part_size;
-        sum += part[column];
-        if (column >= weights) sum += part[column + a.features];
-      }
+  constexpr int kAtOnce = 8;  // loads on their way at a time
+  for (int begin = 0; begin < num_parts; begin += kAtOnce) {
+    float of_q[kAtOnce], of_k[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const bool is_there = begin + i < num_parts;
+      of_q[i] = is_there ? *part(begin + i) : 0.0F;
+      of_k[i] = is_there && column >= weights ? part(begin + i)[a.features] : 0.0F;
     }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) sum += of_q[i] + of_k[i];
   }
   const bool is_weight = column < weights;
   const int64_t index = is_weight ? int64_t{head} * weights + column : int64_t{head} * a.features + column - weights;
