@@ -8,7 +8,7 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kMaxCluster = 4;         // 8 were slower: a cluster has to find room in one group of multiprocessors
-constexpr int kChunksOfOneLaunch = 8;  // per block: so many are walked faster than two launches more take
+constexpr int kChunksOfOneLaunch = 4;  // per block: more are walked faster by more blocks, in two launches more
 constexpr int kShortSource = 128;      // tokens that are read again faster than a record is written and read
 
 /// Adds up element `column` of `count` consecutive parts, always in the same order.
