@@ -41,12 +41,13 @@ inline void check_launch(cudaError_t error, const char* what) {
   TORCH_CHECK(error == cudaSuccess, "t2r: ", what, " failed: ", cudaGetErrorString(error));
 }
 
-/// The current device. T2R_CUDA_KERNELS=sm80 keeps to the portable kernels (for tests).
+/// The current device. T2R_CUDA_KERNELS=sm80 keeps to the portable kernels (for tests), =turns takes what is on trial.
 inline kernels::cuda::Device current_device() {
   const char* const wanted = std::getenv("T2R_CUDA_KERNELS");
   const cudaDeviceProp* const device = at::cuda::getCurrentDeviceProperties();
-  const bool hopper = device->major == 9 && device->minor == 0 && (wanted == nullptr || std::string_view(wanted) != "sm80");
-  return {.multiprocessors = device->multiProcessorCount, .hopper = hopper};
+  const std::string_view kernels = wanted != nullptr ? wanted : "";
+  const bool hopper = device->major == 9 && device->minor == 0 && kernels != "sm80";
+  return {.multiprocessors = device->multiProcessorCount, .hopper = hopper, .turns = hopper && kernels == "turns"};
 }
 
 template <class T>

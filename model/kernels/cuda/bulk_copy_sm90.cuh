@@ -43,6 +43,9 @@ __device__ __forceinline__ void wait_barrier(uint32_t barrier, int parity) {
       : "memory");
 }
 
+/// Brings a kernel's argument `map` near, before its first use; may come before wait_for_earlier_kernels().
+__device__ __forceinline__ void prefetch_map(const CUtensorMap& map) { asm volatile("prefetch.tensormap [%0];\n" ::"l"(&map) : "memory"); }
+
 /// Loads the box of `map` at (column, token, head, batch); tokens outside the tensor become zeros.
 __device__ __forceinline__ void load_tile(uint32_t to, const CUtensorMap& map, uint32_t barrier, int column, int token, int head, int batch) {
   asm volatile(

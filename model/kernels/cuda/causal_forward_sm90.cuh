@@ -15,7 +15,7 @@ inline constexpr int kRecordBytes = 4 * kFeatures * kHead + 4 * kFeatures;
 constexpr int round_up(int bytes, int to) { return (bytes + to - 1) / to * to; }
 
 /// How the copy engine sees the tensors: boxes of a chunk's tokens are read, boxes of 16 (a warp's rows) written; by the backward
-/// for head size 128, boxes of a chunk.
+/// for head size 128, boxes of a chunk; by the forward for 32 features, boxes of 64 are read and written.
 struct TensorMaps {
   CUtensorMap q, k, v, o;
   CUtensorMap grad_o, grad_q, grad_k, grad_v;
@@ -327,14 +327,14 @@ cudaError_t make_tensor_maps(const CausalArguments& a, bool backward, TensorMaps
 using Kernel = void(CausalArguments, TensorMaps);
 
 /// Launches one kernel, or, where the sequences are cut, the kernel that sums segments, the scan and the kernel.
-inline cudaError_t launch_forward_kernels(Kernel* sums_only, Kernel* whole, int bytes, const CausalArguments& a, cudaStream_t stream) {
+inline cudaError_t launch_forward_kernels(Kernel* sums_only, Kernel* whole, int threads, int bytes, const CausalArguments& a, cudaStream_t stream) {
   TensorMaps maps;
   cudaError_t error = make_tensor_maps(a, false, maps);
   if (error != cudaSuccess) return error;
   const auto launch = [&](Kernel* kernel, int segments) {
     const cudaError_t failed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (failed != cudaSuccess) return failed;
-    return launch_early(kernel, dim3(a.shape.batch * a.shape.query_heads, segments), kThreads, bytes, stream, a, maps);
+    return launch_early(kernel, dim3(a.shape.batch * a.shape.query_heads, segments), threads, bytes, stream, a, maps);
   };
   if (a.plan.segments > 1) {
     error = launch(sums_only, a.plan.segments - 1);
@@ -342,13 +342,6 @@ inline cudaError_t launch_forward_kernels(Kernel* sums_only, Kernel* whole, int 
     if (error != cudaSuccess) return error;
   }
   return launch(whole, a.plan.segments);
-}
-
-template <int kFeatures, bool kMap>
-cudaError_t launch_forward(const CausalArguments& a, cudaStream_t stream) {
-  constexpr int kBytes = ForwardMemory<kFeatures, kMap>::kBytes;
-  static_assert(kBytes <= 227 * 1024);
-  return launch_forward_kernels(&causal_forward_kernel<kFeatures, kMap, true>, &causal_forward_kernel<kFeatures, kMap, false>, kBytes, a, stream);
 }
 
 }  // namespace t2r::kernels::cuda::sm90

@@ -309,7 +309,7 @@ __global__ void __launch_bounds__(kThreads, 1) causal_forward_wide_kernel(const 
 template <int kFeatures, bool kMap>
 cudaError_t launch_forward_wide(const CausalArguments& a, cudaStream_t stream) {
   return launch_forward_kernels(&causal_forward_wide_kernel<kFeatures, kMap, true>, &causal_forward_wide_kernel<kFeatures, kMap, false>,
-                                WideForwardMemory<kFeatures, kMap>::kBytes, a, stream);
+                                kThreads, WideForwardMemory<kFeatures, kMap>::kBytes, a, stream);
 }
 
 }  // namespace t2r::kernels::cuda::sm90

@@ -1,5 +1,6 @@
 #include "model/kernels/cuda/causal_backward_sm90.cuh"
 #include "model/kernels/cuda/causal_backward_sm90_wide.cuh"
+#include "model/kernels/cuda/causal_forward_sm90_turns.cuh"
 
 namespace t2r::kernels::cuda::sm90 {
 namespace {
@@ -50,10 +51,11 @@ cudaError_t make_tensor_maps(const CausalArguments& a, bool backward, TensorMaps
   const bool has_map = a.weight != nullptr;
   const int head_size = shape.head_size, chunk = a.plan.chunk;
   const int columns = has_map ? head_size : shape.feature_size, box = has_map ? 64 : a.plan.padded_features;
+  const int read = a.plan.turns ? kWalkTokens : chunk;
   Encoder make{encode, shape};
-  make(maps.q, a.q, shape.query_heads, columns, box, chunk);
-  make(maps.k, a.k, shape.key_heads, columns, box, chunk);
-  make(maps.v, a.v, shape.value_heads, head_size, 64, chunk);
+  make(maps.q, a.q, shape.query_heads, columns, box, read);
+  make(maps.k, a.k, shape.key_heads, columns, box, read);
+  make(maps.v, a.v, shape.value_heads, head_size, 64, read);
   if (backward) {
     const int stored = head_size == kWideHead ? chunk : 16;
     make(maps.grad_o, a.grad_o, shape.query_heads, head_size, 64, chunk);
@@ -61,7 +63,7 @@ cudaError_t make_tensor_maps(const CausalArguments& a, bool backward, TensorMaps
     make(maps.grad_k, a.grad_k, shape.query_heads, columns, box, stored);
     make(maps.grad_v, a.grad_v, shape.query_heads, head_size, 64, stored);
   } else {
-    make(maps.o, a.o, shape.query_heads, head_size, 64, 16);
+    make(maps.o, a.o, shape.query_heads, head_size, 64, a.plan.turns ? kWalkTokens : 16);
   }
   return make.result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
