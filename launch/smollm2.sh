@@ -3,6 +3,8 @@
 set -euo pipefail
 # shellcheck source=launch/venv.sh
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
+# shellcheck source=launch/experiment.sh
+source "$T2R_ROOT/launch/experiment.sh"
 
 readonly VARIANTS="as-is softmax t2r t2r-transfer t2r-query-transfer t2r75 t2r75-transfer elu scratch"
 
@@ -58,14 +60,6 @@ convert() {
   local name=$1
   shift
   [[ -e $OUT/swapped-$name ]] || "$T2R" convert --model "$MODEL" --output "$OUT/swapped-$name" "$@"
-}
-
-measure() {  # NAME MODEL TOKENS SECONDS
-  local valid test
-  valid=$("$T2R" evaluate --model "$2" --data "$OUT/shards/valid" --context 512 --batch-size 32 --precision float32 --json)
-  test=$("$T2R" evaluate --model "$2" --data "$OUT/shards/test" --context 512 --batch-size 32 --precision float32 --json)
-  printf '{"name": "%s", "tokens": %s, "seconds": %s, "valid": %s, "test": %s}\n' "$1" "$3" "$4" "$valid" "$test" >>"$OUT/results.jsonl"
-  tail -n 1 "$OUT/results.jsonl"
 }
 
 run_variant() {

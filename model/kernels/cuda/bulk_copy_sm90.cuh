@@ -9,12 +9,6 @@
 
 namespace t2r::kernels::cuda::sm90 {
 
-/// Until the kernels before this one in the stream have ended. Everything that touches device memory comes after it; the next
-/// kernel may be brought in from now on, and waits here itself.
-__device__ __forceinline__ void wait_for_earlier_kernels() {
-  asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;\n" ::: "memory");
-}
-
 /// A phase of the barrier ends with `arrivals` of arrive() or expect_bytes().
 __device__ __forceinline__ void init_barrier(uint32_t barrier, int arrivals = 1) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(barrier), "r"(arrivals) : "memory");

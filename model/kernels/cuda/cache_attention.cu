@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "model/kernels/cuda/launch_overlapping.cuh"
+#include "model/kernels/cuda/launch_early.cuh"
 #include "model/kernels/cuda/rows.cuh"
 
 namespace t2r::kernels::cuda {
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) cache_attention_kerne
     return static_cast<Scalar*>(a.o.data) + batch * a.o.batch_stride + (first_head + member) * a.o.head_stride;
   };
 
-  wait_for_kernels_before();
+  wait_for_earlier_kernels();
   const int64_t length = *a.length, all = length + 1;
   if (length < 0 || length >= a.capacity) {
     if (part == 0) {
@@ -233,8 +233,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) cache_attention_kerne
 template <class Scalar, int kLanes, int kQueries>
 cudaError_t launch(const CacheAttention& a, cudaStream_t stream) {
   const int64_t slots = int64_t{a.batch} * a.key_heads * cache_group(a.query_heads, a.key_heads).rounds;
-  return launch_overlapping(&cache_attention_kernel<Scalar, kLanes, kQueries>, static_cast<unsigned>(slots * a.parts), kThreads, 0,
-                            a.overlaps, stream, a);
+  return launch_early(a.overlaps, &cache_attention_kernel<Scalar, kLanes, kQueries>, dim3(static_cast<unsigned>(slots * a.parts)), kThreads,
+                      0, stream, a);
 }
 
 template <class Scalar, int kLanes>

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "model/kernels/cuda/causal_attention.h"
+#include "model/kernels/cuda/launch_early.cuh"
 #include "model/kernels/cuda/tensor_core.cuh"
 
 namespace t2r::kernels::cuda {
@@ -8,22 +9,6 @@ namespace t2r::kernels::cuda {
 /// Replaces every segment's sums by the state before it (from the initial state on), or, backwards, by the gradient of the
 /// state behind it (from the gradient of the final state on).
 cudaError_t scan_segments(const CausalArguments& arguments, bool backwards, cudaStream_t stream);
-
-/// Launches a kernel that calls griddepcontrol.wait first (Hopper): its start overlaps the end of the kernel before it.
-template <class... Arguments>
-cudaError_t launch_early(void (*kernel)(Arguments...), dim3 blocks, int threads, int bytes, cudaStream_t stream, const Arguments&... arguments) {
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = blocks;
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = bytes;
-  config.stream = stream;
-  config.attrs = &early;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, arguments...);
-}
 
 /// How the warps of a block share a [kFeatures, kColumns] float32 accumulator whose increments are X^T Y, X and Y being
 /// tiles of a chunk: every warp owns some 16 x 8 tiles of it, in registers.

@@ -334,7 +334,7 @@ inline cudaError_t launch_forward_kernels(Kernel* sums_only, Kernel* whole, int 
   const auto launch = [&](Kernel* kernel, int segments) {
     const cudaError_t failed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (failed != cudaSuccess) return failed;
-    return launch_early(kernel, dim3(a.shape.batch * a.shape.query_heads, segments), threads, bytes, stream, a, maps);
+    return launch_early(true, kernel, dim3(a.shape.batch * a.shape.query_heads, segments), threads, bytes, stream, a, maps);
   };
   if (a.plan.segments > 1) {
     error = launch(sums_only, a.plan.segments - 1);

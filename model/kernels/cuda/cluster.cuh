@@ -1,18 +1,11 @@
 #pragma once
 
-// What Hopper's launches add and kernels that are compiled for older GPUs too make use of: overlapping starts, and clusters of blocks that
-// read and write each other's shared memory. Compiled for an older GPU it does nothing, and nothing but single blocks is launched there.
+// Clusters of blocks that read and write each other's shared memory (Hopper), for kernels that are compiled for older GPUs too: there it
+// does nothing, and nothing but single blocks is launched.
 
 #include <cstdint>
 
 namespace t2r::kernels::cuda {
-
-/// Until the kernels before this one in the stream have ended (see launch_early()).
-__device__ __forceinline__ void wait_for_earlier_kernels() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;\n" ::: "memory");
-#endif
-}
 
 /// Of all threads of a cluster; what they wrote before is seen behind it.
 __device__ __forceinline__ void sync_cluster() {

@@ -65,14 +65,6 @@ __global__ void cross_map_kernel(const __grid_constant__ CrossArguments a) {
   static_cast<bf16*>(is_weight ? a.grad_weight : a.grad_bias)[index] = __float2bfloat16(sum);
 }
 
-/// A kernel of kThreads threads a block.
-template <class... Arguments>
-cudaError_t launch_plain(void (*kernel)(Arguments...), dim3 blocks, const CrossPlan& plan, cudaStream_t stream, const Arguments&... arguments) {
-  if (plan.early) return launch_early(kernel, blocks, kThreads, 0, stream, arguments...);
-  kernel<<<blocks, kThreads, 0, stream>>>(arguments...);
-  return cudaGetLastError();
-}
-
 cudaError_t sum_records(const CrossArguments& a, int count, unsigned char* records, cudaStream_t stream) {
   const int elements = a.plan.padded_features * (a.shape.head_size + 1), features = a.shape.feature_size;
   const auto kernel = a.shape.head_size == 32 ? &cross_records_kernel<32> : a.shape.head_size == 64 ? &cross_records_kernel<64> : &cross_records_kernel<128>;
@@ -80,7 +72,7 @@ cudaError_t sum_records(const CrossArguments& a, int count, unsigned char* recor
     const dim3 grid((elements + kThreads - 1) / kThreads, static_cast<unsigned>(std::min<int64_t>(states - first, 65535)));
     const float* const sums = a.sums + first * count * a.plan.sums_floats;
     unsigned char* const to = records + first * a.plan.record_bytes;
-    const cudaError_t error = launch_plain(kernel, grid, a.plan, stream, sums, count, a.plan, features, to);
+    const cudaError_t error = launch_early(a.plan.early, kernel, grid, kThreads, 0, stream, sums, count, a.plan, features, to);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
@@ -167,7 +159,7 @@ cudaError_t cross_backward_bf16(const CrossArguments& a, cudaStream_t stream) {
   }
   if (error != cudaSuccess || a.weight == nullptr) return error;
   const int columns = a.shape.feature_size * (a.shape.head_size + 1);
-  return launch_plain(&cross_map_kernel, dim3((columns + kThreads - 1) / kThreads, a.shape.state_heads), a.plan, stream, a);
+  return launch_early(a.plan.early, &cross_map_kernel, dim3((columns + kThreads - 1) / kThreads, a.shape.state_heads), kThreads, 0, stream, a);
 }
 
 }  // namespace t2r::kernels::cuda

@@ -264,9 +264,7 @@ cudaError_t launch(const DecodeArguments& a, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   const int groups = (a.shape.batch + a.plan.states_per_block - 1) / a.plan.states_per_block;
   const int blocks = groups * a.shape.state_heads, threads = 32 * a.plan.warps_per_state * a.plan.states_per_block;
-  if (a.plan.early) return launch_early(kernel, dim3(blocks), threads, a.plan.shared_bytes, stream, a);
-  kernel<<<blocks, threads, a.plan.shared_bytes, stream>>>(a);
-  return cudaGetLastError();
+  return launch_early(a.plan.early, kernel, dim3(blocks), threads, a.plan.shared_bytes, stream, a);
 }
 
 /// Calls body(kernel's Scalar, map, head size, held as types) for what the arguments ask for.

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "model/kernels/cuda/launch_overlapping.cuh"
+#include "model/kernels/cuda/launch_early.cuh"
 #include "model/kernels/cuda/rows.cuh"
 #include "model/kernels/cuda/tensor_core.cuh"
 
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kThreads, kPairs ? 2 : 4) step_linear_kernel(c
     }
     __syncthreads();
   }
-  wait_for_kernels_before();
+  wait_for_earlier_kernels();
   if (a.norm_weight != nullptr) {
     normalise_rows(a, shared_x, norm, a.norm_bias != nullptr ? norm + a.inputs : nullptr);
   } else {
@@ -197,7 +197,7 @@ cudaError_t launch(const StepLinear& a, int multiprocessors, cudaStream_t stream
   if (error != cudaSuccess) return error;
   const int items = a.kind == StepKind::kRotate ? a.outputs / 2 : a.outputs;
   const int64_t tiles = divide_up(items, kTileRows), at_once = int64_t{multiprocessors} * (kPairs ? 2 : 4);
-  return launch_overlapping(kernel, static_cast<unsigned>(std::min(tiles, at_once)), kThreads, bytes, a.overlaps, stream, a);
+  return launch_early(a.overlaps, kernel, dim3(static_cast<unsigned>(std::min(tiles, at_once))), kThreads, bytes, stream, a);
 }
 
 constexpr int kGreedyThreads = 1024;
@@ -211,7 +211,7 @@ __global__ void __launch_bounds__(kGreedyThreads) greedy_kernel(const __grid_con
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   float best = -INFINITY;
   int64_t index = 0;
-  wait_for_kernels_before();
+  wait_for_earlier_kernels();
   const Scalar* const logits = static_cast<const Scalar*>(a.logits) + row * a.vocabulary;
 #pragma unroll 4
   for (int64_t first = int64_t{threadIdx.x} * kWidth; first < a.vocabulary; first += kGreedyThreads * kWidth) {
@@ -247,8 +247,8 @@ template <class Scalar>
 cudaError_t launch_greedy(const GreedyToken& a, cudaStream_t stream) {
   constexpr int kWidth = kVectorWidth<Scalar>;
   const bool wide = a.vocabulary % kWidth == 0 && is_aligned_16(a.logits);
-  return launch_overlapping(wide ? &greedy_kernel<Scalar, kWidth> : &greedy_kernel<Scalar, 1>, static_cast<unsigned>(a.rows), kGreedyThreads,
-                            0, a.overlaps, stream, a);
+  return launch_early(a.overlaps, wide ? &greedy_kernel<Scalar, kWidth> : &greedy_kernel<Scalar, 1>, dim3(static_cast<unsigned>(a.rows)),
+                      kGreedyThreads, 0, stream, a);
 }
 
 }  // namespace

@@ -1,0 +1,34 @@
+#pragma once
+
+// Programmatic dependent launch (Hopper): the start of a kernel overlaps the end of the one before it in the stream.
+
+#include <cuda_runtime.h>
+
+namespace t2r::kernels::cuda {
+
+/// Until the kernels before this one in the stream have ended. What they may have changed is read behind it; the next kernel may
+/// be brought in from now on, and waits here itself. Nothing to wait for unless launched early.
+__device__ __forceinline__ void wait_for_earlier_kernels() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;\n" ::: "memory");
+#endif
+}
+
+/// Launches a kernel all of whose blocks call wait_for_earlier_kernels(), overlapping if `early`, which needs Hopper.
+template <class... Arguments>
+cudaError_t launch_early(bool early, void (*kernel)(Arguments...), dim3 blocks, int threads, int bytes, cudaStream_t stream,
+                         const Arguments&... arguments) {
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = blocks;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = bytes;
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = early ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+}  // namespace t2r::kernels::cuda
