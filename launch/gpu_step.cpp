@@ -111,13 +111,17 @@ class GpuStep : public TrainingStep {
       loss_of(kind, whole.tokens).backward();
       parts_.reducer.discard_step();
     });
-    const auto reduction = capture(
-        [&] { parts_.communicator.all_reduce(parts_.arena.gradients(), dist::Reduction::kSum); });
+    // One rank has nothing to sum, and LibTorch warns of empty graphs.
+    std::unique_ptr<at::cuda::CUDAGraph> reduction;
+    if (parts_.communicator.size() > 1) {
+      reduction = capture(
+          [&] { parts_.communicator.all_reduce(parts_.arena.gradients(), dist::Reduction::kSum); });
+    }
     const auto update = capture([&] { this->update(); });
     const double forward_seconds = seconds_of(*forward),
                  both_seconds = seconds_of(*forward_backward),
                  whole_seconds = seconds_of(*whole.graph),
-                 reduction_seconds = seconds_of(*reduction);
+                 reduction_seconds = reduction != nullptr ? seconds_of(*reduction) : 0.0;
     stage(
         {.batches = inputs.batches, .update = {.number = inputs.update.number}});  // rates of zero
     const double update_seconds = seconds_of(*update);

@@ -85,9 +85,7 @@ class EluMap : public FeatureMap {
   explicit EluMap(const DecoderConfig& config)
       : heads_(config.num_kv_heads), head_dim_(config.head_dim) {}
 
-  Tensor query_features(const Tensor& q_BTHd, double) const override {
-    return features(q_BTHd);
-  }
+  Tensor query_features(const Tensor& q_BTHd, double) const override { return features(q_BTHd); }
   Tensor key_features(const Tensor& k_BTHd) const override { return features(k_BTHd); }
   int64_t feature_size() const override { return head_dim_; }
   int64_t state_heads() const override { return heads_; }
