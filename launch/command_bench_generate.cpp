@@ -10,10 +10,9 @@
 
 #include "base/error.h"
 #include "launch/backend.h"
+#include "launch/bench_model.h"
 #include "launch/command.h"
 #include "launch/options.h"
-#include "launch/train_config.h"
-#include "model/hugging_face.h"
 
 namespace t2r::launch {
 namespace {
@@ -21,18 +20,14 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 struct BenchOptions {
-  std::string model;
-  NewModelConfig new_model{
-      .family = "gpt2", .num_layers = 12, .hidden_size = 768, .num_heads = 12, .attention = "t2r"};
-  int64_t vocab_size = 50304;
+  BenchModel model;
   std::vector<int64_t> lengths = {1024, 8192, 65536};
   int64_t batch_size = 1, steps = 64, warmup_steps = 16, threads = 0;
   bool json = false;
   BackendOptions backend;
 
   void bind(OptionSet& options) {
-    options.add("model", model, "Hugging Face folder instead of the [model] table");
-    options.add("vocab-size", vocab_size, "of the [model] table's model");
+    model.bind(options);
     options.add("lengths", lengths, "tokens that each sequence has seen before the timed ones");
     options.add("batch-size", batch_size, "sequences at once");
     options.add("steps", steps, "timed, one token of each sequence");
@@ -41,7 +36,6 @@ struct BenchOptions {
     options.add("json", json, "print one JSON object a length");
     backend.bind(options, /*trains=*/false);
     backend.bind_cuda_graph(options);
-    new_model.bind(options);
   }
 
   void validate() const {
@@ -50,7 +44,7 @@ struct BenchOptions {
     check_at_least("batch-size", batch_size, 1);
     check_at_least("steps", steps, 1);
     check_at_least("warmup-steps", warmup_steps, 0);
-    check_at_least("vocab-size", vocab_size, 1);
+    model.validate();
     check_at_least("threads", threads, 0);
   }
 
@@ -144,15 +138,6 @@ void print_failure(const BenchOptions& options, int64_t length, const std::strin
   }
 }
 
-std::unique_ptr<model::DecoderLM> make_model(const BenchOptions& options) {
-  if (!options.model.empty()) return std::move(model::load_model(options.model).model);
-  const int64_t longest = *std::max_element(options.lengths.begin(), options.lengths.end());
-  auto model = std::make_unique<model::DecoderLM>(
-      options.new_model.resolve(options.vocab_size, options.positions(longest)));
-  model->initialize(1);
-  return model;
-}
-
 }  // namespace
 
 int run_bench_generate(const Invocation& invocation) {
@@ -167,7 +152,8 @@ int run_bench_generate(const Invocation& invocation) {
   if (values.threads > 0) at::set_num_threads(static_cast<int>(values.threads));
 
   const model::Placement placement = single_placement(values.backend);
-  const std::unique_ptr<model::DecoderLM> model = make_model(values);
+  const int64_t longest = *std::max_element(values.lengths.begin(), values.lengths.end());
+  const std::unique_ptr<model::DecoderLM> model = values.model.make(values.positions(longest));
   check_model_fits(model->config(), placement);
   for (const int64_t length : values.lengths) model->check_positions(values.positions(length));
   model->parameters().move_to(placement);

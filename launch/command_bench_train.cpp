@@ -7,11 +7,10 @@
 #include <random>
 
 #include "base/error.h"
+#include "launch/bench_model.h"
 #include "launch/command.h"
 #include "launch/session.h"
-#include "launch/train_config.h"
 #include "launch/trainer.h"
-#include "model/hugging_face.h"
 
 namespace t2r::launch {
 namespace {
@@ -22,10 +21,7 @@ using Clock = std::chrono::steady_clock;
 constexpr size_t kNumListedKernels = 40;
 
 struct BenchOptions {
-  std::string model;
-  NewModelConfig new_model{
-      .family = "gpt2", .num_layers = 12, .hidden_size = 768, .num_heads = 12, .attention = "t2r"};
-  int64_t vocab_size = 50304;
+  BenchModel model;
   int64_t sequence_length = 1024, batch_size = 64, micro_batch_size = 0;
   int64_t steps = 50, warmup_steps = 10, threads = 0;
   double peak_tflops = 0.0;
@@ -34,8 +30,7 @@ struct BenchOptions {
   BackendOptions backend;
 
   void bind(OptionSet& options) {
-    options.add("model", model, "Hugging Face folder instead of the [model] table");
-    options.add("vocab-size", vocab_size, "of the [model] table's model");
+    model.bind(options);
     options.add("sequence-length", sequence_length, "tokens per sequence");
     options.add("batch-size", batch_size, "sequences per step and rank");
     options.add("micro-batch-size", micro_batch_size, "sequences at once; 0: all");
@@ -50,14 +45,13 @@ struct BenchOptions {
         "on a GPU: list the kernels of a step by time, and write a trace of them to this file");
     options.add("json", json, "print one JSON object");
     backend.bind(options, /*trains=*/true);
-    new_model.bind(options);
   }
 
   void validate() const {
     check_at_least("sequence-length", sequence_length, 1);
     check_at_least("batch-size", batch_size, 1);
     check_at_least("steps", steps, 1);
-    check_at_least("vocab-size", vocab_size, 1);
+    model.validate();
     check_at_least("warmup-steps", warmup_steps, 0);
     if (micro_batch_size < 0 || micro_batch_size > batch_size) {
       throw ConfigError(concat(
@@ -262,14 +256,7 @@ int run_bench_train(const Invocation& invocation) {
 
   Session session(invocation, options, values.backend, values.threads);
   Backend& backend = session.backend();
-  std::unique_ptr<model::DecoderLM> model;
-  if (!values.model.empty()) {
-    model = std::move(model::load_model(values.model).model);
-  } else {
-    model = std::make_unique<model::DecoderLM>(
-        values.new_model.resolve(values.vocab_size, values.sequence_length));
-    model->initialize(1);
-  }
+  const std::unique_ptr<model::DecoderLM> model = values.model.make(values.sequence_length);
   check_model_fits(model->config(), backend.placement());
   model::ParameterArena arena(model->parameters(), backend.placement());
   model::AdamW optimizer(arena, {});

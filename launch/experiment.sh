@@ -9,3 +9,17 @@ measure() {
   printf '{"name": "%s", "tokens": %s, "seconds": %s, "valid": %s, "test": %s}\n' "$1" "$3" "$4" "$valid" "$test" >>"$OUT/results.jsonl"
   tail -n 1 "$OUT/results.jsonl"
 }
+
+# training_shards: those of the corpus in SHARDS, three times beside other text.
+training_shards() {
+  local own=$OUT/shards/train
+  SHARDS=("$own")
+  [[ ! -d $OUT/shards/extra ]] || SHARDS=("$own" "$own" "$own" "$OUT/shards/extra")
+}
+
+# convert NAME [OPTION...]: the model folder PRETRAINED as $OUT/swapped-NAME, once.
+convert() {
+  local name=$1
+  shift
+  [[ -e $OUT/swapped-$name ]] || "$T2R" convert --model "$PRETRAINED" --output "$OUT/swapped-$name" "$@"
+}

@@ -19,7 +19,6 @@ namespace t2r::launch {
 namespace {
 
 using at::Tensor;
-using Attention = std::function<Tensor(const std::vector<Tensor>&)>;  // q, k, v, weight, bias -> o
 
 struct Shape {
   int64_t batch, length, heads, head_size, features;
@@ -108,19 +107,8 @@ double time_of(const Attention& attention, const Shape& shape, bool backward) {
   const double bytes = static_cast<double>(shape.tokens()) * static_cast<double>(shape.head_size) * 8;
   const int sets = std::min(sets_beyond_cache(bytes), 16);
   std::vector<std::vector<Tensor>> inputs;
-  std::vector<Tensor> gradients;
-  for (int i = 0; i < sets; ++i) {
-    inputs.push_back(make_inputs(shape, shape.batch, shape.length));
-    for (Tensor& tensor : inputs.back()) tensor.requires_grad_(backward);
-    gradients.push_back(at::randn(inputs.back()[2].sizes(), inputs.back()[2].options()));
-  }
-  const auto call = [&](int i) -> std::vector<Tensor> {
-    const c10::AutoGradMode mode(backward);
-    const Tensor o = attention(inputs[i]);
-    if (!backward) return {o};
-    return torch::autograd::grad({o}, inputs[i], {gradients[i]}, std::nullopt, false, true);
-  };
-  return replay_microseconds(sets, call);
+  for (int i = 0; i < sets; ++i) inputs.push_back(make_inputs(shape, shape.batch, shape.length));
+  return attention_microseconds(attention, std::move(inputs), backward);
 }
 
 void print_causal(const std::vector<Shape>& shapes, const Ceilings& ceilings) {
@@ -149,9 +137,7 @@ void print_causal(const std::vector<Shape>& shapes, const Ceilings& ceilings) {
 }
 
 Table causal_table(const std::vector<std::string>& shapes) {
-  std::vector<Shape> parsed;
-  for (const std::string& text : shapes) parsed.push_back(parse_shape(text));
-  return [parsed](const Ceilings& ceilings) { print_causal(parsed, ceilings); };
+  return [parsed = parse_all(shapes, parse_shape)](const Ceilings& ceilings) { print_causal(parsed, ceilings); };
 }
 
 /// What can be timed: how its shapes become a table, and the shapes of docs/results/gpu.md.

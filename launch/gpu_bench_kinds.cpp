@@ -76,8 +76,6 @@ CrossShape parse_cross(const std::string& text) {
   return s;
 }
 
-using Attention = std::function<Tensor(const std::vector<Tensor>&)>;  // q, k, v, weight, bias -> o
-
 Tensor ours(const std::vector<Tensor>& in) {
   return ops::cross({.q_BTHd = in[0], .k_BSHd = in[1], .v_BSHd = in[2], .weight_HKd = in[3], .bias_HK = in[4]});
 }
@@ -95,19 +93,11 @@ Tensor flash_softmax(const std::vector<Tensor>& in) {
 double cross_time(const Attention& attention, const CrossShape& shape, bool backward) {
   const Map map(shape.heads, shape.features, shape.head_size);
   std::vector<std::vector<Tensor>> inputs;
-  std::vector<Tensor> gradients;
   for (int i = 0; i < std::min(sets_beyond_cache(shape.bytes(false)), 16); ++i) {
     const auto tokens = [&](int64_t length) { return random({shape.batch, length, shape.heads, shape.head_size}); };
     inputs.push_back({tokens(shape.length), tokens(shape.source), tokens(shape.source), map.weight.clone(), map.bias.clone()});
-    for (Tensor& tensor : inputs.back()) tensor.requires_grad_(backward);
-    gradients.push_back(tokens(shape.length));
   }
-  return replay_microseconds(static_cast<int>(inputs.size()), [&](int i) -> std::vector<Tensor> {
-    const c10::AutoGradMode mode(backward);
-    const Tensor o = attention(inputs[i]);
-    if (!backward) return {o};
-    return torch::autograd::grad({o}, inputs[i], {gradients[i]}, std::nullopt, false, true);
-  });
+  return attention_microseconds(attention, std::move(inputs), backward);
 }
 
 void print_decode(const std::vector<DecodeShape>& shapes, const Ceilings& ceilings) {
@@ -139,13 +129,6 @@ void print_cross(const std::vector<CrossShape>& shapes, const Ceilings& ceilings
       std::fflush(stdout);
     }
   }
-}
-
-template <class Shape>
-std::vector<Shape> parse_all(const std::vector<std::string>& texts, Shape (*parse)(const std::string&)) {
-  std::vector<Shape> shapes;
-  for (const std::string& text : texts) shapes.push_back(parse(text));
-  return shapes;
 }
 
 }  // namespace

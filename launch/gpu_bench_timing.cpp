@@ -1,10 +1,12 @@
 #include "launch/gpu_bench_timing.h"
 
 #include <ATen/Functions.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/cuda/CUDAContextLight.h>
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <cuda_runtime_api.h>
+#include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
 
@@ -44,6 +46,20 @@ double replay_microseconds(int sets, const std::function<std::vector<Tensor>(int
   for (int i = 0; i < sets; ++i) kept.push_back(call(i));
   graph.capture_end();
   return microseconds([&] { graph.replay(); }) / sets;
+}
+
+double attention_microseconds(const Attention& attention, std::vector<std::vector<Tensor>> inputs, bool backward) {
+  std::vector<Tensor> gradients;
+  for (std::vector<Tensor>& set : inputs) {
+    gradients.push_back(at::randn_like(set[0]));  // o has the queries' shape
+    for (Tensor& tensor : set) tensor.requires_grad_(backward);
+  }
+  return replay_microseconds(static_cast<int>(inputs.size()), [&](int i) -> std::vector<Tensor> {
+    const c10::AutoGradMode mode(backward);
+    const Tensor o = attention(inputs[i]);
+    if (!backward) return {o};
+    return torch::autograd::grad({o}, inputs[i], {gradients[i]}, std::nullopt, false, true);
+  });
 }
 
 int sets_beyond_cache(double bytes) {

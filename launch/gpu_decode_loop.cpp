@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "launch/backend.h"
+#include "launch/out_of_memory.h"
 #include "model/gpu_ops.h"
 
 namespace t2r::launch {
@@ -122,15 +123,13 @@ class GpuDecodeLoop : public model::DecodeLoop {
     try {
       return body();
     } catch (const c10::OutOfMemoryError& error) {
-      const std::string what = error.what_without_backtrace();
       throw Error(ExitCode::kInternal,
-                  concat("out of GPU memory for ",
-                         tokens_B_.defined() ? tokens_B_.size(0) : 0,
-                         " sequences of ",
-                         state_.position,
-                         " tokens; try a smaller --batch-size (",
-                         what.substr(0, what.find(". ")),
-                         ")"));
+                  out_of_memory_text(error,
+                                     concat(" for ",
+                                            tokens_B_.defined() ? tokens_B_.size(0) : 0,
+                                            " sequences of ",
+                                            state_.position,
+                                            " tokens; try a smaller --batch-size")));
     }
   }
 

@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "launch/agreement.h"
+#include "launch/out_of_memory.h"
 #include "model/ops/optimizer_op.h"
 
 namespace t2r::launch {
@@ -210,16 +211,14 @@ class GpuStep : public TrainingStep {
     try {
       body();
     } catch (const c10::OutOfMemoryError& error) {
-      const std::string what = error.what_without_backtrace();
       const data::Batch& batch = inputs.batches.front();
       throw Error(ExitCode::kInternal,
-                  concat("out of GPU memory for micro-batches of ",
-                         batch.batch_size,
-                         " x ",
-                         batch.length,
-                         " tokens; try a smaller --micro-batch-size (",
-                         what.substr(0, what.find(". ")),
-                         ")"));
+                  out_of_memory_text(error,
+                                     concat(" for micro-batches of ",
+                                            batch.batch_size,
+                                            " x ",
+                                            batch.length,
+                                            " tokens; try a smaller --micro-batch-size")));
     }
   }
 

@@ -8,6 +8,7 @@
 #include "dist/world.h"
 #include "launch/command.h"
 #include "launch/options.h"
+#include "launch/out_of_memory.h"
 
 namespace {
 
@@ -96,11 +97,9 @@ int main(int argc, char** argv) {
   } catch (const Error& error) {
     dist::abort_job(error.what(), static_cast<int>(error.exit_code()));
   } catch (const c10::OutOfMemoryError& error) {
-    const std::string what = error.what_without_backtrace();
-    dist::abort_job(concat("out of GPU memory; try a smaller --batch-size or --micro-batch-size (",
-                           what.substr(0, what.find(". ")),
-                           ")"),
-                    static_cast<int>(ExitCode::kInternal));
+    dist::abort_job(
+        launch::out_of_memory_text(error, "; try a smaller --batch-size or --micro-batch-size"),
+        static_cast<int>(ExitCode::kInternal));
   } catch (const c10::Error& error) {
     dist::abort_job(concat("internal error: ", error.what_without_backtrace()),
                     static_cast<int>(ExitCode::kInternal));

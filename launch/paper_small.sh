@@ -66,19 +66,12 @@ prepare() {
 
 # train NAME CONFIG [OPTION...]: a run in $OUT/NAME.
 train() {
-  local name=$1 config=$2 shards=("$OUT/shards/train")
+  local name=$1 config=$2
   shift 2
-  [[ ! -d $OUT/shards/extra ]] || shards=("$OUT/shards/train" "$OUT/shards/train" "$OUT/shards/train" "$OUT/shards/extra")
+  training_shards
   echo "== $name"
-  "$T2R" train --config "launch/paper_small/$config.toml" --output "$OUT/$name" --train-data "${shards[@]}" \
+  "$T2R" train --config "launch/paper_small/$config.toml" --output "$OUT/$name" --train-data "${SHARDS[@]}" \
     --valid-data "$OUT/shards/valid" --tokenizer "$OUT/tokenizer.model" --batch-size "$BATCH" --resume "$@"
-}
-
-# convert NAME [OPTION...]: the teacher as $OUT/swapped-NAME
-convert() {
-  local name=$1
-  shift
-  [[ -e $OUT/swapped-$name ]] || "$T2R" convert --model "$TEACHER" --output "$OUT/swapped-$name" "$@"
 }
 
 run_variant() {
@@ -88,7 +81,7 @@ run_variant() {
   tokens=$budget
   case $name in
     teacher) train teacher teacher --tokens "$TOKENS" "${size[@]}"; tokens=$TOKENS ;;
-    softmax) train softmax finetune --model "$TEACHER" --tokens "$budget" --map-learning-rate 0 ;;
+    softmax) train softmax finetune --model "$PRETRAINED" --tokens "$budget" --map-learning-rate 0 ;;
     t2r | swapped | t2r-transfer) convert t2r "${t2r[@]}" ;;
     t2r75) convert t2r75 "${t2r[@]}" --keep-softmax-every 4 ;;
     elu) convert elu --feature-map elu ;;
@@ -139,7 +132,7 @@ main() {
     source launch/env.sh
     T2R=$T2R_ROOT/build/release/launch/t2r
   fi
-  TEACHER=$OUT/teacher/checkpoints/best
+  PRETRAINED=$OUT/teacher/checkpoints/best
   prepare
   run_variant teacher
   for name in "${variants[@]}"; do run_variant "$name"; done

@@ -47,19 +47,12 @@ prepare() {
 
 # train NAME [OPTION...]: a run of TOKENS tokens in $OUT/NAME.
 train() {
-  local name=$1 shards=("$OUT/shards/train")
-  shift
-  [[ ! -d $OUT/shards/extra ]] || shards=("$OUT/shards/train" "$OUT/shards/train" "$OUT/shards/train" "$OUT/shards/extra")
-  echo "== $name"
-  "$T2R" train --config launch/smollm2/finetune.toml --output "$OUT/$name" --train-data "${shards[@]}" \
-    --valid-data "$OUT/shards/valid" --tokenizer "$MODEL" --tokens "$TOKENS" --resume "$@"
-}
-
-# convert NAME [OPTION...]: $OUT/swapped-NAME
-convert() {
   local name=$1
   shift
-  [[ -e $OUT/swapped-$name ]] || "$T2R" convert --model "$MODEL" --output "$OUT/swapped-$name" "$@"
+  training_shards
+  echo "== $name"
+  "$T2R" train --config launch/smollm2/finetune.toml --output "$OUT/$name" --train-data "${SHARDS[@]}" \
+    --valid-data "$OUT/shards/valid" --tokenizer "$MODEL" --tokens "$TOKENS" --resume "$@"
 }
 
 run_variant() {
@@ -103,6 +96,7 @@ main() {
   ((${#variants[@]})) || variants=($VARIANTS)
   cd "$T2R_ROOT"
   MODEL=${T2R_MODEL:-models/smollm2-135m}
+  PRETRAINED=$MODEL
   mkdir -p "$OUT"
   if [[ -z ${T2R:-} ]]; then
     launch/build.sh release t2r

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "model/kernels/cuda/step_limits.h"
 
 namespace t2r::model::gpu {
 namespace {
@@ -233,7 +234,7 @@ Tensor cache_attention_step(const CacheAttention& in) {
 }
 
 bool has_cache_attention(int64_t head_dim) {
-  return head_dim % 8 == 0 && head_dim <= 128;
+  return head_dim % 8 == 0 && head_dim <= t2r::kernels::cuda::kMaxCacheHead;
 }
 
 Tensor step_linear(const StepLinear& in) {
@@ -267,9 +268,9 @@ Tensor step_linear(const StepLinear& in) {
 }
 
 int64_t most_step_rows(int64_t inputs) {
-  // As model/kernels/cuda/step_linear.h has them.
-  constexpr int64_t kMostRows = 16, kMostInputs = 16384, kMostSize = 48 * 1024;
-  return inputs % 8 == 0 && inputs <= kMostInputs ? std::min(kMostRows, kMostSize / inputs) : 0;
+  if (inputs % 8 != 0 || inputs > t2r::kernels::cuda::kMaxStepInputs) return 0;
+  return std::min<int64_t>(t2r::kernels::cuda::kMaxStepRows,
+                           t2r::kernels::cuda::kMaxStepSize / inputs);
 }
 
 void greedy_token(const Tensor& logits_NV,

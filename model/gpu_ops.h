@@ -104,12 +104,12 @@ bool has_cache_attention(int64_t head_dim);
 /// f(norm(x) W^T + b) + residual. Undefined tensors are left out.
 struct StepLinear {
   Tensor x_NI;
-  Tensor weight_OI, bias;
-  Tensor norm_weight, norm_bias;  ///< with norm_bias LayerNorm, else RMSNorm
+  Tensor weight_OI, bias = {};
+  Tensor norm_weight = {}, norm_bias = {};  ///< with norm_bias LayerNorm, else RMSNorm
   double eps = 0.0;
-  Tensor residual_NO;
+  Tensor residual_NO = {};
   enum class Activation { kNone, kGelu, kSwiglu } activation = Activation::kNone;
-  Tensor cosine_Ph, sine_Ph, position_1;  ///< RoPE of the first `rotated` columns
+  Tensor cosine_Ph = {}, sine_Ph = {}, position_1 = {};  ///< RoPE of the first `rotated` columns
   int64_t rotated = 0;
   bool float_output = false;
 };

@@ -12,8 +12,8 @@ namespace t2r::model {
 
 /// y = x W + b, in the orientation of the family's checkpoints.
 struct Linear {
-  torch::Tensor weight;  ///< [out, in] (Llama) or [in, out] (GPT-2's Conv1D)
-  torch::Tensor bias;    ///< [out], or undefined
+  torch::Tensor weight;     ///< [out, in] (Llama) or [in, out] (GPT-2's Conv1D)
+  torch::Tensor bias = {};  ///< [out], or undefined
   bool is_input_major = false;
 
   /// x [.., in] -> [.., out].

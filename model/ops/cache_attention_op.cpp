@@ -54,8 +54,6 @@ void check_inputs(const CacheAttentionInputs& in) {
 
 View token_view_of(const Tensor& tensor) { return {const_cast<void*>(tensor.const_data_ptr()), tensor.stride(0), 0, tensor.stride(1)}; }
 
-Tensor with_contiguous_columns(const Tensor& tensor) { return tensor.stride(2) == 1 ? tensor : tensor.contiguous(); }
-
 }  // namespace
 
 Tensor cache_attention_step(const CacheAttentionInputs& in) {

@@ -70,8 +70,6 @@ Shape check_decode(const DecodeInputs& in) {
 /// One token: [batch, head, column].
 View token_view_of(const Tensor& tensor) { return {const_cast<void*>(tensor.const_data_ptr()), tensor.stride(0), 0, tensor.stride(1)}; }
 
-Tensor with_contiguous_columns(const Tensor& tensor) { return tensor.stride(2) == 1 ? tensor : tensor.contiguous(); }
-
 }  // namespace
 
 Tensor decode_step(const DecodeInputs& in) {

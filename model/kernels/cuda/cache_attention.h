@@ -1,6 +1,7 @@
 #pragma once
 
 #include "model/kernels/cuda/causal_attention.h"
+#include "model/kernels/cuda/step_limits.h"
 
 namespace t2r::kernels::cuda {
 
@@ -23,7 +24,6 @@ struct CacheAttention {
   bool overlaps = false;            ///< the launch may overlap the end of the kernel before it (Hopper)
 };
 
-inline constexpr int kMaxCacheHead = 128;
 inline constexpr int kMaxCacheParts = 128;
 
 /// What reads the keys and values of one head together: `queries` query heads at a time, in `rounds` slots.

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "model/kernels/cuda/step_limits.h"
+
 /// A projection of the few rows that a step of generation has, with what stands before and behind it. No LibTorch.
 namespace t2r::kernels::cuda {
 
@@ -37,10 +39,6 @@ struct StepLinear {
   bool float_out = false;              ///< kPlain only
   bool overlaps = false;               ///< the launch may overlap the end of the kernel before it (Hopper)
 };
-
-inline constexpr int kMaxStepRows = 16;        ///< of one tile of the tensor cores
-inline constexpr int kMaxStepInputs = 16384;   ///< what shared memory holds
-inline constexpr int kMaxStepSize = 48 * 1024; ///< likewise
 
 /// Launches on `stream`; one kernel, no allocation, no synchronisation. Pointers are 16-byte aligned. Deterministic.
 cudaError_t step_linear(const StepLinear& arguments, int multiprocessors, cudaStream_t stream);

@@ -1,0 +1,24 @@
+#include "launch/bench_model.h"
+
+#include "model/hugging_face.h"
+
+namespace t2r::launch {
+
+void BenchModel::bind(OptionSet& options) {
+  options.add("model", folder, "Hugging Face folder instead of the [model] table");
+  options.add("vocab-size", vocab_size, "of the [model] table's model");
+  table.bind(options);
+}
+
+void BenchModel::validate() const {
+  check_at_least("vocab-size", vocab_size, 1);
+}
+
+std::unique_ptr<model::DecoderLM> BenchModel::make(int64_t positions) const {
+  if (!folder.empty()) return std::move(model::load_model(folder).model);
+  auto model = std::make_unique<model::DecoderLM>(table.resolve(vocab_size, positions));
+  model->initialize(1);
+  return model;
+}
+
+}  // namespace t2r::launch

@@ -1,0 +1,11 @@
+#pragma once
+
+/// What the kernels of a step of generation take. No CUDA header: the model asks, too, in a build without CUDA.
+namespace t2r::kernels::cuda {
+
+inline constexpr int kMaxCacheHead = 128;       ///< head size of attention over a cache, a multiple of 8
+inline constexpr int kMaxStepRows = 16;         ///< of one tile of the tensor cores
+inline constexpr int kMaxStepInputs = 16384;    ///< what shared memory holds
+inline constexpr int kMaxStepSize = 48 * 1024;  ///< rows times inputs, likewise
+
+}  // namespace t2r::kernels::cuda
