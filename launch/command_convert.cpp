@@ -26,9 +26,9 @@ model::LinearAttentionConfig linear_config(const ConvertOptions& options,
                                            const model::DecoderConfig& config) {
   model::LinearAttentionConfig linear;
   linear.feature_map = options.feature_map;
-  linear.feature_size = options.feature_size > 0       ? options.feature_size
-                        : options.feature_map == "elu" ? config.head_dim
-                                                       : 32;
+  linear.feature_size = options.feature_size > 0
+                            ? options.feature_size
+                            : model::default_feature_size(options.feature_map, config.head_dim);
   linear.denominator_floor = options.denominator_floor;
   linear.map_per_query_head = options.map_per_query_head;
   if (!options.keep.empty() && options.keep_every > 0) {
@@ -69,10 +69,12 @@ int run_convert(const Invocation& invocation) {
       "Swap softmax attention for linear attention; every pretrained weight stays as it is.");
   options.add_required("model", values.model, "Hugging Face folder of a softmax model");
   options.add_required("output", values.output, "folder to write; must not exist");
-  options.add_choice("feature-map", values.feature_map, {"t2r", "elu"}, "of the linear layers");
-  options.add("feature-size",
-              values.feature_size,
-              "features per head; 0: 32 for t2r, the head dimension for elu");
+  options.add_choice(
+      "feature-map", values.feature_map, model::feature_map_names(), "of the linear layers");
+  options.add(
+      "feature-size",
+      values.feature_size,
+      "features per head; 0: 32 for t2r, the head dimension for elu, twice that for hedgehog");
   options.add("keep-softmax", values.keep, "layers that keep softmax attention, counted from 0");
   options.add(
       "keep-softmax-every", values.keep_every, "keep every n-th layer from the top (4: T2R 75 %)");

@@ -45,7 +45,9 @@ model::DecoderConfig NewModelConfig::resolve(int64_t vocab_size, int64_t sequenc
   if (attention != "softmax") {
     config.linear = model::LinearAttentionConfig{
         .feature_map = attention,
-        .feature_size = attention == "elu" ? config.head_dim : feature_size,
+        .feature_size = attention == "elu" || feature_size == 0
+                            ? model::default_feature_size(attention, config.head_dim)
+                            : feature_size,
         .softmax_layers = softmax_layers};
   }
   config.validate();
@@ -61,8 +63,14 @@ void NewModelConfig::bind(OptionSet& options) {
   options.add("model.intermediate-size", intermediate_size, "feed-forward width; 0: the family's");
   options.add("model.max-positions", max_positions, "longest context; 0: sequence-length");
   options.add("model.tied-embeddings", tied_embeddings, "output shares the token embedding");
-  options.add_choice("model.attention", attention, {"softmax", "t2r", "elu"}, "attention");
-  options.add("model.feature-size", feature_size, "features per head (t2r)");
+  std::vector<std::string> kinds{"softmax"};
+  kinds.insert(kinds.end(), model::feature_map_names().begin(), model::feature_map_names().end());
+  options.add_choice(
+      "model.attention", attention, kinds, "softmax, or the map of linear attention");
+  options.add(
+      "model.feature-size",
+      feature_size,
+      "features per head (t2r, hedgehog); 0: 32 for t2r, twice the head dimension for hedgehog");
   options.add("model.softmax-layers", softmax_layers, "layers that keep softmax");
 }
 

@@ -20,8 +20,8 @@ struct NewModelConfig {
   int64_t intermediate_size = 0;  ///< 0: 4 x hidden (gpt2), 8/3 x hidden rounded up to 32 (llama)
   int64_t max_positions = 0;      ///< 0: the sequence length
   bool tied_embeddings = true;
-  std::string attention = "softmax";  ///< softmax, t2r, elu
-  int64_t feature_size = 32;
+  std::string attention = "softmax";  ///< or a feature map
+  int64_t feature_size = 0;           ///< 0: the map's default; elu has no other
   std::vector<int64_t> softmax_layers = {};
 
   void bind(OptionSet& options);

@@ -17,10 +17,16 @@ void check_positive(const char* field, int64_t value) {
   check(value > 0, field, value, "1 or more");
 }
 
+void check_feature_map(const std::string& name) {
+  const std::vector<std::string>& names = feature_map_names();
+  if (std::find(names.begin(), names.end(), name) != names.end()) return;
+  std::string allowed;
+  for (const std::string& known : names) allowed += (allowed.empty() ? "" : ", ") + known;
+  throw ConfigError(concat("feature_map = \"", name, "\", allowed: ", allowed));
+}
+
 void validate_linear(const LinearAttentionConfig& linear, const DecoderConfig& config) {
-  const bool known = linear.feature_map == "t2r" || linear.feature_map == "elu";
-  if (!known)
-    throw ConfigError(concat("feature_map = \"", linear.feature_map, "\", allowed: t2r, elu"));
+  check_feature_map(linear.feature_map);
   check(linear.feature_size >= 1 && linear.feature_size <= 4096,
         "feature_size",
         linear.feature_size,
@@ -30,6 +36,13 @@ void validate_linear(const LinearAttentionConfig& linear, const DecoderConfig& c
           "feature_size",
           linear.feature_size,
           concat(config.head_dim, " (elu maps each head dimension to one feature)"));
+  }
+  if (linear.feature_map == "hedgehog") {
+    check(
+        linear.feature_size % 2 == 0 && linear.feature_size <= 2 * config.head_dim,
+        "feature_size",
+        linear.feature_size,
+        concat("even, at most ", 2 * config.head_dim, " (hedgehog: two for each row of its map)"));
   }
   if (!(linear.denominator_floor > 0.0)) {
     throw ConfigError(
@@ -44,6 +57,16 @@ void validate_linear(const LinearAttentionConfig& linear, const DecoderConfig& c
 }
 
 }  // namespace
+
+const std::vector<std::string>& feature_map_names() {
+  static const std::vector<std::string> names{"t2r", "elu", "hedgehog"};
+  return names;
+}
+
+int64_t default_feature_size(const std::string& feature_map, int64_t head_dim) {
+  if (feature_map == "elu") return head_dim;
+  return feature_map == "hedgehog" ? 2 * head_dim : 32;
+}
 
 bool DecoderConfig::is_linear_layer(int64_t layer) const {
   return linear.has_value() &&

@@ -22,12 +22,19 @@ struct RopeConfig {
 
 /// The part of a config that T2R adds: which layers are linear, and with which feature map.
 struct LinearAttentionConfig {
-  std::string feature_map = "t2r";      ///< t2r, elu
-  int64_t feature_size = 32;            ///< features per head; elu: the head dimension
-  double denominator_floor = 1e-2;      ///< t2r clamps phi(q) . z from below
-  bool map_per_query_head = false;      ///< grouped queries: a map (and a state) per query head
+  std::string feature_map = "t2r";  ///< one of feature_map_names()
+  int64_t feature_size = 32;        ///< features per head
+  double denominator_floor = 1e-2;  ///< t2r clamps phi(q) . z from below
+  bool map_per_query_head = false;  ///< grouped queries: a map (and a state) per query head
   std::vector<int64_t> softmax_layers = {};  ///< layers that keep softmax attention, ascending
 };
+
+/// The maps of model/feature_map.h: t2r, elu, hedgehog.
+const std::vector<std::string>& feature_map_names();
+
+/// Features per head where nothing else is asked for: 32 for t2r, d for elu and 2 d for hedgehog
+/// with heads of d.
+int64_t default_feature_size(const std::string& feature_map, int64_t head_dim);
 
 /// A decoder-only language model of the GPT-2 or the Llama family.
 struct DecoderConfig {

@@ -51,7 +51,7 @@ class FeatureMap {
 };
 
 /// The map that `config` names; its parameters are added to `parameters` under `prefix`.
-/// @throws ConfigError  if the name is unknown
+/// The config is valid (DecoderConfig::validate).
 std::unique_ptr<FeatureMap> make_feature_map(const DecoderConfig& config,
                                              const std::string& prefix,
                                              int64_t group,

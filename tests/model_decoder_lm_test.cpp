@@ -31,6 +31,9 @@ std::vector<Variant> variants() {
   per_query.map_per_query_head = true;
   mixed.softmax_layers = {1};
   const LinearAttentionConfig elu{.feature_map = "elu", .feature_size = 6};
+  LinearAttentionConfig hedgehog{.feature_map = "hedgehog", .feature_size = 8};
+  LinearAttentionConfig hedgehog_per_query = hedgehog;
+  hedgehog_per_query.map_per_query_head = true;
   return {{"gpt2 softmax", Family::kGpt2, std::nullopt},
           {"gpt2 t2r", Family::kGpt2, t2r},
           {"gpt2 elu", Family::kGpt2, elu},
@@ -39,7 +42,10 @@ std::vector<Variant> variants() {
           {"llama t2r", Family::kLlama, t2r},
           {"llama per query head", Family::kLlama, per_query},
           {"llama elu", Family::kLlama, elu},
-          {"llama mixed", Family::kLlama, mixed}};
+          {"llama mixed", Family::kLlama, mixed},
+          {"gpt2 hedgehog", Family::kGpt2, hedgehog},
+          {"llama hedgehog", Family::kLlama, hedgehog},
+          {"llama hedgehog per query head", Family::kLlama, hedgehog_per_query}};
 }
 
 std::unique_ptr<DecoderLM> make(const Variant& variant) {
@@ -203,13 +209,12 @@ TEST(DecoderLM, ImportAndExportOfTheFixturesGivesTheSameBytes) {
   }
 }
 
-TEST(DecoderLM, ConversionKeepsEveryPretrainedBit) {
+void expect_conversion_keeps_every_bit(const LinearAttentionConfig& linear, int64_t new_in_a_map) {
   for (const Family family : {Family::kGpt2, Family::kLlama}) {
     const auto model = make({"", family, std::nullopt});
     const TemporaryFolder folder;
     save_model(*model, {}, folder.path() / "soft");
-    const Conversion conversion =
-        convert_to_linear(folder.path() / "soft", {.feature_map = "t2r", .feature_size = 5}, 1);
+    const Conversion conversion = convert_to_linear(folder.path() / "soft", linear, 1);
     std::map<std::string, Tensor> kept;
     for (const Parameter& parameter : model->parameters().all()) {
       for (const ParameterPiece& piece : parameter.pieces)
@@ -222,9 +227,14 @@ TEST(DecoderLM, ConversionKeepsEveryPretrainedBit) {
       }
     }
     const int64_t maps = family == Family::kGpt2 ? 4 : 2;
-    EXPECT_EQ(conversion.num_new, 3 * maps * (5 * 6 + 5));
+    EXPECT_EQ(conversion.num_new, 3 * maps * new_in_a_map);
     EXPECT_EQ(conversion.new_tensors.size(), 6u);
   }
+}
+
+TEST(DecoderLM, ConversionKeepsEveryPretrainedBit) {
+  expect_conversion_keeps_every_bit({.feature_map = "t2r", .feature_size = 5}, 5 * 6 + 5);
+  expect_conversion_keeps_every_bit({.feature_map = "hedgehog", .feature_size = 8}, 4 * 6 + 4);
 }
 
 TEST(DecoderLM, Gpt2FilesWithoutThePrefixAreRead) {
@@ -257,12 +267,16 @@ TEST(DecoderLM, GreedyEqualsArgmaxOfTheWholeSequence) {
 }
 
 TEST(DecoderLM, TransferLossIsTheDistanceToSoftmaxAndTrainsMapsAlone) {
-  for (const Family family : {Family::kGpt2, Family::kLlama}) {
+  const LinearAttentionConfig t2r{.feature_size = 5, .softmax_layers = {1}};
+  const LinearAttentionConfig hedgehog{
+      .feature_map = "hedgehog", .feature_size = 8, .softmax_layers = {1}};
+  const std::vector<std::pair<Family, LinearAttentionConfig>> cases{{Family::kGpt2, t2r},
+                                                                    {Family::kLlama, t2r},
+                                                                    {Family::kGpt2, hedgehog},
+                                                                    {Family::kLlama, hedgehog}};
+  for (const auto& [family, linear] : cases) {
     torch::manual_seed(8);
-    const auto model = make(
-        {"",
-         family,
-         LinearAttentionConfig{.feature_map = "t2r", .feature_size = 5, .softmax_layers = {1}}});
+    const auto model = make({"", family, linear});
     const Tensor tokens = random_tokens(2, 70);
     double first = 0.0, last = 0.0;
     for (int step = 0; step < 60; ++step) {

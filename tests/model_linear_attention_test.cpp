@@ -1,5 +1,6 @@
 #include "model/linear_attention.h"
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -302,11 +303,16 @@ TEST(LinearAttention, RefusesWhatDoesNotFitAndNamesIt) {
             std::string::npos);
 }
 
-TEST(EluMap, SmallFeaturesAreNotLostInBfloat16) {
+DecoderConfig one_layer(int64_t heads, int64_t head_dim, const LinearAttentionConfig& linear) {
   DecoderConfig config;
-  config.num_heads = config.num_kv_heads = 1;
-  config.head_dim = 64;
-  config.linear = LinearAttentionConfig{.feature_map = "elu"};
+  config.num_heads = config.num_kv_heads = heads;
+  config.head_dim = head_dim;
+  config.linear = linear;
+  return config;
+}
+
+TEST(EluMap, SmallFeaturesAreNotLostInBfloat16) {
+  const DecoderConfig config = one_layer(1, 64, {.feature_map = "elu"});
   ParameterSet parameters;
   const auto map = make_feature_map(config, "", 0, parameters);
   const Tensor x = torch::linspace(-12.0, 4.0, 64).to(torch::kBFloat16).view({1, 1, 1, 64});
@@ -315,6 +321,118 @@ TEST(EluMap, SmallFeaturesAreNotLostInBfloat16) {
     const Tensor error = (features.to(torch::kFloat64) - exact).abs() / exact;
     EXPECT_LT(error.max().item<double>(), 1e-2);
   }
+}
+
+Tensor hedgehog_by_definition(const Tensor& x, const Tensor& weight_Rd, const Tensor& bias_R) {
+  const Tensor y = at::linear(x, weight_Rd, bias_R);
+  return torch::cat({y.softmax(-1), (-y).softmax(-1)}, -1);
+}
+
+TEST(HedgehogMap, StartsAsBothSoftmaxesOfTheVectorItself) {
+  torch::manual_seed(11);
+  for (const int64_t features : {12, 8}) {  // all of the vector, or its first entries
+    ParameterSet parameters;
+    const auto map = make_feature_map(
+        one_layer(3, 6, {.feature_map = "hedgehog", .feature_size = features}), "", 0, parameters);
+    torch::Generator generator = at::make_generator<at::CPUGeneratorImpl>(1);
+    map->initialize(generator);
+    EXPECT_EQ(map->feature_size(), features);
+    EXPECT_EQ(map->state_heads(), 3);
+    const Tensor x = 2.0 * torch::randn({2, 5, 3, 6});
+    const Tensor y = x.narrow(3, 0, features / 2);
+    const Tensor expected = torch::cat({y.softmax(-1), (-y).softmax(-1)}, -1);
+    EXPECT_LE(max_relative_error(map->query_features(x, 0.5), expected), 1e-6);
+    EXPECT_LE(max_relative_error(map->key_features(x), expected), 1e-6);
+  }
+}
+
+TEST(HedgehogMap, EveryHeadHasItsOwnMatrixOrSharesOne) {
+  torch::manual_seed(12);
+  for (const bool per_query : {false, true}) {
+    DecoderConfig config = one_layer(2, 6, {.feature_map = "hedgehog", .feature_size = 10});
+    config.num_heads = 4;
+    config.linear->map_per_query_head = per_query;
+    ParameterSet parameters;
+    const auto map = make_feature_map(config, "", 0, parameters);
+    for (Parameter& parameter : parameters.all()) parameter.value.detach().normal_();
+    const Tensor &weight_MRd = parameters.all()[0].value, &bias_MR = parameters.all()[1].value;
+    const int64_t maps = per_query ? 4 : 2;
+    ASSERT_EQ(weight_MRd.sizes(), (std::vector<int64_t>{maps, 5, 6}));
+    const Tensor q = torch::randn({2, 7, 4, 6}), k = torch::randn({2, 7, 2, 6});
+    const Tensor phi_q = map->query_features(q, 1.0), phi_k = map->key_features(k);
+    ASSERT_EQ(phi_k.size(2), maps);
+    for (int64_t head = 0; head < 4; ++head) {
+      const int64_t m = head * maps / 4;
+      EXPECT_LE(
+          max_relative_error(phi_q.select(2, head),
+                             hedgehog_by_definition(q.select(2, head), weight_MRd[m], bias_MR[m])),
+          1e-6);
+    }
+    for (int64_t m = 0; m < maps; ++m) {
+      EXPECT_LE(max_relative_error(
+                    phi_k.select(2, m),
+                    hedgehog_by_definition(k.select(2, m * 2 / maps), weight_MRd[m], bias_MR[m])),
+                1e-6);
+    }
+  }
+}
+
+// Vectors of length up to 40 make features so sharp that many are below 1e-6 and similarities
+// small.
+TEST(HedgehogMap, ThreeFormsAgreeForFlatAndForSharpFeatures) {
+  torch::manual_seed(13);
+  ParameterSet parameters;
+  const auto map = make_feature_map(
+      one_layer(2, 16, {.feature_map = "hedgehog", .feature_size = 32}), "", 0, parameters);
+  torch::Generator generator = at::make_generator<at::CPUGeneratorImpl>(1);
+  map->initialize(generator);
+  for (const double scale : {0.1, 1.0, 10.0}) {
+    Inputs inputs = random_inputs({2, 131, 2, 2, 2, 32, 9}, torch::kFloat64);
+    {
+      const torch::NoGradGuard no_grad;
+      inputs.phi_q.copy_(map->query_features(scale * torch::randn({2, 131, 2, 16}), 1.0));
+      inputs.phi_k.copy_(map->key_features(scale * torch::randn({2, 131, 2, 16})));
+      inputs.initial.s_BHKV.zero_();
+      inputs.initial.z_BHK.zero_();
+    }
+    const DenominatorRule rule = map->denominator_rule();
+    const Evaluation expected = evaluate(causal_linear_attention_parallel, inputs, rule);
+    EXPECT_TRUE(expected.outputs[0].isfinite().all().item<bool>());
+    // As in ThreeFormsAgreeInFloat64; denominators go down to 1e-6 here.
+    expect_same(evaluate(causal_linear_attention, inputs, rule), expected, 1e-9, "chunked");
+    expect_same(
+        evaluate(causal_linear_attention_recurrent, inputs, rule), expected, 1e-9, "recurrent");
+  }
+}
+
+TEST(HedgehogMap, SmallFeaturesAreNotLostInBfloat16) {
+  ParameterSet parameters;
+  const auto map = make_feature_map(
+      one_layer(1, 64, {.feature_map = "hedgehog", .feature_size = 128}), "", 0, parameters);
+  torch::Generator generator = at::make_generator<at::CPUGeneratorImpl>(1);
+  map->initialize(generator);
+  parameters.move_to({.dtype = torch::kBFloat16});
+  const Tensor x = torch::linspace(-20.0, 12.0, 64).to(torch::kBFloat16).view({1, 1, 1, 64});
+  const Tensor y = x.to(torch::kFloat64);
+  const Tensor exact = torch::cat({y.softmax(-1), (-y).softmax(-1)}, -1);
+  const Tensor error = (map->key_features(x).to(torch::kFloat64) - exact).abs() / exact;
+  EXPECT_LT(error.max().item<double>(), 1e-2);  // features go down to 1e-14
+}
+
+TEST(HedgehogMap, SizesThatItCannotHaveAreRefused) {
+  const auto message = [](int64_t features) -> std::string {
+    DecoderConfig config = test::tiny_config(Family::kGpt2);
+    config.linear = LinearAttentionConfig{.feature_map = "hedgehog", .feature_size = features};
+    try {
+      config.validate();
+    } catch (const ConfigError& error) {
+      return error.what();
+    }
+    return "nothing thrown";
+  };
+  EXPECT_EQ(message(12), "nothing thrown");
+  EXPECT_NE(message(7).find("feature_size = 7, allowed: even, at most 12"), std::string::npos);
+  EXPECT_NE(message(14).find("feature_size = 14, allowed: even, at most 12"), std::string::npos);
 }
 
 }  // namespace

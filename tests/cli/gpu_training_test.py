@@ -30,6 +30,7 @@ class GpuCase(Case):
         "llama, grouped queries": ["--model.family", "llama", "--model.heads", 4, "--model.kv-heads", 2, "--model.hidden-size", 128,
                                    "--learning-rate", 1e-3],
         "elu": ["--model.attention", "elu"],
+        "hedgehog": ["--model.attention", "hedgehog", "--model.feature-size", 64],
     }
 
     def arguments(self, output, *more):
@@ -142,7 +143,8 @@ class Resuming(GpuCase):
 class Generation(GpuCase):
     """Captured steps, launched ones and the CPU write the same text."""
     KINDS = {"t2r": [], "softmax": ["--model.attention", "softmax"], "mixed": ["--model.softmax-layers", 1],
-             "elu": ["--model.attention", "elu"], "gpt2": ["--model.family", "gpt2", "--model.softmax-layers", 1]}
+             "elu": ["--model.attention", "elu"], "hedgehog": ["--model.attention", "hedgehog", "--model.feature-size", 64],
+             "gpt2": ["--model.family", "gpt2", "--model.softmax-layers", 1]}
 
     @classmethod
     def setUpClass(cls):
@@ -172,7 +174,7 @@ class Generation(GpuCase):
                     self.assertEqual(captured, self.text(kind, *options, "--device", "cpu"))
 
     def test_captured_bf16_text_is_the_launched_one(self):
-        for kind in ("t2r", "mixed", "elu", "gpt2"):
+        for kind in ("t2r", "mixed", "elu", "hedgehog", "gpt2"):
             for options in ([], ["--temperature", 0.9, "--seed", 5, "--batch-size", 3], ["--batch-size", 20]):
                 with self.subTest(kind, options=options):
                     options = ["--max-new-tokens", 100, "--ignore-end", "--device", "cuda", *options]
@@ -229,7 +231,7 @@ class Generation(GpuCase):
                 short, long = map(json.loads, lines)
                 self.assertGreater(short["seconds_median"], 0)
                 self.assertGreater(short["peak_memory_bytes"], short["state_bytes"])
-                if kind in ("t2r", "elu"):
+                if kind in ("t2r", "elu", "hedgehog"):
                     self.assertEqual(short["state_bytes"], long["state_bytes"])
                 else:
                     self.assertGreater(long["state_bytes"], short["state_bytes"])

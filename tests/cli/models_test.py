@@ -41,6 +41,7 @@ class Pipeline(Case):
     def test_generation_agrees_with_evaluation_for_every_kind_of_layer(self):
         for family in ("llama", "gpt2"):
             for name, options in (("t2r", ["--feature-map", "t2r", "--feature-size", 8]), ("elu", ["--feature-map", "elu"]),
+                                  ("hedgehog", ["--feature-map", "hedgehog"]),
                                   ("mixed", ["--feature-map", "t2r", "--keep-softmax", 1])):
                 output = self.folder / f"{family}-{name}"
                 self.must("convert", "--model", self.model(family), "--output", output, *options)
@@ -53,7 +54,7 @@ class Pipeline(Case):
                     self.assertEqual(long["state_bytes"], short["state_bytes"])
 
     def test_benchmark_of_generation(self):
-        for attention, grows in (("softmax", True), ("t2r", False), ("elu", False)):
+        for attention, grows in (("softmax", True), ("t2r", False), ("elu", False), ("hedgehog", False)):
             for family in ("llama", "gpt2"):
                 with self.subTest(attention, family=family):
                     lines = self.must("bench", "generate", "--device", "cpu", "--lengths", 16, 64, "--batch-size", 3, "--steps", 10,
@@ -109,7 +110,9 @@ class Pipeline(Case):
         self.fails(run("convert", "--model", self.model("llama"), "--output", self.folder / "x", "--keep-softmax", 7), 78,
                    "softmax_layers = 7", "0 to 2")
         self.fails(run("convert", "--model", self.model("llama"), "--output", self.folder / "x", "--feature-map", "rfa"), 78,
-                   'feature-map = "rfa"', "t2r, elu")
+                   'feature-map = "rfa"', "t2r, elu, hedgehog")
+        self.fails(run("convert", "--model", self.model("llama"), "--output", self.folder / "x", "--feature-map", "hedgehog",
+                       "--feature-size", 7), 78, "feature_size = 7", "even, at most")
         self.assertFalse((self.folder / "x").exists())
 
     def test_context_past_a_learned_position_table_is_refused(self):
