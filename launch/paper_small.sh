@@ -6,7 +6,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 # shellcheck source=launch/experiment.sh
 source "$T2R_ROOT/launch/experiment.sh"
 
-readonly VARIANTS="teacher softmax t2r t2r75 elu scratch swapped t2r-transfer"
+readonly VARIANTS="teacher softmax t2r t2r75 elu scratch swapped t2r-transfer t2r-k64 t2r-k64-transfer t2r-k128 \
+hedgehog hedgehog-transfer hedgehog75 hedgehog75-transfer"
 
 usage() {
   cat <<EOF
@@ -14,11 +15,12 @@ Usage: launch/paper_small.sh [OPTION...] [VARIANT...]
 
 Trains a GPT-2-style softmax language model from scratch (the teacher), finetunes it as each VARIANT with a fifth of its
 tokens, and prints the perplexity on the corpus's validation and test text, each of the step with the best validation.
-Meant for a GPU: about 7 minutes on an H200. WikiText is taken as people write it (data/detokenize_wikitext.py).
+Meant for a GPU: about 12 minutes on an H100. WikiText is taken as people write it (data/detokenize_wikitext.py).
 
   --corpus NAME       of data/get_corpus.sh, default wikitext-2; the paper's is wikitext-103
   --extra-text FILE   more training text, beside which the corpus is read three times an epoch; can be given again
   --tokens N          the teacher's (default 131072000); wikitext-2 alone is read by heart long before
+  --finetune-tokens N instead of a fifth of that; the rows are called VARIANT-NM then (52M)
   --layers N, --hidden-size N   default 12 and 512, heads of 64
   --vocab-size N      of the sentencepiece vocabulary that is trained on the text, default 16000
   --batch-size N      sequences of 512 tokens a step, default 64; the learning rates are for that
@@ -31,7 +33,10 @@ VARIANT (default: all; the teacher is always made)
   elu           elu + 1 instead of a learned map
   scratch       the T2R model without pretraining, on the same tokens as t2r
   swapped       t2r before finetuning
-  t2r-transfer  a quarter of the steps of t2r is attention transfer (not in the paper)
+  t2r-k64, t2r-k128         more features
+  hedgehog, hedgehog75      Hedgehog's map, 128 features, instead of T2R's
+  t2r-transfer, t2r-k64-transfer, hedgehog-transfer, hedgehog75-transfer
+                a quarter of the steps, at most 400, is attention transfer (not in the paper)
 T2R takes the place of the built binary.
 EOF
 }
@@ -75,26 +80,34 @@ train() {
 }
 
 run_variant() {
-  local name=$1 started=$SECONDS budget=$((TOKENS / 5)) t2r=(--feature-map t2r --feature-size 32) tokens
+  local variant=$1 name=$1 started=$SECONDS budget=${FINETUNE:-$((TOKENS / 5))} tokens steps transfer=() map=()
   local size=(--model.family gpt2 --model.layers "$LAYERS" --model.hidden-size "$HIDDEN" --model.heads $((HIDDEN / 64)))
-  ! grep -qs "^{\"name\": \"$name\"" "$OUT/results.jsonl" || return 0
+  local swapped=${variant%-transfer}
   tokens=$budget
-  case $name in
+  [[ -z $FINETUNE || $variant == teacher ]] || name+=-$((budget / 1000000))M
+  ! grep -qs "^{\"name\": \"$name\"" "$OUT/results.jsonl" || return 0
+  case $swapped in
+    t2r) map=(t2r --feature-size 32) ;;
+    t2r75) map=(t2r --feature-size 32 --keep-softmax-every 4) ;;
+    t2r-k*) map=(t2r --feature-size "${swapped#t2r-k}") ;;
+    hedgehog75) map=(hedgehog --keep-softmax-every 4) ;;
+    elu | hedgehog) map=("$swapped") ;;
+  esac
+  ((${#map[@]} == 0)) || convert "$swapped" --feature-map "${map[@]}"
+  if [[ $variant == *-transfer ]]; then
+    steps=$((budget / BATCH / 512 / 4))
+    transfer=(--transfer-steps $((steps <= 400 ? steps : 400)))
+  fi
+  case $variant in
     teacher) train teacher teacher --tokens "$TOKENS" "${size[@]}"; tokens=$TOKENS ;;
-    softmax) train softmax finetune --model "$PRETRAINED" --tokens "$budget" --map-learning-rate 0 ;;
-    t2r | swapped | t2r-transfer) convert t2r "${t2r[@]}" ;;
-    t2r75) convert t2r75 "${t2r[@]}" --keep-softmax-every 4 ;;
-    elu) convert elu --feature-map elu ;;
+    softmax) train "$name" finetune --model "$PRETRAINED" --tokens "$budget" --map-learning-rate 0 ;;
     scratch)
-      train scratch finetune --tokens "$budget" --learning-rate 1e-3 --map-learning-rate 0 "${size[@]}" \
+      train "$name" finetune --tokens "$budget" --learning-rate 1e-3 --map-learning-rate 0 "${size[@]}" \
         --model.max-positions 512 --model.attention t2r --model.feature-size 32 ;;
+    swapped) convert t2r --feature-map t2r --feature-size 32 ;;
+    *) train "$name" finetune --model "$OUT/swapped-$swapped" --tokens "$budget" "${transfer[@]}" ;;
   esac
-  case $name in
-    t2r | t2r75 | elu) train "$name" finetune --model "$OUT/swapped-$name" --tokens "$budget" ;;
-    t2r-transfer)
-      train "$name" finetune --model "$OUT/swapped-t2r" --tokens "$budget" --transfer-steps $((budget / BATCH / 512 / 4)) ;;
-  esac
-  if [[ $name == swapped ]]; then
+  if [[ $variant == swapped ]]; then
     measure "$name" "$OUT/swapped-t2r" 0 0
   else
     measure "$name" "$OUT/$name/checkpoints/best" "$tokens" $((SECONDS - started))
@@ -103,13 +116,14 @@ run_variant() {
 
 main() {
   local variants=() name
-  OUT=runs/paper_small CORPUS=wikitext-2 EXTRA=() TOKENS=131072000 LAYERS=12 HIDDEN=512 VOCAB_SIZE=16000 BATCH=64
+  OUT=runs/paper_small CORPUS=wikitext-2 EXTRA=() TOKENS=131072000 LAYERS=12 HIDDEN=512 VOCAB_SIZE=16000 BATCH=64 FINETUNE=
   while (($#)); do
     case $1 in
       -h | --help) usage; exit 0 ;;
       --corpus) CORPUS=${2:?--corpus needs a name}; shift 2 ;;
       --extra-text) EXTRA+=("$(realpath "${2:?--extra-text needs a file}")"); shift 2 ;;
       --tokens) TOKENS=${2:?--tokens needs a number}; shift 2 ;;
+      --finetune-tokens) FINETUNE=${2:?--finetune-tokens needs a number}; shift 2 ;;
       --layers) LAYERS=${2:?--layers needs a number}; shift 2 ;;
       --hidden-size) HIDDEN=${2:?--hidden-size needs a number}; shift 2 ;;
       --vocab-size) VOCAB_SIZE=${2:?--vocab-size needs a number}; shift 2 ;;

@@ -6,7 +6,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 # shellcheck source=launch/experiment.sh
 source "$T2R_ROOT/launch/experiment.sh"
 
-readonly VARIANTS="as-is softmax t2r t2r-transfer t2r-query-transfer t2r75 t2r75-transfer elu scratch"
+readonly VARIANTS="as-is softmax t2r t2r-transfer t2r-query-transfer t2r75 t2r75-transfer hedgehog-query-transfer elu scratch"
 
 usage() {
   cat <<EOF
@@ -23,6 +23,7 @@ VARIANT (default: all)
   t2r-transfer        the first quarter of the steps, at most 400, is attention transfer
   t2r-query-transfer  the same with a map per query head
   t2r75, t2r75-transfer   every fourth layer from the top keeps softmax
+  hedgehog-query-transfer Hedgehog's map, 128 features, per query head, with transfer
   elu                 elu + 1 instead of a learned map
   scratch             the T2R model without pretraining
 T2R takes the place of the built binary. What DIR (default runs/smollm2) holds already is not made again.
@@ -65,6 +66,7 @@ run_variant() {
     t2r | t2r-transfer) convert t2r "${t2r[@]}" ;;
     t2r-query-transfer) convert t2r-query "${t2r[@]}" --map-per-query-head ;;
     t2r75 | t2r75-transfer) convert t2r75 "${t2r[@]}" --keep-softmax-every 4 ;;
+    hedgehog-query-transfer) convert hedgehog-query --feature-map hedgehog --map-per-query-head ;;
     elu) convert elu --feature-map elu ;;
     scratch)
       train scratch --learning-rate 1e-3 --map-learning-rate 0 --model.family llama --model.layers 30 --model.hidden-size 576 \

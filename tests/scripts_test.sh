@@ -418,10 +418,14 @@ FAKE
   expect 0 "^\\| t2r75 \\| 0.7M .* \\+0.0 % \\| \\+0.0 % \\|" "${run[@]}" || return 1
   expect 0 "" grep -E "^train .*/paper_small/teacher .*--tokens 3276800 .*--model.layers 12 .*--model.heads 8" "$calls" &&
     expect 0 "" grep -E "^train .*/t2r-transfer .*/swapped-t2r --tokens 655360 --transfer-steps 40$" "$calls" &&
+    expect 0 "" grep -E "^convert .*/swapped-hedgehog75 --feature-map hedgehog --keep-softmax-every 4$" "$calls" &&
+    expect 0 "" grep -E "^convert .*/swapped-t2r-k64 --feature-map t2r --feature-size 64$" "$calls" &&
     expect 0 "" grep -E "^train .*/t2r75 --train-data( [^ ]*/train){3} [^ ]*/extra .*/swapped-t2r75 --tokens 655360$" "$calls" &&
-    expect 0 "^7 3 5 16$" sh -c "for c in train convert prepare evaluate; do grep -c \"^\$c\" $calls; done | xargs" || return 1
+    expect 0 "^14 7 5 30$" sh -c "for c in train convert prepare evaluate; do grep -c \"^\$c\" $calls; done | xargs" || return 1
   mv "$calls" "$calls.first"
-  expect 0 "^\\| t2r75 " "${run[@]}" && { [[ ! -e $calls ]] || fail "a second run does again: $(<"$calls")"; }
+  expect 0 "^\\| t2r75 " "${run[@]}" && { [[ ! -e $calls ]] || fail "a second run does again: $(<"$calls")"; } || return 1
+  expect 0 "^\\| hedgehog-1M \\| 1.3M " "${run[@]}" --finetune-tokens 1310720 hedgehog &&
+    expect 0 "" grep -E "^train .*/hedgehog-1M .*/swapped-hedgehog --tokens 1310720$" "$calls"
 }
 
 main() {
