@@ -251,7 +251,7 @@ Tensor DecoderLM::transfer_loss_sum(const Tensor& tokens_BT) const {
   }
   if (!total.defined() || !total.requires_grad()) {
     throw ConfigError(
-        "attention transfer needs linear layers whose feature map has parameters (t2r)");
+        "attention transfer needs linear layers whose feature map has parameters (t2r, hedgehog)");
   }
   return total;
 }
