@@ -15,7 +15,7 @@ Usage: launch/paper_small.sh [OPTION...] [VARIANT...]
 
 Trains a GPT-2-style softmax language model from scratch (the teacher), finetunes it as each VARIANT with a fifth of its
 tokens, and prints the perplexity on the corpus's validation and test text, each of the step with the best validation.
-Meant for a GPU: about 12 minutes on an H100. WikiText is taken as people write it (data/detokenize_wikitext.py).
+Meant for a GPU: about 10 minutes on an H200. WikiText is taken as people write it (data/detokenize_wikitext.py).
 
   --corpus NAME       of data/get_corpus.sh, default wikitext-2; the paper's is wikitext-103
   --extra-text FILE   more training text, beside which the corpus is read three times an epoch; can be given again
