@@ -1,6 +1,5 @@
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
-#include <c10/core/CachingDeviceAllocator.h>
 
 #include <algorithm>
 #include <chrono>
@@ -12,6 +11,7 @@
 #include "launch/backend.h"
 #include "launch/bench_model.h"
 #include "launch/command.h"
+#include "launch/gpu_memory.h"
 #include "launch/options.h"
 
 namespace t2r::launch {
@@ -52,20 +52,6 @@ struct BenchOptions {
   int64_t positions(int64_t length) const { return length + warmup_steps + steps; }
 };
 
-/// The most bytes that tensors have taken on the GPU since the last reset; 0 on a CPU.
-int64_t peak_bytes(const torch::Device& device) {
-  if (!device.is_cuda()) return 0;
-  const auto stats = c10::getDeviceAllocator(device.type())->getDeviceStats(device.index());
-  return stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)]
-      .peak;
-}
-
-void reset_peak(const torch::Device& device) {
-  if (!device.is_cuda()) return;
-  c10::getDeviceAllocator(device.type())->emptyCache();
-  c10::getDeviceAllocator(device.type())->resetPeakStats(device.index());
-}
-
 struct Measurement {
   int64_t length = 0;
   double seconds = 0.0;  ///< of a step: the median of groups of steps
@@ -75,7 +61,11 @@ struct Measurement {
 /// A state of random numbers, as tokens would leave it in size, and greedy steps from there.
 Measurement measure(const model::DecoderLM& model, const BenchOptions& options, int64_t length) {
   constexpr int64_t kGroup = 8;  // steps that a GPU is given at a time
-  reset_peak(model.device());
+  const bool on_gpu = model.device().is_cuda();
+  if (on_gpu) {
+    c10::getDeviceAllocator(model.device().type())->emptyCache();
+    reset_peak_memory(model.device());
+  }
   const auto loop = make_decode_loop(model, options.backend);
   {
     const torch::InferenceMode inference;
@@ -97,7 +87,7 @@ Measurement measure(const model::DecoderLM& model, const BenchOptions& options, 
   return {.length = length,
           .seconds = seconds[seconds.size() / 2],
           .state_bytes = loop->state_bytes(),
-          .peak_bytes = peak_bytes(model.device())};
+          .peak_bytes = on_gpu ? peak_memory_bytes(model.device()) : 0};
 }
 
 void print(const BenchOptions& options, const Measurement& m) {
@@ -164,10 +154,13 @@ int run_bench_generate(const Invocation& invocation) {
               << "    tokens      us/step     tokens/s    state bytes     peak bytes" << std::endl;
   }
   for (const int64_t length : values.lengths) {
+    const auto too_long = [&] { print_failure(values, length, "out of GPU memory"); };
     try {
       print(values, measure(*model, values, length));
-    } catch (const c10::OutOfMemoryError&) {
-      print_failure(values, length, "out of GPU memory");
+    } catch (const GpuMemoryError&) {  // of the loop
+      too_long();
+    } catch (const c10::OutOfMemoryError&) {  // of the state
+      too_long();
     }
   }
   return 0;

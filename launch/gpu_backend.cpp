@@ -1,13 +1,13 @@
 // What t2r_gpu adds to t2r: the GPU as a backend. Linked into that program alone.
 #include <ATen/Context.h>
 #include <ATen/cuda/CUDAContext.h>
-#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
 
 #include "base/error.h"
 #include "dist/gpu_device.h"
 #include "dist/nccl_communicator.h"
 #include "launch/backend.h"
+#include "launch/gpu_memory.h"
 #include "launch/gpu_step.h"
 #include "launch/gpu_trace.h"
 
@@ -61,16 +61,9 @@ class GpuBackend : public Backend {
     return make_gpu_step(parts, options_.cuda_graph);
   }
 
-  int64_t peak_memory_bytes() const override {
-    const auto stats =
-        c10::cuda::CUDACachingAllocator::getDeviceStats(static_cast<c10::DeviceIndex>(device_));
-    return stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)]
-        .peak;
-  }
+  int64_t peak_memory_bytes() const override { return launch::peak_memory_bytes(gpu()); }
 
-  void reset_peak_memory() override {
-    c10::cuda::CUDACachingAllocator::resetPeakStats(static_cast<c10::DeviceIndex>(device_));
-  }
+  void reset_peak_memory() override { launch::reset_peak_memory(gpu()); }
 
   std::vector<KernelTime> trace(const std::filesystem::path& file,
                                 const std::function<void()>& work) override {
@@ -80,6 +73,10 @@ class GpuBackend : public Backend {
   void synchronize() override { communicator_.synchronize_device(); }
 
  private:
+  c10::Device gpu() const {
+    return {c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device_)};
+  }
+
   BackendOptions options_;
   int device_;
   dist::NcclCommunicator communicator_;

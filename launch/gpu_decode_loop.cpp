@@ -9,7 +9,7 @@
 
 #include "base/error.h"
 #include "launch/backend.h"
-#include "launch/out_of_memory.h"
+#include "launch/gpu_memory.h"
 #include "model/gpu_ops.h"
 
 namespace t2r::launch {
@@ -123,13 +123,12 @@ class GpuDecodeLoop : public model::DecodeLoop {
     try {
       return body();
     } catch (const c10::OutOfMemoryError& error) {
-      throw Error(ExitCode::kInternal,
-                  out_of_memory_text(error,
-                                     concat(" for ",
-                                            tokens_B_.defined() ? tokens_B_.size(0) : 0,
-                                            " sequences of ",
-                                            state_.position,
-                                            " tokens; try a smaller --batch-size")));
+      throw GpuMemoryError(error,
+                           concat(" for ",
+                                  tokens_B_.defined() ? tokens_B_.size(0) : 0,
+                                  " sequences of ",
+                                  state_.position,
+                                  " tokens; try a smaller --batch-size"));
     }
   }
 

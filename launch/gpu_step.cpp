@@ -11,7 +11,7 @@
 
 #include "base/error.h"
 #include "launch/agreement.h"
-#include "launch/out_of_memory.h"
+#include "launch/gpu_memory.h"
 #include "model/ops/optimizer_op.h"
 
 namespace t2r::launch {
@@ -212,13 +212,12 @@ class GpuStep : public TrainingStep {
       body();
     } catch (const c10::OutOfMemoryError& error) {
       const data::Batch& batch = inputs.batches.front();
-      throw Error(ExitCode::kInternal,
-                  out_of_memory_text(error,
-                                     concat(" for micro-batches of ",
-                                            batch.batch_size,
-                                            " x ",
-                                            batch.length,
-                                            " tokens; try a smaller --micro-batch-size")));
+      throw GpuMemoryError(error,
+                           concat(" for micro-batches of ",
+                                  batch.batch_size,
+                                  " x ",
+                                  batch.length,
+                                  " tokens; try a smaller --micro-batch-size"));
     }
   }
 

@@ -7,8 +7,8 @@
 #include "base/error.h"
 #include "dist/world.h"
 #include "launch/command.h"
+#include "launch/gpu_memory.h"
 #include "launch/options.h"
-#include "launch/out_of_memory.h"
 
 namespace {
 
@@ -97,9 +97,8 @@ int main(int argc, char** argv) {
   } catch (const Error& error) {
     dist::abort_job(error.what(), static_cast<int>(error.exit_code()));
   } catch (const c10::OutOfMemoryError& error) {
-    dist::abort_job(
-        launch::out_of_memory_text(error, "; try a smaller --batch-size or --micro-batch-size"),
-        static_cast<int>(ExitCode::kInternal));
+    const launch::GpuMemoryError ours(error, "; try a smaller --batch-size or --micro-batch-size");
+    dist::abort_job(ours.what(), static_cast<int>(ours.exit_code()));
   } catch (const c10::Error& error) {
     dist::abort_job(concat("internal error: ", error.what_without_backtrace()),
                     static_cast<int>(ExitCode::kInternal));

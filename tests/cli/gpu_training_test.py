@@ -237,6 +237,14 @@ class Generation(GpuCase):
                     self.assertGreater(long["state_bytes"], short["state_bytes"])
 
 
+    def test_bench_generate_goes_on_behind_a_length_that_does_not_fit(self):
+        lines = self.must("bench", "generate", "--model.family", "llama", "--model.attention", "softmax", "--model.layers", 2, "--model.hidden-size", 128,
+                          "--model.heads", 2, "--vocab-size", 512, "--lengths", 2_000_000_000, 64, "--steps", 8, "--json").stdout.splitlines()
+        too_long, short = map(json.loads, lines)
+        self.assertEqual(too_long["error"], "out of GPU memory")
+        self.assertGreater(short["seconds_median"], 0)
+
+
 class Errors(GpuCase):
     def test_out_of_memory_says_what_to_do(self):
         result = run(*self.arguments(self.folder / "big", "--steps", 2, "--model.layers", 4, "--model.hidden-size", 2048, "--model.heads", 16,

@@ -37,8 +37,9 @@ def run(*arguments, ranks=1, limit_bytes=None, timeout=300):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
 
-    return subprocess.run([*launch(ranks), BINARY, *map(str, arguments)], capture_output=True, text=True, timeout=timeout,
-                          preexec_fn=limit if limit_bytes is not None else None, env=environment)
+    # A text may end within a character.
+    return subprocess.run([*launch(ranks), BINARY, *map(str, arguments)], capture_output=True, text=True, errors="backslashreplace",
+                          timeout=timeout, preexec_fn=limit if limit_bytes is not None else None, env=environment)
 
 
 def start(*arguments, ranks=1):

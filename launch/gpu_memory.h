@@ -1,0 +1,36 @@
+#pragma once
+
+#include <c10/core/CachingDeviceAllocator.h>
+#include <c10/util/Exception.h>
+
+#include <string>
+
+#include "base/error.h"
+
+namespace t2r::launch {
+
+/// The GPU has no memory left. Says what it was for, ending in what to try; in brackets LibTorch's
+/// first sentence.
+class GpuMemoryError : public Error {
+ public:
+  GpuMemoryError(const c10::OutOfMemoryError& error, const std::string& what_for)
+      : Error(ExitCode::kInternal, text(error.what_without_backtrace(), what_for)) {}
+
+ private:
+  static std::string text(const std::string& what, const std::string& what_for) {
+    return concat("out of GPU memory", what_for, " (", what.substr(0, what.find(". ")), ")");
+  }
+};
+
+/// The most bytes that tensors have taken on a GPU since the last reset_peak_memory().
+inline int64_t peak_memory_bytes(const c10::Device& gpu) {
+  const auto stats = c10::getDeviceAllocator(gpu.type())->getDeviceStats(gpu.index());
+  return stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)]
+      .peak;
+}
+
+inline void reset_peak_memory(const c10::Device& gpu) {
+  c10::getDeviceAllocator(gpu.type())->resetPeakStats(gpu.index());
+}
+
+}  // namespace t2r::launch
