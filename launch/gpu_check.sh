@@ -131,7 +131,7 @@ main() {
     export OMPI_MCA_mca_base_component_path=$mpi/components OMPI_MCA_plm=isolated OMPI_MCA_ess_singleton_isolated=1
   fi
   local failed=0
-  for kernels in default sm80 turns; do
+  for kernels in default sm80; do
     echo "== GPU tests, T2R_CUDA_KERNELS=$kernels"
     T2R_CUDA_KERNELS=$kernels "$tests" --gtest_brief=1 || failed=1
   done

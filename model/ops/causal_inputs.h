@@ -16,11 +16,11 @@ struct CausalInputs {
   Tensor q_BTHd;  ///< bfloat16, float32 or float64; with a map x of phi(x), without one phi(q) itself ([B, T, Hq, K])
   Tensor k_BTHd;
   Tensor v_BTHd;
-  std::optional<Tensor> weight_HKd;  ///< the map: phi(x) = relu(scale W x + b), scale = 1 for keys
-  std::optional<Tensor> bias_HK;
-  std::optional<Tensor> document_start_BT;  ///< int32: index of the first token of each token's document
-  std::optional<Tensor> initial_s_BHKd;     ///< float32 (float64 for float64 inputs)
-  std::optional<Tensor> initial_z_BHK;
+  std::optional<Tensor> weight_HKd = {};  ///< the map: phi(x) = relu(scale W x + b), scale = 1 for keys
+  std::optional<Tensor> bias_HK = {};
+  std::optional<Tensor> document_start_BT = {};  ///< int32: index of the first token of each token's document
+  std::optional<Tensor> initial_s_BHKd = {};     ///< float32 (float64 for float64 inputs)
+  std::optional<Tensor> initial_z_BHK = {};
   double scale = 1.0;
   double floor = 0.01;
   double added = 0.0;

@@ -41,13 +41,12 @@ inline void check_launch(cudaError_t error, const char* what) {
   TORCH_CHECK(error == cudaSuccess, "t2r: ", what, " failed: ", cudaGetErrorString(error));
 }
 
-/// The current device. T2R_CUDA_KERNELS=sm80 keeps to the portable kernels (for tests), =turns takes what is on trial.
+/// The current device. T2R_CUDA_KERNELS=sm80 keeps to the portable kernels (for tests).
 inline kernels::cuda::Device current_device() {
   const char* const wanted = std::getenv("T2R_CUDA_KERNELS");
   const cudaDeviceProp* const device = at::cuda::getCurrentDeviceProperties();
-  const std::string_view kernels = wanted != nullptr ? wanted : "";
-  const bool hopper = device->major == 9 && device->minor == 0 && kernels != "sm80";
-  return {.multiprocessors = device->multiProcessorCount, .hopper = hopper, .turns = hopper && kernels == "turns"};
+  const bool portable = wanted != nullptr && std::string_view(wanted) == "sm80";
+  return {.multiprocessors = device->multiProcessorCount, .hopper = device->major == 9 && device->minor == 0 && !portable};
 }
 
 template <class T>

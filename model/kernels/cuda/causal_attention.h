@@ -38,7 +38,6 @@ struct Rule {
 struct Device {
   int multiprocessors = 1;
   bool hopper = false;  ///< wgmma: compute capability 9.0 and a build for sm_90a
-  bool turns = false;   ///< on Hopper, the forward for 64 x 32 that is on trial (causal_forward_sm90_turns.cuh)
 };
 
 enum class Engine {
@@ -57,7 +56,6 @@ struct Plan {
   int chunks_per_segment = 0;
   int64_t state_record_bytes = 0;  ///< one saved state: S (what its kernels hold of it, in bf16), z in float32
   int64_t sums_floats = 0;         ///< one segment's S and z in float32
-  bool turns = false;              ///< as Device::turns, where it applies
 };
 
 /// Everything that the forward and the backward read and write. Null means: not given, or not wanted.

@@ -4,14 +4,6 @@
 
 namespace t2r::kernels::cuda {
 
-/// Which gradients one launch of the backward kernel makes. One sequence walked by one block of threads makes them all in one
-/// sweep; a sequence cut into segments takes two launches, since a segment's dS is the sum over all later segments.
-enum class BackwardPart {
-  kAll,
-  kRows,     ///< d q, its share of d W; this segment's sums of dS and dz; the denominator and e of every row
-  kColumns,  ///< d k, d v, the rest of d W
-};
-
 /// Shared memory of the backward kernel, in bytes from its start.
 template <int kHead, int kFeatures, int kChunk, bool kMap>
 struct BackwardMemory {

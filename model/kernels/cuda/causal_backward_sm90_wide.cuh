@@ -1,6 +1,5 @@
 #pragma once
 
-#include "model/kernels/cuda/causal_backward_sm90.cuh"
 #include "model/kernels/cuda/causal_forward_sm90_wide.cuh"
 
 namespace t2r::kernels::cuda::sm90 {
@@ -10,16 +9,16 @@ constexpr int kWideBackwardThreads = 512;
 /// Shared memory of the backward kernel for head size 128, in bytes from its start.
 template <int kFeatures, bool kMap>
 struct WideBackwardMemory {
-  static constexpr int kTile = kWideChunk * kHalfHead * 2;
+  static constexpr int kTile = kWalkTokens * kHalfHead * 2;
   static constexpr int kInputTiles = kMap ? 2 : 1;
-  static constexpr int kInputTile = kMap ? kTile : kWideChunk * kFeatures * 2;
+  static constexpr int kInputTile = kMap ? kTile : kWalkTokens * kFeatures * 2;
   static constexpr int kQ = 0;  // later d q
   static constexpr int kK = kQ + kInputTiles * kInputTile;
   static constexpr int kV = kK + kInputTiles * kInputTile;  // later d v
   static constexpr int kGradO = kV + 2 * kTile;             // later d k
   static constexpr int kStage = kGradO + 2 * kTile;
   static constexpr int kWeightTile = kMap ? kFeatures * kHalfHead * 2 : 0;
-  static constexpr int kFeatureTile = kWideChunk * kFeatures * 2;
+  static constexpr int kFeatureTile = kWalkTokens * kFeatures * 2;
   static constexpr int kMapTile = kMap ? kFeatureTile : 0;
   static constexpr int kWeight = 2 * kStage;
   static constexpr int kScaledPhiQ = kWeight + 2 * kWeightTile;  // R = phi(q) / denominator
@@ -28,9 +27,9 @@ struct WideBackwardMemory {
   static constexpr int kGradYK = kGradYQ + kMapTile;
   static constexpr int kGradState = kGradYK + kMapTile;  // dS, the high halves
   static constexpr int kState = kGradState + 2 * kFeatures * kWideHead;
-  static constexpr int kBias = kState + kWideRecordBytes<kFeatures>;
+  static constexpr int kBias = kState + kRecordBytes<kWideHead, kFeatures>;
   static constexpr int kE = kBias + 4 * kFeatures;
-  static constexpr int kDz = kE + 4 * kWideChunk;  // [warp of the third warpgroup][kFeatures]
+  static constexpr int kDz = kE + 4 * kWalkTokens;  // [warp of the third warpgroup][kFeatures]
   static constexpr int kBarriers = kDz + 16 * kFeatures;
 
   // Barriers. Of both stages: a tile has been loaded; a tile may be loaded again, after what lies there now has been stored.
@@ -145,8 +144,8 @@ __global__ void __launch_bounds__(kWideBackwardThreads, 1) causal_backward_wide_
   const auto done_slot = [&](int barrier, int turn) { arrive(base + barrier + 8 * (turn & 1), lane); };
   const auto stage_of = [&](int turn) { return base + (turn & 1) * Memory::kStage; };
   const auto tile_of = [&](int turn, int at, int half) { return Tile<kHalfHead>{stage_of(turn) + at + half * Memory::kTile}; };
-  const auto token_of = [&](int turn) { return (chunk_end - 1 - turn) * kWideChunk; };
-  const auto valid_of = [&](int turn) { return min(kWideChunk, shape.length - token_of(turn)); };
+  const auto token_of = [&](int turn) { return (chunk_end - 1 - turn) * kWalkTokens; };
+  const auto valid_of = [&](int turn) { return min(kWalkTokens, shape.length - token_of(turn)); };
 
   // By one thread.
   const auto load = [&](const CUtensorMap& map, int tiles, int bytes, int at, int loaded, int turn, int of_head) {
@@ -168,8 +167,8 @@ __global__ void __launch_bounds__(kWideBackwardThreads, 1) causal_backward_wide_
     return a.states + (int64_t{item} * a.plan.chunks + chunk_end - 1 - turn) * a.plan.state_record_bytes;
   };
   const auto load_state = [&](int turn) {
-    expect_bytes(base + Memory::kStateReady, kWideRecordBytes<kFeatures>);
-    load_bytes(base + Memory::kState, record_of(turn), kWideRecordBytes<kFeatures>, base + Memory::kStateReady);
+    expect_bytes(base + Memory::kStateReady, kRecordBytes<kWideHead, kFeatures>);
+    load_bytes(base + Memory::kState, record_of(turn), kRecordBytes<kWideHead, kFeatures>, base + Memory::kStateReady);
   };
 
   if (tid == 0) {
@@ -757,12 +756,12 @@ __global__ void __launch_bounds__(kWideBackwardThreads, 1) causal_backward_wide_
     for (int turn = 0; turn < turns; ++turn) {
       if (warp % 4 == 0) {
         if constexpr (kRowPart) {
-          if (lane == 0 && has_state(turn + 1)) prefetch_bytes(record_of(turn + 1), kWideRecordBytes<kFeatures>);
+          if (lane == 0 && has_state(turn + 1)) prefetch_bytes(record_of(turn + 1), kRecordBytes<kWideHead, kFeatures>);
         }
         if (lane == 0) prefetch(maps.q, Memory::kInputTiles, turn + 2, head);
         if constexpr (kRowPart) {
           const auto clear_state = [&] {
-            for (int i = lane; i < kWideRecordBytes<kFeatures> / 16; i += 32) store_shared_16(base + Memory::kState + 16 * i, uint4{0, 0, 0, 0});
+            for (int i = lane; i < kRecordBytes<kWideHead, kFeatures> / 16; i += 32) store_shared_16(base + Memory::kState + 16 * i, uint4{0, 0, 0, 0});
             make_visible_to_wgmma();
             done(Memory::kStateReady);
           };
@@ -810,7 +809,7 @@ __global__ void __launch_bounds__(kWideBackwardThreads, 1) causal_backward_wide_
 
 template <int kFeatures, bool kMap>
 cudaError_t launch_backward_wide(const CausalArguments& a, cudaStream_t stream) {
-  return launch_backward_kernels(&causal_backward_wide_kernel<kFeatures, kMap, BackwardPart::kAll>,
+  return launch_backward_kernels(/*early=*/false, &causal_backward_wide_kernel<kFeatures, kMap, BackwardPart::kAll>,
                                  &causal_backward_wide_kernel<kFeatures, kMap, BackwardPart::kRows>,
                                  &causal_backward_wide_kernel<kFeatures, kMap, BackwardPart::kColumns>, kWideBackwardThreads,
                                  WideBackwardMemory<kFeatures, kMap>::kBytes, a, stream);

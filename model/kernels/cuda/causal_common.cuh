@@ -6,6 +6,14 @@
 
 namespace t2r::kernels::cuda {
 
+/// Which gradients one launch of the backward kernel makes. One sequence walked by one block of threads makes them all in one
+/// sweep; a sequence cut into segments takes two launches, since a segment's dS is the sum over all later segments.
+enum class BackwardPart {
+  kAll,
+  kRows,     ///< d q, its share of d W; this segment's sums of dS and dz; the denominator and e of every row
+  kColumns,  ///< d k, d v, the rest of d W
+};
+
 /// Replaces every segment's sums by the state before it (from the initial state on), or, backwards, by the gradient of the
 /// state behind it (from the gradient of the final state on).
 cudaError_t scan_segments(const CausalArguments& arguments, bool backwards, cudaStream_t stream);

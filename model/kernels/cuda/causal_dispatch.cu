@@ -89,11 +89,11 @@ Plan plan_causal(const Shape& shape, bool documents, bool backward, const Device
   if (plan.chunk == 0) return plan;
   plan.engine = device.hopper && !documents && shape.head_size >= 64 && padded <= 64 ? Engine::kSm90 : Engine::kSm80;
   plan.padded_features = padded;
-  plan.turns = device.turns && !backward && plan.engine == Engine::kSm90 && shape.head_size == 64 && padded == 32;
+  if (plan.engine == Engine::kSm90) plan.chunk = 64;
   plan.chunks = (shape.length + plan.chunk - 1) / plan.chunk;
-  const bool centred = plan.engine == Engine::kSm90 && shape.head_size == 128;  // kWideRecordBytes
-  plan.state_record_bytes = centred ? int64_t{2} * padded * shape.head_size + 4 * padded + 4 * shape.head_size
-                                    : int64_t{4} * padded * shape.head_size + 4 * padded;
+  plan.state_record_bytes = plan.engine == Engine::kSm90  // sm90::kRecordBytes
+                                ? int64_t{2} * padded * shape.head_size + 4 * padded + 4 * shape.head_size
+                                : int64_t{4} * padded * shape.head_size + 4 * padded;
   plan.sums_floats = (int64_t{shape.feature_size} * (shape.head_size + 1) + 3) / 4 * 4;  // aligned for vector stores
   const int items = shape.batch * shape.query_heads;
   int best = 1;

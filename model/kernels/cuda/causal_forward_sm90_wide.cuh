@@ -1,31 +1,25 @@
 #pragma once
 
-#include "model/kernels/cuda/causal_forward_sm90.cuh"
+#include "model/kernels/cuda/causal_sm90.cuh"
 
 namespace t2r::kernels::cuda::sm90 {
 
-constexpr int kWideHead = 128, kHalfHead = 64, kWideChunk = 64;
-
-/// Bytes of a saved state: S - z m^T transposed in bfloat16 ([kWideHead][kFeatures]), then z and m in float32. m is the mean of
-/// all values so far, weighted as the features' sum weighs them: what is left of S has their spread only and loses little in
-/// the rounding, however far from zero they are.
-template <int kFeatures>
-inline constexpr int kWideRecordBytes = 2 * kFeatures * kWideHead + 4 * kFeatures + 4 * kWideHead;
+constexpr int kWideHead = 128, kHalfHead = 64, kWideThreads = 256;
 
 /// Shared memory of the forward kernel for head size 128. Tensors lie as two tiles of 64 columns, one for each warpgroup.
 template <int kFeatures, bool kMap>
 struct WideForwardMemory {
-  static constexpr int kTile = kWideChunk * kHalfHead * 2;
+  static constexpr int kTile = kWalkTokens * kHalfHead * 2;
   static constexpr int kInputTiles = kMap ? 2 : 1;
-  static constexpr int kInputTile = kMap ? kTile : kWideChunk * kFeatures * 2;
+  static constexpr int kInputTile = kMap ? kTile : kWalkTokens * kFeatures * 2;
   static constexpr int kQ = 0;
   static constexpr int kK = kQ + kInputTiles * kInputTile;
   static constexpr int kV = kK + kInputTiles * kInputTile;
   static constexpr int kStage = kV + 2 * kTile;
   static constexpr int kWeightTile = kMap ? kFeatures * kHalfHead * 2 : 0;
-  static constexpr int kPhiTile = kMap ? kWideChunk * kFeatures * 2 : 0;
+  static constexpr int kPhiTile = kMap ? kWalkTokens * kFeatures * 2 : 0;
   static constexpr int kScratchBytes = kMap ? 0 : 2 * kTile;  // with a map, the tiles of q serve
-  static constexpr int kStateStride = round_up(kWideRecordBytes<kFeatures>, 1024);
+  static constexpr int kStateStride = round_up(kRecordBytes<kWideHead, kFeatures>, 1024);
   static constexpr int kRest = 2 * kWeightTile + 2 * kPhiTile + kScratchBytes + 2 * kStateStride + 4 * kFeatures + 64 + 1024;
   static constexpr int kStages = (227 * 1024 - kRest) / kStage < 4 ? (227 * 1024 - kRest) / kStage : 4;
   static constexpr int kWeight = kStages * kStage;
@@ -42,7 +36,7 @@ struct WideForwardMemory {
 /// causal_forward_kernel for head size 128 on Hopper: chunks of 64 tokens; both warpgroups hold all rows and half the columns
 /// of the values, the state and the output. Each makes the features of one side; the weights of a chunk both compute.
 template <int kFeatures, bool kMap, bool kSumsOnly>
-__global__ void __launch_bounds__(kThreads, 1) causal_forward_wide_kernel(const __grid_constant__ CausalArguments a,
+__global__ void __launch_bounds__(kWideThreads, 1) causal_forward_wide_kernel(const __grid_constant__ CausalArguments a,
                                                                           const __grid_constant__ TensorMaps maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Memory = WideForwardMemory<kFeatures, kMap>;
@@ -67,7 +61,7 @@ __global__ void __launch_bounds__(kThreads, 1) causal_forward_wide_kernel(const 
 
   const auto copy_chunk = [&](int chunk) {
     if (tid != 0 || chunk >= chunk_end) return;
-    const int slot = (chunk - chunk_begin) % Memory::kStages, token = chunk * kWideChunk;
+    const int slot = (chunk - chunk_begin) % Memory::kStages, token = chunk * kWalkTokens;
     const uint32_t stage = base + slot * Memory::kStage, barrier = base + Memory::kBarriers + 8 * slot;
     expect_bytes(barrier, kSumsOnly ? Memory::kStage - Memory::kK : Memory::kStage);
 #pragma unroll
@@ -89,8 +83,8 @@ __global__ void __launch_bounds__(kThreads, 1) causal_forward_wide_kernel(const 
     for (int ahead = 0; ahead < Memory::kStages - 1; ++ahead) copy_chunk(chunk_begin + ahead);
   }
   if constexpr (kMap) {
-    copy_weight_async<kWideHead, kFeatures, kThreads>([&](int row, int unit) { return weight(unit / 8).at(row, unit % 8); }, a.weight, state_head, features);
-    load_bias<kFeatures, kThreads>(bias, a.bias, state_head, features);
+    copy_weight_async<kWideHead, kFeatures, kWideThreads>([&](int row, int unit) { return weight(unit / 8).at(row, unit % 8); }, a.weight, state_head, features);
+    load_bias<kFeatures, kWideThreads>(bias, a.bias, state_head, features);
   }
   commit_copies();
 
@@ -169,7 +163,7 @@ __global__ void __launch_bounds__(kThreads, 1) causal_forward_wide_kernel(const 
     const uint32_t record = base + Memory::kState + turn * Memory::kStateStride;
     const float* const z_shared = reinterpret_cast<const float*>(memory + Memory::kState + turn * Memory::kStateStride + 2 * kFeatures * kWideHead);
     const float* const mean_shared = z_shared + kFeatures + group * kHalfHead;
-    const int first = chunk * kWideChunk, valid = min(kWideChunk, shape.length - first);
+    const int first = chunk * kWalkTokens, valid = min(kWalkTokens, shape.length - first);
 
     if (chunk == chunk_begin) wait_copies<0>();
     if (lane == 0) wait_stores_read();
@@ -201,12 +195,12 @@ __global__ void __launch_bounds__(kThreads, 1) causal_forward_wide_kernel(const 
 
     const auto update_state = [&] {
 #pragma unroll
-      for (int step = 0; step < kWideChunk / 16; ++step)
+      for (int step = 0; step < kWalkTokens / 16; ++step)
         product<Major::kMN, Major::kMN>(s, operand<Major::kMN>(v_half, 0, step), operand<Major::kMN>(phi_k, 0, step), true);
       constexpr uint32_t kOnes = 0x3f803f80u;
       const uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
 #pragma unroll
-      for (int step = 0; step < kWideChunk / 16; ++step) product<Major::kMN>(z, ones, operand<Major::kMN>(phi_k, 0, step), true);
+      for (int step = 0; step < kWalkTokens / 16; ++step) product<Major::kMN>(z, ones, operand<Major::kMN>(phi_k, 0, step), true);
       commit_products();
     };
     if constexpr (kSumsOnly) {
@@ -217,7 +211,7 @@ __global__ void __launch_bounds__(kThreads, 1) causal_forward_wide_kernel(const 
       settle(z);
     } else {
       if (a.states != nullptr && (chunk > 0 || a.initial_s != nullptr) && tid == 0) {
-        store_bytes(a.states + (int64_t{item} * a.plan.chunks + chunk) * a.plan.state_record_bytes, record, kWideRecordBytes<kFeatures>);
+        store_bytes(a.states + (int64_t{item} * a.plan.chunks + chunk) * a.plan.state_record_bytes, record, kRecordBytes<kWideHead, kFeatures>);
         commit_stores();
       }
       uint32_t phi_q[kSteps][4];
@@ -309,7 +303,7 @@ __global__ void __launch_bounds__(kThreads, 1) causal_forward_wide_kernel(const 
 template <int kFeatures, bool kMap>
 cudaError_t launch_forward_wide(const CausalArguments& a, cudaStream_t stream) {
   return launch_forward_kernels(&causal_forward_wide_kernel<kFeatures, kMap, true>, &causal_forward_wide_kernel<kFeatures, kMap, false>,
-                                kThreads, WideForwardMemory<kFeatures, kMap>::kBytes, a, stream);
+                                kWideThreads, WideForwardMemory<kFeatures, kMap>::kBytes, a, stream);
 }
 
 }  // namespace t2r::kernels::cuda::sm90

@@ -20,6 +20,13 @@
   template cudaError_t launch_backward<HEAD, FEATURES, CHUNK, true>(const CausalArguments&, cudaStream_t);   \
   template cudaError_t launch_backward<HEAD, FEATURES, CHUNK, false>(const CausalArguments&, cudaStream_t);
 
+/// On Hopper, by causal_sm90_*.cu.
+#define T2R_INSTANTIATE_SM90(FUNCTION)                                            \
+  template cudaError_t FUNCTION<32, true>(const CausalArguments&, cudaStream_t);  \
+  template cudaError_t FUNCTION<32, false>(const CausalArguments&, cudaStream_t); \
+  template cudaError_t FUNCTION<64, true>(const CausalArguments&, cudaStream_t);  \
+  template cudaError_t FUNCTION<64, false>(const CausalArguments&, cudaStream_t);
+
 namespace t2r::kernels::cuda {
 
 template <int kHead, int kFeatures, int kChunk, bool kMap>
@@ -28,6 +35,7 @@ template <int kHead, int kFeatures, int kChunk, bool kMap>
 cudaError_t launch_backward(const CausalArguments& arguments, cudaStream_t stream);
 
 namespace sm90 {
+// Head size 64.
 template <int kFeatures, bool kMap>
 cudaError_t launch_forward(const CausalArguments& arguments, cudaStream_t stream);
 template <int kFeatures, bool kMap>

@@ -1,12 +1,11 @@
 #pragma once
 
-#include "model/kernels/cuda/causal_forward_sm90.cuh"
+#include "model/kernels/cuda/causal_sm90.cuh"
 
 namespace t2r::kernels::cuda::sm90 {
 
 /// Warpgroups that walk a sequence together, taking turns with kWalkTokens tokens each; as many as there are registers for. One
 /// thread of one warpgroup more moves tiles.
-constexpr int kWalkTokens = 64;
 template <int kFeatures>
 inline constexpr int kWalkers = kFeatures == 32 ? 3 : 2;
 template <int kFeatures>

@@ -1,6 +1,4 @@
-#include "model/kernels/cuda/causal_backward_sm90.cuh"
-#include "model/kernels/cuda/causal_backward_sm90_wide.cuh"
-#include "model/kernels/cuda/causal_forward_sm90_turns.cuh"
+#include "model/kernels/cuda/causal_sm90.cuh"
 
 namespace t2r::kernels::cuda::sm90 {
 namespace {
@@ -51,38 +49,19 @@ cudaError_t make_tensor_maps(const CausalArguments& a, bool backward, TensorMaps
   const bool has_map = a.weight != nullptr;
   const int head_size = shape.head_size, chunk = a.plan.chunk;
   const int columns = has_map ? head_size : shape.feature_size, box = has_map ? 64 : a.plan.padded_features;
-  const int read = a.plan.turns ? kWalkTokens : chunk;
   Encoder make{encode, shape};
-  make(maps.q, a.q, shape.query_heads, columns, box, read);
-  make(maps.k, a.k, shape.key_heads, columns, box, read);
-  make(maps.v, a.v, shape.value_heads, head_size, 64, read);
+  make(maps.q, a.q, shape.query_heads, columns, box, chunk);
+  make(maps.k, a.k, shape.key_heads, columns, box, chunk);
+  make(maps.v, a.v, shape.value_heads, head_size, 64, chunk);
   if (backward) {
-    const int stored = head_size == kWideHead ? chunk : 16;
     make(maps.grad_o, a.grad_o, shape.query_heads, head_size, 64, chunk);
-    make(maps.grad_q, a.grad_q, shape.query_heads, columns, box, stored);
-    make(maps.grad_k, a.grad_k, shape.query_heads, columns, box, stored);
-    make(maps.grad_v, a.grad_v, shape.query_heads, head_size, 64, stored);
+    make(maps.grad_q, a.grad_q, shape.query_heads, columns, box, chunk);
+    make(maps.grad_k, a.grad_k, shape.query_heads, columns, box, chunk);
+    make(maps.grad_v, a.grad_v, shape.query_heads, head_size, 64, chunk);
   } else {
-    make(maps.o, a.o, shape.query_heads, head_size, 64, a.plan.turns ? kWalkTokens : 16);
+    make(maps.o, a.o, shape.query_heads, head_size, 64, head_size == kHead ? chunk : 16);
   }
   return make.result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
-
-#define T2R_INSTANTIATE_WIDE(FEATURES)                                                           \
-  template cudaError_t launch_forward_wide<FEATURES, true>(const CausalArguments&, cudaStream_t);  \
-  template cudaError_t launch_forward_wide<FEATURES, false>(const CausalArguments&, cudaStream_t); \
-  template cudaError_t launch_backward_wide<FEATURES, true>(const CausalArguments&, cudaStream_t); \
-  template cudaError_t launch_backward_wide<FEATURES, false>(const CausalArguments&, cudaStream_t);
-
-#define T2R_INSTANTIATE(FEATURES)                                                          \
-  template cudaError_t launch_forward<FEATURES, true>(const CausalArguments&, cudaStream_t);  \
-  template cudaError_t launch_forward<FEATURES, false>(const CausalArguments&, cudaStream_t); \
-  template cudaError_t launch_backward<FEATURES, true>(const CausalArguments&, cudaStream_t); \
-  template cudaError_t launch_backward<FEATURES, false>(const CausalArguments&, cudaStream_t);
-
-T2R_INSTANTIATE(32)
-T2R_INSTANTIATE(64)
-T2R_INSTANTIATE_WIDE(32)
-T2R_INSTANTIATE_WIDE(64)
 
 }  // namespace t2r::kernels::cuda::sm90

@@ -28,6 +28,11 @@ __device__ __forceinline__ void settle(float (&d)[kTiles][4]) {
 #pragma unroll
     for (float& x : tile) asm volatile("" : "+f"(x)::"memory");
 }
+template <int kCount, int kTiles>
+__device__ __forceinline__ void settle(float (&d)[kCount][kTiles][4]) {
+#pragma unroll
+  for (auto& one : d) settle(one);
+}
 
 /// Moves registers between warpgroups: this warpgroup's threads have kRegisters from now on. Only where the block's warpgroups
 /// part, each into a branch of its own.
@@ -63,6 +68,16 @@ __device__ __forceinline__ uint64_t operand(const Tile<kColumns>& tile, int row,
 
 #define T2R_C4(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
 #define T2R_C16(i) T2R_C4(i), T2R_C4(i + 1), T2R_C4(i + 2), T2R_C4(i + 3)
+
+/// d = a b, or d += a b; both from shared memory.
+template <Major kA, Major kB>
+__device__ __forceinline__ void product(float (&d)[1][4], uint64_t a, uint64_t b, bool accumulate) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %6, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, %4, %5, p, 1, 1, %7, %8;\n}\n"
+      : T2R_C4(0)
+      : "l"(a), "l"(b), "r"(int(accumulate)), "n"(int(kA == Major::kMN)), "n"(int(kB == Major::kMN)));
+}
 
 /// d = a b, or d += a b; both from shared memory.
 template <Major kA, Major kB>
