@@ -49,7 +49,7 @@ struct DecoderConfig {
   int64_t max_positions = 0;  ///< GPT-2: rows of the position table; Llama: the trained context
   Activation activation = Activation::kSilu;
   double norm_eps = 1e-5;
-  RopeConfig rope;
+  RopeConfig rope = {};
   bool tied_embeddings = false;
   bool attention_bias = false;
   bool mlp_bias = false;
@@ -57,8 +57,8 @@ struct DecoderConfig {
   bool scale_by_inverse_layer = false;  ///< and by layer + 1 (GPT-2 option)
   double initializer_range = 0.02;
   int64_t bos_token_id = -1;
-  std::vector<int64_t> eos_token_ids;
-  std::optional<LinearAttentionConfig> linear;
+  std::vector<int64_t> eos_token_ids = {};
+  std::optional<LinearAttentionConfig> linear = {};
 
   bool is_linear_layer(int64_t layer) const;
 

@@ -16,9 +16,9 @@ struct CrossInputs {
   Tensor q_BTHd;  ///< bfloat16, float32 or float64; with a map x of phi(x), without one phi(q) itself ([B, T, Hq, K])
   Tensor k_BSHd;
   Tensor v_BSHd;
-  std::optional<Tensor> weight_HKd;  ///< the map: phi(x) = relu(scale W x + b), scale = 1 for keys
-  std::optional<Tensor> bias_HK;
-  std::optional<Tensor> source_mask_BS;  ///< bool: false for padding, which contributes nothing and is not read
+  std::optional<Tensor> weight_HKd = {};  ///< the map: phi(x) = relu(scale W x + b), scale = 1 for keys
+  std::optional<Tensor> bias_HK = {};
+  std::optional<Tensor> source_mask_BS = {};  ///< bool: false for padding, which contributes nothing and is not read
   double scale = 1.0;
   double floor = 0.01;
   double added = 0.0;
