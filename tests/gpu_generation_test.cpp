@@ -65,7 +65,9 @@ Tensor logits_token_by_token(const Variant& variant, const Placement& placement,
     logits.push_back(model.next_logits(tokens, state).to(torch::kCPU, torch::kFloat32));
   }
   EXPECT_EQ(state.position, tokens_BT.size(1));
-  if (placement.device.is_cuda()) EXPECT_EQ(state.device_position.item<int64_t>(), tokens_BT.size(1));
+  if (placement.device.is_cuda()) {
+    EXPECT_EQ(state.device_position.item<int64_t>(), tokens_BT.size(1));
+  }
   return torch::stack(logits, 1);
 }
 

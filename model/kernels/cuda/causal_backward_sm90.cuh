@@ -59,7 +59,7 @@ struct BackwardMemory {
 /// in shared memory only.
 template <int kFeatures, bool kMap, BackwardPart kPart>
 __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(const __grid_constant__ CausalArguments a,
-                                                                                 const __grid_constant__ TensorMaps maps) {
+                                                                              const __grid_constant__ TensorMaps maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Memory = BackwardMemory<kFeatures, kMap>;
   constexpr int kSteps = kFeatures / 16, kInputs = Memory::kInputs, kValues = Memory::kValues, kPhis = Memory::kFeatureTiles;
@@ -86,6 +86,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
   const int value_head = state_head / (shape.state_heads / shape.value_heads);
 
   // Of something of which there are kCount: a turn's has come; the one before it in the same place may go; this warp is done with it.
+  // A barrier tells two phases apart, so nobody may arrive twice at one before everybody has waited there once.
   const auto wait_for = [&]<int kCount>(int barrier, int turn) { wait_barrier(base + barrier + 8 * (turn % kCount), turn / kCount & 1); };
   const auto wait_free_of = [&]<int kCount>(int barrier, int turn) { wait_barrier(base + barrier + 8 * (turn % kCount), (turn / kCount & 1) ^ 1); };
   const auto done_of = [&]<int kCount>(int barrier, int turn) { arrive(base + barrier + 8 * (turn % kCount), lane); };
