@@ -6,6 +6,12 @@ namespace t2r::kernels::cuda::sm90 {
 
 constexpr int kBackwardThreads = 512, kWorkers = 384;  // the workers: the first three warpgroups
 
+/// The barriers of something of which there are `count`, from byte `at` of shared memory on: a turn's is the one of its place.
+struct Ring {
+  int at, count;
+  constexpr int end() const { return at + 8 * count; }
+};
+
 /// Shared memory of the backward kernel for head size 64, in bytes from its start.
 template <int kFeatures, bool kMap>
 struct BackwardMemory {
@@ -35,20 +41,18 @@ struct BackwardMemory {
   static constexpr int kBarriers = kDz + 8 * kFeatures;
 
   // Barriers. Of every tile: it has been loaded; it may be loaded again, after what lies there now has been stored.
-  static constexpr int kLoadedQ = kBarriers, kLoadedK = kLoadedQ + 8 * kInputs, kLoadedV = kLoadedK + 8 * kInputs;
-  static constexpr int kLoadedGradO = kLoadedV + 8 * kValues;
-  static constexpr int kDoneQ = kLoadedGradO + 8 * kValues, kDoneK = kDoneQ + 8 * kInputs, kDoneV = kDoneK + 8 * kInputs;
-  static constexpr int kDoneGradO = kDoneV + 8 * kValues;
+  static constexpr Ring kLoadedQ{kBarriers, kInputs}, kLoadedK{kLoadedQ.end(), kInputs}, kLoadedV{kLoadedK.end(), kValues}, kLoadedGradO{kLoadedV.end(), kValues};
+  static constexpr Ring kDoneQ{kLoadedGradO.end(), kInputs}, kDoneK{kDoneQ.end(), kInputs}, kDoneV{kDoneK.end(), kValues}, kDoneGradO{kDoneV.end(), kValues};
   // Of what passes from role to role: it is there for its readers; they are done with it.
-  static constexpr int kStateReady = kDoneGradO + 8 * kValues, kStateDone = kStateReady + 16;
-  static constexpr int kRowsReady = kStateDone + 16, kRowsDone = kRowsReady + 16;  // R, e
-  static constexpr int kPhiQReady = kRowsDone + 16, kPhiQDone = kPhiQReady + 8 * kFeatureTiles;
-  static constexpr int kPhiKReady = kPhiQDone + 8 * kFeatureTiles, kPhiKDone = kPhiKReady + 8 * kFeatureTiles;
-  static constexpr int kGradStateReady = kPhiKDone + 8 * kFeatureTiles, kGradStateDone = kGradStateReady + 16;
-  static constexpr int kGradOSummed = kGradStateDone + 16;
-  static constexpr int kGradYQReady = kGradOSummed + 16, kGradYQDone = kGradYQReady + 8;
-  static constexpr int kGradYKReady = kGradYQDone + 8, kGradYKDone = kGradYKReady + 8;
-  static constexpr int kBytes = kGradYKDone + 8 + 1024;
+  static constexpr Ring kStateReady{kDoneGradO.end(), 2}, kStateDone{kStateReady.end(), 2};
+  static constexpr Ring kRowsReady{kStateDone.end(), 2}, kRowsDone{kRowsReady.end(), 2};  // R, e
+  static constexpr Ring kPhiQReady{kRowsDone.end(), kFeatureTiles}, kPhiQDone{kPhiQReady.end(), kFeatureTiles};
+  static constexpr Ring kPhiKReady{kPhiQDone.end(), kFeatureTiles}, kPhiKDone{kPhiKReady.end(), kFeatureTiles};
+  static constexpr Ring kGradStateReady{kPhiKDone.end(), 2}, kGradStateDone{kGradStateReady.end(), 2};
+  static constexpr Ring kGradOSummed{kGradStateDone.end(), 2};
+  static constexpr Ring kGradYQReady{kGradOSummed.end(), 1}, kGradYQDone{kGradYQReady.end(), 1};
+  static constexpr Ring kGradYKReady{kGradYQDone.end(), 1}, kGradYKDone{kGradYKReady.end(), 1};
+  static constexpr int kBytes = kGradYKDone.end() + 1024;
   static_assert(kBytes <= 227 * 1024);
 };
 
@@ -85,24 +89,11 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
   const int key_head = state_head / (shape.state_heads / shape.key_heads);
   const int value_head = state_head / (shape.state_heads / shape.value_heads);
 
-  // Of something of which there are kCount: a turn's has come; the one before it in the same place may go; this warp is done with it.
-  // A barrier tells two phases apart, so nobody may arrive twice at one before everybody has waited there once.
-  const auto wait_for = [&]<int kCount>(int barrier, int turn) { wait_barrier(base + barrier + 8 * (turn % kCount), turn / kCount & 1); };
-  const auto wait_free_of = [&]<int kCount>(int barrier, int turn) { wait_barrier(base + barrier + 8 * (turn % kCount), (turn / kCount & 1) ^ 1); };
-  const auto done_of = [&]<int kCount>(int barrier, int turn) { arrive(base + barrier + 8 * (turn % kCount), lane); };
-  const auto wait = [&](int barrier, int turn) { wait_for.template operator()<1>(barrier, turn); };
-  const auto wait_free = [&](int barrier, int turn) { wait_free_of.template operator()<1>(barrier, turn); };
-  const auto done = [&](int barrier, int turn) { done_of.template operator()<1>(barrier, turn); };
-  const auto wait_two = [&](int barrier, int turn) { wait_for.template operator()<2>(barrier, turn); };
-  const auto wait_free_two = [&](int barrier, int turn) { wait_free_of.template operator()<2>(barrier, turn); };
-  const auto done_two = [&](int barrier, int turn) { done_of.template operator()<2>(barrier, turn); };
-  const auto wait_phi = [&](int barrier, int turn) { wait_for.template operator()<kPhis>(barrier, turn); };
-  const auto wait_free_phi = [&](int barrier, int turn) { wait_free_of.template operator()<kPhis>(barrier, turn); };
-  const auto done_phi = [&](int barrier, int turn) { done_of.template operator()<kPhis>(barrier, turn); };
-  const auto wait_input = [&](int barrier, int turn) { wait_for.template operator()<kInputs>(barrier, turn); };
-  const auto done_input = [&](int barrier, int turn) { done_of.template operator()<kInputs>(barrier, turn); };
-  const auto wait_value = [&](int barrier, int turn) { wait_for.template operator()<kValues>(barrier, turn); };
-  const auto done_value = [&](int barrier, int turn) { done_of.template operator()<kValues>(barrier, turn); };
+  // A turn's has come; the one before it in the same place may go; this warp is done with it. A barrier tells two phases apart, so
+  // nobody may arrive twice at one before everybody has waited there once.
+  const auto wait = [&](Ring ring, int turn) { wait_barrier(base + ring.at + 8 * (turn % ring.count), turn / ring.count & 1); };
+  const auto wait_free = [&](Ring ring, int turn) { wait_barrier(base + ring.at + 8 * (turn % ring.count), (turn / ring.count & 1) ^ 1); };
+  const auto done = [&](Ring ring, int turn) { arrive(base + ring.at + 8 * (turn % ring.count), lane); };
 
   const auto input_of = [&](int turn, int at) { return base + at + turn % kInputs * Memory::kInputTile; };
   const auto value_of = [&](int turn, int at) { return base + at + turn % kValues * Memory::kTile; };
@@ -124,15 +115,15 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
     const auto of_all = [&](int count, int barrier, int arrivals) {
       for (int i = 0; i < count; ++i) init_barrier(base + barrier + 8 * i, arrivals);
     };
-    of_all(2 * (kInputs + kValues), Memory::kLoadedQ, 1);
-    of_all(kInputs, Memory::kDoneQ, 4);
-    of_all(kInputs, Memory::kDoneK, kMap ? 4 : kBoth);
-    of_all(2 * kValues, Memory::kDoneV, 4);
-    of_all(2, Memory::kStateReady, 1);
-    of_all(2, Memory::kStateDone, 4);
-    of_all(2, Memory::kRowsReady, 4);
-    of_all(2, Memory::kRowsDone, kColumnPart ? 8 : 4);
-    of_all((Memory::kGradYKDone - Memory::kPhiQReady) / 8 + 1, Memory::kPhiQReady, 4);
+    of_all(2 * (kInputs + kValues), Memory::kLoadedQ.at, 1);
+    of_all(kInputs, Memory::kDoneQ.at, 4);
+    of_all(kInputs, Memory::kDoneK.at, kMap ? 4 : kBoth);
+    of_all(2 * kValues, Memory::kDoneV.at, 4);
+    of_all(2, Memory::kStateReady.at, 1);
+    of_all(2, Memory::kStateDone.at, 4);
+    of_all(2, Memory::kRowsReady.at, 4);
+    of_all(2, Memory::kRowsDone.at, kColumnPart ? 8 : 4);
+    of_all((Memory::kGradYKDone.at - Memory::kPhiQReady.at) / 8 + 1, Memory::kPhiQReady.at, 4);
     publish_barriers();
   }
   wait_for_earlier_kernels();
@@ -176,23 +167,23 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
       uint32_t phi_q[kSteps][4];
       const auto read_phi_q = [&] {
         if constexpr (kMap) {
-          wait_phi(Memory::kPhiQReady, turn);
+          wait(Memory::kPhiQReady, turn);
         } else {
-          wait_input(Memory::kLoadedQ, turn);
+          wait(Memory::kLoadedQ, turn);
         }
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) phi_q_of(turn).load_a(phi_q[step], row0, 2 * step, lane);
       };
       float inverse_low, inverse_high, e_low, e_high;
       const auto publish_rows = [&] {
-        wait_free_two(Memory::kRowsDone, turn);
+        wait_free(Memory::kRowsDone, turn);
         store_scaled_rows<kFeatures>(scaled_phi_q_of(turn), row0, phi_q, inverse_low, inverse_high, lane);
         if ((lane & 3) == 0) {
           e_of(turn)[low] = e_low;
           e_of(turn)[high] = e_high;
         }
         make_visible_to_wgmma();
-        done_two(Memory::kRowsReady, turn);
+        done(Memory::kRowsReady, turn);
       };
       if constexpr (!kRowPart) {
         read_phi_q();
@@ -203,9 +194,9 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
         next = row_values_of(turn + 1);
         publish_rows();
         if constexpr (kMap) {
-          done_phi(Memory::kPhiQDone, turn);
+          done(Memory::kPhiQDone, turn);
         } else {
-          done_input(Memory::kDoneQ, turn);
+          done(Memory::kDoneQ, turn);
         }
         continue;
       }
@@ -216,9 +207,9 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
       const Tile<kHead> mean{s_centred.base + 2 * kFeatures * kHead};  // of the values so far, high and low halves
       const float* const z = reinterpret_cast<const float*>(memory + state_at(turn) + kRecordZ<kHead, kFeatures>);
       float p[8][4], dp[8][4], dphi[kFeatures / 8][4], of_mean[1][4];
-      wait_value(Memory::kLoadedGradO, turn);
-      wait_value(Memory::kLoadedV, turn);
-      wait_two(Memory::kStateReady, turn);
+      wait(Memory::kLoadedGradO, turn);
+      wait(Memory::kLoadedV, turn);
+      wait(Memory::kStateReady, turn);
       begin_products();
 #pragma unroll
       for (int step = 0; step < kHead / 16; ++step)
@@ -231,9 +222,9 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
       commit_products();
       read_phi_q();
       if constexpr (kMap) {
-        wait_phi(Memory::kPhiKReady, turn);
+        wait(Memory::kPhiKReady, turn);
       } else {
-        wait_input(Memory::kLoadedK, turn);
+        wait(Memory::kLoadedK, turn);
       }
       begin_products();
 #pragma unroll
@@ -252,7 +243,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
       settle(dphi);
       settle(of_mean);
       settle(p);
-      if constexpr (!kColumnPart) done_value(Memory::kDoneV, turn);
+      if constexpr (!kColumnPart) done(Memory::kDoneV, turn);
       // d o . m, m the mean of the values so far: in columns 0 and 1.
       const float mean_low = __shfl_sync(0xffffffffu, of_mean[0][0] + of_mean[0][1], lane & ~3);
       const float mean_high = __shfl_sync(0xffffffffu, of_mean[0][2] + of_mean[0][3], lane & ~3);
@@ -315,9 +306,9 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
       commit_products();
       wait_products<0>();
       settle(dphi);
-      done_two(Memory::kStateDone, turn);  // not before the last z is in its register, wherefore the products waited
+      done(Memory::kStateDone, turn);  // not before the last z is in its register, wherefore the products waited
       if constexpr (kMap) {
-        done_phi(Memory::kPhiKDone, turn);
+        done(Memory::kPhiKDone, turn);
         uint32_t grad_y[kSteps][4];
         const float scale_low = inverse_low * a.rule.scale, scale_high = inverse_high * a.rule.scale;
 #pragma unroll
@@ -326,16 +317,16 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
           grad_y[n / 2][2 * (n & 1)] = pack(phi_low.x > 0.0F ? dphi[n][0] * scale_low : 0.0F, phi_low.y > 0.0F ? dphi[n][1] * scale_low : 0.0F);
           grad_y[n / 2][2 * (n & 1) + 1] = pack(phi_high.x > 0.0F ? dphi[n][2] * scale_high : 0.0F, phi_high.y > 0.0F ? dphi[n][3] * scale_high : 0.0F);
         }
-        done_phi(Memory::kPhiQDone, turn);
+        done(Memory::kPhiQDone, turn);
         wait_free(Memory::kGradYQDone, turn);
         store_rows<kFeatures>(grad_y_q, row0, grad_y, lane);
         make_visible_to_wgmma();
         done(Memory::kGradYQReady, turn);
       } else {
-        done_input(Memory::kDoneK, turn);
+        done(Memory::kDoneK, turn);
         stage_rows<kFeatures>(phi_q_of(turn), row0, dphi, inverse_low, inverse_high, lane);
         make_visible_to_wgmma();
-        done_input(Memory::kDoneQ, turn);
+        done(Memory::kDoneQ, turn);
       }
     }
   } else if (group == 1) {
@@ -343,12 +334,12 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
     const auto make_phi_k = [&](int turn) {  // for the rows, too
       if constexpr (kMap) {
         if (turn >= turns) return;
-        wait_input(Memory::kLoadedK, turn);
+        wait(Memory::kLoadedK, turn);
         map_rows(Tile<kHead>{input_of(turn, Memory::kK)}, phi_k_of(turn), turn, 1.0F, [&] {
-          if constexpr (kRowPart) wait_free_phi(Memory::kPhiKDone, turn);
+          if constexpr (kRowPart) wait_free(Memory::kPhiKDone, turn);
         });
-        done_phi(Memory::kPhiKReady, turn);
-        if constexpr (!kColumnPart) done_input(Memory::kDoneK, turn);
+        done(Memory::kPhiKReady, turn);
+        if constexpr (!kColumnPart) done(Memory::kDoneK, turn);
       }
     };
     for (int turn = 0; turn < (kColumnPart ? kPhis - 1 : turns); ++turn) make_phi_k(turn);
@@ -359,24 +350,24 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
         const Tile<kFeatures> ds_hi = ds_hi_of(turn), ds_lo = ds_lo_of(turn);
         const float *const e_shared = e_of(turn), *const dz_shared = dz_of(turn);
         make_phi_k(turn + kPhis - 1);
-        if constexpr (!kMap) wait_input(Memory::kLoadedK, turn);
+        if constexpr (!kMap) wait(Memory::kLoadedK, turn);
         uint32_t own_phi_k[kSteps][4];
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) phi_k_of(turn).load_a(own_phi_k[step], row0, 2 * step, lane);
         float p[8][4], dp[8][4], dphi[kFeatures / 8][4];
-        wait_value(Memory::kLoadedV, turn);
-        wait_value(Memory::kLoadedGradO, turn);
+        wait(Memory::kLoadedV, turn);
+        wait(Memory::kLoadedGradO, turn);
         begin_products();
 #pragma unroll
         for (int step = 0; step < kHead / 16; ++step)
           product<Major::kK, Major::kK>(dp, operand<Major::kK>(v_tile, 0, step), operand<Major::kK>(grad_o_tile, 0, step), step > 0);
-        wait_two(Memory::kGradStateReady, turn);
+        wait(Memory::kGradStateReady, turn);
 #pragma unroll
         for (int step = 0; step < kHead / 16; ++step) {
           product<Major::kK, Major::kMN>(dphi, operand<Major::kK>(v_tile, 0, step), operand<Major::kMN>(ds_hi, 0, step), step > 0);
           product<Major::kK, Major::kMN>(dphi, operand<Major::kK>(v_tile, 0, step), operand<Major::kMN>(ds_lo, 0, step), true);
         }
-        wait_two(Memory::kRowsReady, turn);
+        wait(Memory::kRowsReady, turn);
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) product<Major::kK>(p, own_phi_k[step], operand<Major::kK>(scaled_phi_q, 0, step), step > 0);
         commit_products();
@@ -384,7 +375,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
         settle(p);
         settle(dp);
         settle(dphi);
-        if constexpr (!kMap) done_input(Memory::kDoneK, turn);
+        if constexpr (!kMap) done(Memory::kDoneK, turn);
         uint32_t weights[4][4], grad_weights[4][4];
 #pragma unroll
         for (int n = 0; n < 8; ++n) {
@@ -413,7 +404,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
         commit_products();
         wait_products<1>();
         settle(dphi);
-        done_two(Memory::kRowsDone, turn);
+        done(Memory::kRowsDone, turn);
         uint32_t grad_y[kSteps][4];
 #pragma unroll
         for (int n = 0; n < kFeatures / 8; ++n) {
@@ -440,12 +431,12 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
         }
         settle(dv);
         // d k goes where d o was. Before the next line: behind it, the sums might go on until their next but one arrival.
-        wait_two(Memory::kGradOSummed, turn);
-        done_two(Memory::kGradStateDone, turn);
+        wait(Memory::kGradOSummed, turn);
+        done(Memory::kGradStateDone, turn);
         sync_warpgroup(2);  // everybody is done with v and d o
         stage_rows<kHead>(v_tile, row0, dv, 1.0F, 1.0F, lane);
         make_visible_to_wgmma();
-        done_value(Memory::kDoneV, turn);
+        done(Memory::kDoneV, turn);
         if constexpr (kMap) {
           wait_products<0>();
           settle(grad);
@@ -454,7 +445,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
           store_rows<kFeatures>(Tile<kFeatures>{value_of(turn, Memory::kGradO)}, row0, grad_y, lane);
         }
         make_visible_to_wgmma();
-        done_value(Memory::kDoneGradO, turn);
+        done(Memory::kDoneGradO, turn);
       }
     }
   } else if (group == 2) {
@@ -499,19 +490,19 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
     };
     const auto publish_state = [&](int turn) {
       if (!kColumnPart || turn >= turns) return;
-      wait_free_two(Memory::kGradStateDone, turn);
+      wait_free(Memory::kGradStateDone, turn);
       store_split_rows(ds_hi_of(turn), ds_lo_of(turn), row0, ds, lane);
       share_sums(0, dz_of(turn));
       make_visible_to_wgmma();
-      done_two(Memory::kGradStateReady, turn);
+      done(Memory::kGradStateReady, turn);
     };
     const auto make_phi_q = [&](int turn) {
       if constexpr (kMap) {
         if (turn >= turns) return;
-        wait_input(Memory::kLoadedQ, turn);
-        map_rows(Tile<kHead>{input_of(turn, Memory::kQ)}, phi_q_of(turn), turn, a.rule.scale, [&] { wait_free_phi(Memory::kPhiQDone, turn); });
-        done_phi(Memory::kPhiQReady, turn);
-        if constexpr (!kRowPart) done_input(Memory::kDoneQ, turn);
+        wait(Memory::kLoadedQ, turn);
+        map_rows(Tile<kHead>{input_of(turn, Memory::kQ)}, phi_q_of(turn), turn, a.rule.scale, [&] { wait_free(Memory::kPhiQDone, turn); });
+        done(Memory::kPhiQReady, turn);
+        if constexpr (!kRowPart) done(Memory::kDoneQ, turn);
       }
     };
     for (int turn = 0; turn < kPhis - 1; ++turn) make_phi_q(turn);
@@ -521,8 +512,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
       const Tile<kHead> grad_o_tile{value_of(turn, Memory::kGradO)};
       const float* const e_shared = e_of(turn);
       make_phi_q(turn + kPhis - 1);
-      wait_value(Memory::kLoadedGradO, turn);
-      wait_two(Memory::kRowsReady, turn);
+      wait(Memory::kLoadedGradO, turn);
+      wait(Memory::kRowsReady, turn);
       uint32_t e_rows[4][4] = {};  // e, high and low halves
       if (holds_sums && lane < 8) {
 #pragma unroll
@@ -544,11 +535,11 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
       wait_products<0>();
       settle(ds);
       settle(sums);
-      done_two(Memory::kRowsDone, turn);
+      done(Memory::kRowsDone, turn);
       if constexpr (kColumnPart) {
-        done_two(Memory::kGradOSummed, turn);
+        done(Memory::kGradOSummed, turn);
       } else {
-        done_value(Memory::kDoneGradO, turn);
+        done(Memory::kDoneGradO, turn);
       }
       publish_state(turn + 1);
       const auto start_map_sums = [&](const Tile<kFeatures>& grad_y, int input, float weight_of_rows) {
@@ -585,19 +576,19 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
         sync_warpgroup(3);  // everybody is done with q
         stage_rows<kHead>(Tile<kHead>{input_of(turn, Memory::kQ)}, row0, grad, 1.0F, 1.0F, lane);
         make_visible_to_wgmma();
-        done_input(Memory::kDoneQ, turn);
+        done(Memory::kDoneQ, turn);
       }
       if constexpr (kMap && kColumnPart) {
-        wait_input(Memory::kLoadedK, turn);
+        wait(Memory::kLoadedK, turn);
         wait(Memory::kGradYKReady, turn);
         start_map_sums(grad_y_k, Memory::kK, 1.0F);
         finish_map_sums();
         done(Memory::kGradYKDone, turn);
-        done_input(Memory::kDoneK, turn);
+        done(Memory::kDoneK, turn);
       }
     }
 
-    if constexpr (kColumnPart) wait_two(Memory::kGradStateDone, turns - 1);
+    if constexpr (kColumnPart) wait(Memory::kGradStateDone, turns - 1);
     float* const shared_sums = dz_of(0);  // nobody reads it any more
     const auto write_transposed = [&](const float (&value)[kFeatures / 8][4], float* to) {
 #pragma unroll
@@ -641,7 +632,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
     const auto bring_state = [&](int turn) {  // by a warp
       if (turn >= turns) return;
       const unsigned char* const record = a.states + (int64_t{item} * a.plan.chunks + chunk_end - 1 - turn) * a.plan.state_record_bytes;
-      const uint32_t to = base + state_at(turn), barrier = base + Memory::kStateReady + 8 * (turn % 2);
+      const uint32_t to = base + state_at(turn), barrier = base + Memory::kStateReady.at + 8 * (turn % Memory::kStateReady.count);
       if (!has_state(turn)) {
         for (int i = lane; i < kRecord / 16; i += 32) store_shared_16(to + 16 * i, uint4{0, 0, 0, 0});
         make_visible_to_wgmma();
@@ -651,16 +642,16 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
         load_bytes(to, record, kRecord, barrier);
       }
     };
-    const auto walk = [&]<int kCount>(const CUtensorMap& from, int of_head, int at, int bytes, int loaded, int free, const CUtensorMap* gradient, bool brings_states) {
-      const auto place_of = [&](int turn) { return base + at + turn % kCount * bytes; };
+    const auto walk = [&](const CUtensorMap& from, int of_head, int at, int bytes, Ring loaded, Ring free, const CUtensorMap* gradient, bool brings_states) {
+      const auto place_of = [&](int turn) { return base + at + turn % loaded.count * bytes; };
       const auto load = [&](int turn) {  // by one thread
         if (turn >= turns) return;
-        const uint32_t barrier = base + loaded + 8 * (turn % kCount);
+        const uint32_t barrier = base + loaded.at + 8 * (turn % loaded.count);
         expect_bytes(barrier, bytes);
         load_tile(place_of(turn), from, barrier, 0, token_of(turn), of_head, batch);
       };
       if (lane == 0) {
-        for (int turn = 0; turn < kCount; ++turn) load(turn);
+        for (int turn = 0; turn < loaded.count; ++turn) load(turn);
       }
       __syncwarp();
       if (brings_states) {
@@ -668,31 +659,31 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
         bring_state(1);
       }
       for (int turn = 0; turn < turns; ++turn) {
-        if (lane == 0 && turn + kCount < turns) prefetch_tile(from, 0, token_of(turn + kCount), of_head, batch);
+        if (lane == 0 && turn + loaded.count < turns) prefetch_tile(from, 0, token_of(turn + loaded.count), of_head, batch);
         if (brings_states) {
-          wait_two(Memory::kStateDone, turn);
+          wait(Memory::kStateDone, turn);
           bring_state(turn + 2);
         }
-        wait_for.template operator()<kCount>(free, turn);
+        wait(free, turn);
         if (lane == 0) {
           if (gradient != nullptr) {
             store_tile(*gradient, place_of(turn), 0, token_of(turn), head, batch);
             commit_stores();
             wait_stores_read();
           }
-          load(turn + kCount);
+          load(turn + loaded.count);
         }
         __syncwarp();
       }
     };
     if (warp % 4 == 0) {
-      walk.template operator()<kInputs>(maps.q, head, Memory::kQ, Memory::kInputTile, Memory::kLoadedQ, Memory::kDoneQ, kRowPart ? &maps.grad_q : nullptr, false);
+      walk(maps.q, head, Memory::kQ, Memory::kInputTile, Memory::kLoadedQ, Memory::kDoneQ, kRowPart ? &maps.grad_q : nullptr, false);
     } else if (warp % 4 == 1) {
-      walk.template operator()<kInputs>(maps.k, key_head, Memory::kK, Memory::kInputTile, Memory::kLoadedK, Memory::kDoneK, nullptr, kRowPart);
+      walk(maps.k, key_head, Memory::kK, Memory::kInputTile, Memory::kLoadedK, Memory::kDoneK, nullptr, kRowPart);
     } else if (warp % 4 == 2) {
-      walk.template operator()<kValues>(maps.v, value_head, Memory::kV, Memory::kTile, Memory::kLoadedV, Memory::kDoneV, kColumnPart ? &maps.grad_v : nullptr, false);
+      walk(maps.v, value_head, Memory::kV, Memory::kTile, Memory::kLoadedV, Memory::kDoneV, kColumnPart ? &maps.grad_v : nullptr, false);
     } else {
-      walk.template operator()<kValues>(maps.grad_o, head, Memory::kGradO, Memory::kTile, Memory::kLoadedGradO, Memory::kDoneGradO, kColumnPart ? &maps.grad_k : nullptr, false);
+      walk(maps.grad_o, head, Memory::kGradO, Memory::kTile, Memory::kLoadedGradO, Memory::kDoneGradO, kColumnPart ? &maps.grad_k : nullptr, false);
     }
   }
 #else
