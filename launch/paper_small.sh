@@ -83,6 +83,7 @@ run_variant() {
   local variant=$1 name=$1 started=$SECONDS budget=${FINETUNE:-$((TOKENS / 5))} tokens steps transfer=() map=()
   local size=(--model.family gpt2 --model.layers "$LAYERS" --model.hidden-size "$HIDDEN" --model.heads $((HIDDEN / 64)))
   local swapped=${variant%-transfer}
+  [[ $variant != swapped ]] || swapped=t2r
   tokens=$budget
   [[ -z $FINETUNE || $variant == teacher ]] || name+=-$((budget / 1000000))M
   ! grep -qs "^{\"name\": \"$name\"" "$OUT/results.jsonl" || return 0
@@ -104,7 +105,7 @@ run_variant() {
     scratch)
       train "$name" finetune --tokens "$budget" --learning-rate 1e-3 --map-learning-rate 0 "${size[@]}" \
         --model.max-positions 512 --model.attention t2r --model.feature-size 32 ;;
-    swapped) convert t2r --feature-map t2r --feature-size 32 ;;
+    swapped) ;;
     *) train "$name" finetune --model "$OUT/swapped-$swapped" --tokens "$budget" "${transfer[@]}" ;;
   esac
   if [[ $variant == swapped ]]; then
