@@ -49,6 +49,21 @@ int64_t num_maps(const DecoderConfig& config) {
   return config.linear->map_per_query_head ? config.num_heads : config.num_kv_heads;
 }
 
+/// Adds W [M, rows, d] and b [M, rows] of a learned map to `parameters`.
+std::pair<Tensor, Tensor> add_map(const DecoderConfig& config,
+                                  int64_t rows,
+                                  const std::string& prefix,
+                                  int64_t group,
+                                  ParameterSet& parameters) {
+  const int64_t maps = num_maps(config);
+  const Tensor weight =
+      parameters.add(prefix + ".weight", {maps, rows, config.head_dim}, group, true);
+  parameters.mark_last_as_new();
+  const Tensor bias = parameters.add(prefix + ".bias", {maps, rows}, group, false);
+  parameters.mark_last_as_new();
+  return {weight, bias};
+}
+
 /// phi(x) = relu(W x + b), learned. Source: Kasai et al. 2021, equation 3; initialisation as
 /// released (nn.Linear's).
 class T2rMap : public FeatureMap {
@@ -61,11 +76,7 @@ class T2rMap : public FeatureMap {
         feature_size_(config.linear->feature_size),
         head_dim_(config.head_dim),
         floor_(config.linear->denominator_floor) {
-    weight_MKd_ =
-        parameters.add(prefix + ".weight", {num_maps_, feature_size_, head_dim_}, group, true);
-    parameters.mark_last_as_new();
-    bias_MK_ = parameters.add(prefix + ".bias", {num_maps_, feature_size_}, group, false);
-    parameters.mark_last_as_new();
+    std::tie(weight_MKd_, bias_MK_) = add_map(config, feature_size_, prefix, group, parameters);
   }
 
   Tensor query_features(const Tensor& q_BTHd, double scale) const override {
@@ -131,11 +142,7 @@ class HedgehogMap : public FeatureMap {
               int64_t group,
               ParameterSet& parameters)
       : num_maps_(num_maps(config)), rows_(config.linear->feature_size / 2) {
-    weight_MRd_ =
-        parameters.add(prefix + ".weight", {num_maps_, rows_, config.head_dim}, group, true);
-    parameters.mark_last_as_new();
-    bias_MR_ = parameters.add(prefix + ".bias", {num_maps_, rows_}, group, false);
-    parameters.mark_last_as_new();
+    std::tie(weight_MRd_, bias_MR_) = add_map(config, rows_, prefix, group, parameters);
   }
 
   Tensor query_features(const Tensor& q_BTHd, double) const override { return features(q_BTHd); }
