@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "model/kernels/cuda/causal_common.cuh"
+#include "model/kernels/cuda/causal_features_backward.h"
 #include "model/kernels/cuda/causal_instances.h"
 
 namespace t2r::kernels::cuda {
@@ -135,6 +136,7 @@ cudaError_t causal_backward_bf16(const CausalArguments& a, cudaStream_t stream) 
   T2R_LAUNCH_SM90(64, 64, launch_backward)
   T2R_LAUNCH_SM90(128, 32, launch_backward_wide)
   T2R_LAUNCH_SM90(128, 64, launch_backward_wide)
+  if (has_causal_features_backward(a)) return causal_features_backward(a, stream);
 #define T2R_PASS launch_backward
   T2R_FOR_EACH_CAUSAL(T2R_LAUNCH)
 #undef T2R_PASS

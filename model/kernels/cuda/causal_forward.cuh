@@ -21,7 +21,7 @@ struct ForwardMemory {
   static constexpr int kZ = kState + 4 * kFeatures * kHead;
   static constexpr int kZSplit = kZ + 4 * kFeatures;
   static constexpr int kBias = kZSplit + 4 * kFeatures;
-  static constexpr int kBytes = kBias + 4 * kFeatures;
+  static constexpr int kBytes = kBias + (kMap ? 4 * kFeatures : 0);  // 64 x 128 given features: two blocks just fit a multiprocessor
 };
 
 /// One block of threads walks one segment of one sequence and query head, chunk by chunk; warp i owns 16 rows of a chunk.
