@@ -160,6 +160,8 @@ Tensor Attention::linear_attention(const Heads& heads, AttentionState* state) co
   if (heads.q_BTHd.is_cuda()) {
     const std::optional<FeatureMap::Affine> map = feature_map_->affine();
     if (map.has_value()) return mapped_attention(heads, *map, state);
+    const std::optional<FeatureMap::Affine> pair = feature_map_->softmax_pair();
+    if (pair.has_value()) return hedgehog_attention(heads, *pair, state);
   }
   return feature_attention(feature_map_->query_features(heads.q_BTHd, query_scale_),
                            feature_map_->key_features(heads.k_BTHd),
@@ -194,6 +196,21 @@ Tensor Attention::mapped_attention(const Heads& heads,
       gpu::causal_linear_attention(inputs, state->linear.has_value() ? &*state->linear : nullptr);
   state->linear = output.state;
   return output.o_BTHV;
+}
+
+Tensor Attention::hedgehog_attention(const Heads& heads,
+                                     const FeatureMap::Affine& map,
+                                     AttentionState* state) const {
+  if (state == nullptr) {
+    return gpu::causal_hedgehog({.qkv_BTHd = heads.qkv_BTHd,
+                                 .query_heads = num_heads_,
+                                 .weight_MKd = map.weight_MKd,
+                                 .bias_MK = map.bias_MK,
+                                 .rule = feature_map_->denominator_rule()});
+  }
+  const auto [phi_q_BTHK, phi_k_BTHK] =
+      gpu::hedgehog_features(heads.q_BTHd, heads.k_BTHd, map.weight_MKd, map.bias_MK);
+  return feature_attention(phi_q_BTHK, phi_k_BTHK, heads.v_BTHd, state);
 }
 
 Tensor Attention::feature_attention(const Tensor& phi_q_BTHK,

@@ -96,6 +96,9 @@ class Attention {
   torch::Tensor softmax_attention(const Heads& heads, AttentionState* state) const;
   torch::Tensor cache_attention(const Heads& heads, AttentionState& state) const;
   torch::Tensor linear_attention(const Heads& heads, AttentionState* state) const;
+  torch::Tensor hedgehog_attention(const Heads& heads,
+                                   const FeatureMap::Affine& map,
+                                   AttentionState* state) const;
   torch::Tensor mapped_attention(const Heads& heads,
                                  const FeatureMap::Affine& map,
                                  AttentionState* state) const;

@@ -151,6 +151,7 @@ class HedgehogMap : public FeatureMap {
   int64_t feature_size() const override { return 2 * rows_; }
   int64_t state_heads() const override { return num_maps_; }
   DenominatorRule denominator_rule() const override { return {.floor = 0.0, .added = 1e-6}; }
+  std::optional<Affine> softmax_pair() const override { return Affine{weight_MRd_, bias_MR_}; }
 
   void initialize(torch::Generator&) override {
     const torch::NoGradGuard no_grad;

@@ -43,6 +43,10 @@ class FeatureMap {
   };
   virtual std::optional<Affine> affine() const { return std::nullopt; }
 
+  /// The W and b of a map of the form [softmax(W x + b), softmax(-W x - b)], which a GPU has a
+  /// kernel for.
+  virtual std::optional<Affine> softmax_pair() const { return std::nullopt; }
+
   /// The activation of the affine form.
   virtual torch::Tensor activate(const torch::Tensor& y) const { return y; }
 

@@ -166,6 +166,23 @@ LinearAttentionOutput causal_linear_attention(const Tensor& phi_q_BTHK,
   return {o, {s, z}};
 }
 
+std::tuple<Tensor, Tensor> hedgehog_features(const Tensor& q_BTHd,
+                                             const Tensor& k_BTHd,
+                                             const Tensor& weight_MRd,
+                                             const Tensor& bias_MR) {
+  using Signature =
+      std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&);
+  static const auto op = find<Signature>("hedgehog_features");
+  return op.call(q_BTHd, k_BTHd, weight_MRd, bias_MR);
+}
+
+Tensor causal_hedgehog(const FusedAttention& in) {
+  using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&, int64_t, double, double);
+  static const auto op = find<Signature>("causal_hedgehog");
+  return op.call(
+      in.qkv_BTHd, in.weight_MKd, in.bias_MK, in.query_heads, in.rule.floor, in.rule.added);
+}
+
 Tensor decode_step(const MappedAttention& in, LinearAttentionState& state) {
   using Signature = Tensor(const Tensor&,
                            const Tensor&,

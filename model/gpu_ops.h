@@ -77,7 +77,16 @@ LinearAttentionOutput causal_linear_attention(const Tensor& phi_q_BTHK,
                                               const LinearAttentionState* initial,
                                               const DenominatorRule& rule);
 
-/// One token with the map inside; `state` moves on in place.
+/// Hedgehog's map [softmax(W x + b), softmax(-W x - b)] of queries and keys: phi(q), phi(k).
+std::tuple<Tensor, Tensor> hedgehog_features(const Tensor& q_BTHd,
+                                             const Tensor& k_BTHd,
+                                             const Tensor& weight_MRd,
+                                             const Tensor& bias_MR);
+
+/// Attention with that map on a fused projection, without states; `scale` is not read.
+Tensor causal_hedgehog(const FusedAttention& inputs);
+
+/// One token with T2R's map inside; `state` moves on in place.
 Tensor decode_step(const MappedAttention& inputs, LinearAttentionState& state);
 
 /// The same from features.

@@ -423,6 +423,39 @@ CausalOutputs causal(const CausalInputs& inputs) { return causal_any(inputs, tru
 
 namespace {
 
+Problem features_problem(const CausalInputs& in) {
+  return {check_causal(in), in.q_BTHd, in.k_BTHd, in.v_BTHd, {}, {}, {}, {}, {}, in.scale, in.floor, in.added};
+}
+
+}  // namespace
+
+bool has_features_passes(int64_t features, int64_t head_size) {
+  const Shape shape{.batch = 1,
+                    .length = 1,
+                    .query_heads = 1,
+                    .state_heads = 1,
+                    .key_heads = 1,
+                    .value_heads = 1,
+                    .head_size = static_cast<int>(head_size),
+                    .feature_size = static_cast<int>(features)};
+  return features % 8 == 0 && kernels::cuda::plan_causal(shape, false, false, {}).engine != kernels::cuda::Engine::kNone;
+}
+
+FeaturesForward causal_features_forward(const CausalInputs& in, bool save) {
+  const ForwardResult result = forward_bf16(features_problem(in), save, /*want_state=*/false);
+  return {result.o, result.states};
+}
+
+FeatureGradients causal_features_backward(const CausalInputs& in, const Tensor& states, const Tensor& grad_o, const Tensor& grad_v) {
+  const Problem p = features_problem(in);
+  Gradients g;
+  if (p.shape.value_heads == p.shape.query_heads) g.v = grad_v;
+  g = backward_bf16(p, states, readable_bf16(grad_o), {}, {}, g);
+  return {g.q, add_groups(g.k, 2, p.shape.key_heads), add_groups(g.v, 2, p.shape.value_heads)};
+}
+
+namespace {
+
 Tensor op_causal(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& weight, const Tensor& bias, double scale,
                  double floor, double added, const OptionalTensor& document_start) {
   return causal_any({q, k, v, weight, bias, document_start, {}, {}, scale, floor, added}, false).o_BTHd;

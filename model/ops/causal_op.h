@@ -19,4 +19,19 @@ struct CausalOutputs {
 /// @throws c10::Error  as check_causal()
 CausalOutputs causal(const CausalInputs& inputs);
 
+/// The passes on given features in bfloat16, without autograd: for operators that make the features themselves.
+struct FeaturesForward {
+  Tensor o_BTHd;
+  Tensor states;  ///< for the backward, if `save`
+};
+struct FeatureGradients {
+  Tensor phi_q_BTHK, phi_k_BTHK, v_BTHd;
+};
+/// Whether the passes serve so many features and columns of v; both lie in units of 16 bytes then.
+bool has_features_passes(int64_t features, int64_t head_size);
+FeaturesForward causal_features_forward(const CausalInputs& inputs, bool save);
+/// @param grad_v_BTHd  memory for that gradient if v has as many heads as q, or undefined
+/// @return             gradients with the heads of their tensors
+FeatureGradients causal_features_backward(const CausalInputs& inputs, const Tensor& states, const Tensor& grad_o, const Tensor& grad_v_BTHd);
+
 }  // namespace t2r::ops

@@ -14,14 +14,18 @@ Tensor readable_bf16(const Tensor& gradient) {
   return good ? gradient : gradient.clone(at::MemoryFormat::Contiguous);
 }
 
-Tensor map_features(const Tensor& x, const Tensor& weight, const Tensor& bias, double scale) {
+Tensor map_products(const Tensor& x, const Tensor& weight, const Tensor& bias, double scale) {
   const int64_t heads = std::max(x.size(2), weight.size(0));
   const auto spread = [&](const Tensor& tensor, int64_t dimension) {
     return tensor.size(dimension) == heads ? tensor : tensor.repeat_interleave(heads / tensor.size(dimension), dimension);
   };
   const Tensor x_HBTd = spread(x, 2).permute({2, 0, 1, 3}).flatten(1, 2);
   const Tensor y_HBTK = at::matmul(x_HBTd, spread(weight, 0).transpose(1, 2)).mul(scale).add(spread(bias, 0).unsqueeze(1));
-  return at::relu(y_HBTK).unflatten(1, {x.size(0), x.size(1)}).permute({1, 2, 0, 3}).contiguous();
+  return y_HBTK.unflatten(1, {x.size(0), x.size(1)}).permute({1, 2, 0, 3});
+}
+
+Tensor map_features(const Tensor& x, const Tensor& weight, const Tensor& bias, double scale) {
+  return at::relu(map_products(x, weight, bias, scale)).contiguous();
 }
 
 }  // namespace t2r::ops

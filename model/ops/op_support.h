@@ -83,7 +83,10 @@ inline OptionalTensor contiguous_and_aligned(const OptionalTensor& tensor) {
 /// A gradient of four dimensions, which may come with any strides, as 16-byte copies can read it.
 at::Tensor readable_bf16(const at::Tensor& gradient);
 
-/// The map in tensor operations, for dtypes that have no fused kernel: x_BTHd -> [B, T, maps, K], or queries' heads.
+/// A map's products scale W x + b in tensor operations: x_BTHd -> [B, T, maps, K], or queries' heads; not contiguous.
+at::Tensor map_products(const at::Tensor& x_BTHd, const at::Tensor& weight_HKd, const at::Tensor& bias_HK, double scale);
+
+/// T2R's map in tensor operations, for dtypes that have no fused kernel: the same, with relu.
 at::Tensor map_features(const at::Tensor& x_BTHd, const at::Tensor& weight_HKd, const at::Tensor& bias_HK, double scale);
 
 }  // namespace t2r::ops
