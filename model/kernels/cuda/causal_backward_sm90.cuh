@@ -4,7 +4,7 @@
 
 namespace t2r::kernels::cuda::sm90 {
 
-constexpr int kBackwardThreads = 512, kWorkers = 384;  // the workers: the first three warpgroups
+constexpr int kBackwardThreads = 512;
 
 /// The barriers of something of which there are `count`, from byte `at` of shared memory on: a turn's is the one of its place.
 struct Ring {
@@ -52,7 +52,8 @@ struct BackwardMemory {
   static constexpr Ring kGradOSummed{kGradStateDone.end(), 2};
   static constexpr Ring kGradYQReady{kGradOSummed.end(), 1}, kGradYQDone{kGradYQReady.end(), 1};
   static constexpr Ring kGradYKReady{kGradYQDone.end(), 1}, kGradYKDone{kGradYKReady.end(), 1};
-  static constexpr int kBytes = kGradYKDone.end() + 1024;
+  static constexpr Ring kMapReady{kGradYKDone.end(), 1};  // W and b
+  static constexpr int kBytes = kMapReady.end() + 1024;
   static_assert(kBytes <= 227 * 1024);
 };
 
@@ -108,7 +109,6 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
   const auto token_of = [&](int turn) { return (chunk_end - 1 - turn) * kWalkTokens; };
   const auto valid_of = [&](int turn) { return min(kWalkTokens, shape.length - token_of(turn)); };
   const auto has_state = [&](int turn) { return turn + 1 < turns || chunk_begin > 0 || a.initial_s != nullptr; };
-  const auto sync_workers = [] { asm volatile("bar.sync 4, %0;\n" ::"n"(kWorkers) : "memory"); };
 
   if (tid == 0) {
     constexpr int kBoth = kPart == BackwardPart::kAll ? 8 : 4;  // warps of the rows and of the columns, or of the only ones
@@ -124,20 +124,10 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
     of_all(2, Memory::kRowsReady.at, 4);
     of_all(2, Memory::kRowsDone.at, kColumnPart ? 8 : 4);
     of_all((Memory::kGradYKDone.at - Memory::kPhiQReady.at) / 8 + 1, Memory::kPhiQReady.at, 4);
+    init_barrier(base + Memory::kMapReady.at, 2);
     publish_barriers();
   }
-  wait_for_earlier_kernels();
   __syncthreads();
-  if constexpr (kMap) {
-    if (group < 3) {
-      copy_weight_async<kHead, kFeatures, kWorkers>([&](int row, int unit) { return weight.at(row, unit); }, a.weight, state_head, features);
-      load_bias<kFeatures, kWorkers>(bias, a.bias, state_head, features);
-      commit_copies();
-      wait_copies<0>();
-      make_visible_to_wgmma();
-      sync_workers();
-    }
-  }
   /// Features of a chunk's queries or keys, made of the own rows and left in `to`.
   const auto map_rows = [&](const Tile<kHead>& x, const Tile<kFeatures>& to, int turn, float scale, const auto& wait_until_free) {
     float y[kFeatures / 8][4];
@@ -157,6 +147,11 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
 
   if (group == 0) {
     take_registers<160>();
+    wait_for_earlier_kernels();
+    if (kMap && warp == 0) {
+      load_bias<kFeatures, 32>(bias, a.bias, state_head, features);
+      done(Memory::kMapReady, 0);
+    }
     float* const saved_denominator = a.row_values == nullptr ? nullptr : a.row_values + int64_t{item} * 2 * shape.length;
     float* const saved_e = saved_denominator + shape.length;
     const auto row_values_of = [&](int turn) { return RowValues(saved_denominator, saved_e, token_of(turn), low, turn < turns ? shape.length : 0); };
@@ -331,6 +326,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
     }
   } else if (group == 1) {
     take_registers<168>();
+    wait_for_earlier_kernels();
+    if constexpr (kMap) wait(Memory::kMapReady, 0);
     const auto make_phi_k = [&](int turn) {  // for the rows, too
       if constexpr (kMap) {
         if (turn >= turns) return;
@@ -342,14 +339,13 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
         if constexpr (!kColumnPart) done(Memory::kDoneK, turn);
       }
     };
-    for (int turn = 0; turn < (kColumnPart ? kPhis - 1 : turns); ++turn) make_phi_k(turn);
-    if constexpr (kColumnPart) {
-      for (int turn = 0; turn < turns; ++turn) {
+    for (int turn = 1 - kPhis; turn < turns; ++turn) {
+      make_phi_k(turn + kPhis - 1);
+      if (kColumnPart && turn >= 0) {
         const Tile<kHead> v_tile{value_of(turn, Memory::kV)}, grad_o_tile{value_of(turn, Memory::kGradO)};
         const Tile<kFeatures> scaled_phi_q = scaled_phi_q_of(turn);
         const Tile<kFeatures> ds_hi = ds_hi_of(turn), ds_lo = ds_lo_of(turn);
         const float *const e_shared = e_of(turn), *const dz_shared = dz_of(turn);
-        make_phi_k(turn + kPhis - 1);
         if constexpr (!kMap) wait(Memory::kLoadedK, turn);
         uint32_t own_phi_k[kSteps][4];
 #pragma unroll
@@ -450,6 +446,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
     }
   } else if (group == 2) {
     take_registers<160>();
+    wait_for_earlier_kernels();
+    if constexpr (kMap) wait(Memory::kMapReady, 0);
     float ds[kFeatures / 8][4] = {}, dw[kFeatures / 8][4] = {};  // dS^T and dW^T
     float sums[kFeatures / 8][4] = {};                            // of the first warp: dz in rows 0 and 1, d b in rows 2 and 3
     const bool holds_sums = (warp & 3) == 0;
@@ -505,13 +503,15 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
         if constexpr (!kRowPart) done(Memory::kDoneQ, turn);
       }
     };
-    for (int turn = 0; turn < kPhis - 1; ++turn) make_phi_q(turn);
-    publish_state(0);
-    for (int turn = 0; turn < turns; ++turn) {
+    for (int turn = 1 - kPhis; turn < turns; ++turn) {
+      make_phi_q(turn + kPhis - 1);
+      if (turn < 0) {
+        if (turn == -1) publish_state(0);
+        continue;
+      }
       const Tile<kFeatures> scaled_phi_q = scaled_phi_q_of(turn);
       const Tile<kHead> grad_o_tile{value_of(turn, Memory::kGradO)};
       const float* const e_shared = e_of(turn);
-      make_phi_q(turn + kPhis - 1);
       wait(Memory::kLoadedGradO, turn);
       wait(Memory::kRowsReady, turn);
       uint32_t e_rows[4][4] = {};  // e, high and low halves
@@ -642,48 +642,55 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
         load_bytes(to, record, kRecord, barrier);
       }
     };
-    const auto walk = [&](const CUtensorMap& from, int of_head, int at, int bytes, Ring loaded, Ring free, const CUtensorMap* gradient, bool brings_states) {
-      const auto place_of = [&](int turn) { return base + at + turn % loaded.count * bytes; };
-      const auto load = [&](int turn) {  // by one thread
-        if (turn >= turns) return;
-        const uint32_t barrier = base + loaded.at + 8 * (turn % loaded.count);
-        expect_bytes(barrier, bytes);
-        load_tile(place_of(turn), from, barrier, 0, token_of(turn), of_head, batch);
-      };
+    const int mover = warp & 3;
+    const auto own = [&](auto of_q, auto of_k, auto of_v, auto of_grad_o) { return mover == 0 ? of_q : mover == 1 ? of_k : mover == 2 ? of_v : of_grad_o; };
+    const CUtensorMap* const none = nullptr;
+    const CUtensorMap* const from = own(&maps.q, &maps.k, &maps.v, &maps.grad_o);
+    const CUtensorMap* const gradient = own(kRowPart ? &maps.grad_q : none, none, kColumnPart ? &maps.grad_v : none, kColumnPart ? &maps.grad_k : none);
+    const int of_head = own(head, key_head, value_head, head), count = mover < 2 ? kInputs : kValues, bytes = mover < 2 ? Memory::kInputTile : Memory::kTile;
+    const uint32_t tiles = base + own(Memory::kQ, Memory::kK, Memory::kV, Memory::kGradO);
+    const uint32_t loaded = base + own(Memory::kLoadedQ.at, Memory::kLoadedK.at, Memory::kLoadedV.at, Memory::kLoadedGradO.at);
+    const uint32_t free = base + own(Memory::kDoneQ.at, Memory::kDoneK.at, Memory::kDoneV.at, Memory::kDoneGradO.at);
+    const bool brings_states = kRowPart && mover == 1;
+    const auto load = [&](int turn, int place) {  // by one thread
+      if (turn >= turns) return;
+      expect_bytes(loaded + 8 * place, bytes);
+      load_tile(tiles + place * bytes, *from, loaded + 8 * place, 0, token_of(turn), of_head, batch);
+    };
+    if (lane == 0) prefetch_map(*from);
+    wait_for_earlier_kernels();
+    if (lane == 0) {
+      if (kMap && mover == 0) {
+        expect_bytes(base + Memory::kMapReady.at, kFeatures * kHead * 2);
+        load_tile(weight.base, maps.weight, base + Memory::kMapReady.at, 0, 0, state_head, 0);
+      }
+      for (int turn = 0; turn < count; ++turn) load(turn, turn);
+    }
+    __syncwarp();
+    if (brings_states) {
+      bring_state(0);
+      bring_state(1);
+    }
+    for (int turn = 0, place = 0, phase = 0; turn < turns; ++turn) {
+      if (lane == 0 && turn + count < turns) prefetch_tile(*from, 0, token_of(turn + count), of_head, batch);
+      if (brings_states) {
+        wait(Memory::kStateDone, turn);
+        bring_state(turn + 2);
+      }
+      wait_barrier(free + 8 * place, phase);
       if (lane == 0) {
-        for (int turn = 0; turn < loaded.count; ++turn) load(turn);
+        if (gradient != nullptr) {
+          store_tile(*gradient, tiles + place * bytes, 0, token_of(turn), head, batch);
+          commit_stores();
+          wait_stores_read();
+        }
+        load(turn + count, place);
       }
       __syncwarp();
-      if (brings_states) {
-        bring_state(0);
-        bring_state(1);
+      if (++place == count) {
+        place = 0;
+        phase ^= 1;
       }
-      for (int turn = 0; turn < turns; ++turn) {
-        if (lane == 0 && turn + loaded.count < turns) prefetch_tile(from, 0, token_of(turn + loaded.count), of_head, batch);
-        if (brings_states) {
-          wait(Memory::kStateDone, turn);
-          bring_state(turn + 2);
-        }
-        wait(free, turn);
-        if (lane == 0) {
-          if (gradient != nullptr) {
-            store_tile(*gradient, place_of(turn), 0, token_of(turn), head, batch);
-            commit_stores();
-            wait_stores_read();
-          }
-          load(turn + loaded.count);
-        }
-        __syncwarp();
-      }
-    };
-    if (warp % 4 == 0) {
-      walk(maps.q, head, Memory::kQ, Memory::kInputTile, Memory::kLoadedQ, Memory::kDoneQ, kRowPart ? &maps.grad_q : nullptr, false);
-    } else if (warp % 4 == 1) {
-      walk(maps.k, key_head, Memory::kK, Memory::kInputTile, Memory::kLoadedK, Memory::kDoneK, nullptr, kRowPart);
-    } else if (warp % 4 == 2) {
-      walk(maps.v, value_head, Memory::kV, Memory::kTile, Memory::kLoadedV, Memory::kDoneV, kColumnPart ? &maps.grad_v : nullptr, false);
-    } else {
-      walk(maps.grad_o, head, Memory::kGradO, Memory::kTile, Memory::kLoadedGradO, Memory::kDoneGradO, kColumnPart ? &maps.grad_k : nullptr, false);
     }
   }
 #else

@@ -7,7 +7,6 @@ namespace t2r::kernels::cuda::sm90 {
 /// Shared memory of the forward kernel; tiles begin at multiples of 1,024 bytes, where the swizzle's pattern does.
 template <int kFeatures, bool kMap>
 struct ForwardMemory {
-  static constexpr int kThreads = kWalkThreads<kFeatures>;
   static constexpr int kInputTile = kWalkTokens * (kMap ? kHead : kFeatures) * 2, kTile = kWalkTokens * kHead * 2;
   static constexpr int kQ = 0;  // later o
   static constexpr int kK = kQ + kTile;
@@ -24,7 +23,8 @@ struct ForwardMemory {
   static constexpr int kLoaded = kBias + 4 * kFeatures;  // barriers: of every stage, twice; of the relay
   static constexpr int kDone = kLoaded + 8 * kStages;
   static constexpr int kPassed = kDone + 8 * kStages;
-  static constexpr int kBytes = kPassed + 8 * Relay<kFeatures>::kBarriers + 1024;  // the base is rounded up
+  static constexpr int kMapReady = kPassed + 8 * Relay<kFeatures>::kBarriers;  // W and b
+  static constexpr int kBytes = kMapReady + 8 + 1024;  // the base is rounded up
   static_assert(kBytes <= 227 * 1024);
 };
 
@@ -73,27 +73,23 @@ __global__ void __launch_bounds__(kWalkThreads<kFeatures>, 1) causal_forward_ker
       init_barrier(base + Memory::kDone + 8 * stage, 4);
     }
     for (int i = 0; i < Relay<kFeatures>::kBarriers; ++i) init_barrier(base + Memory::kPassed + 8 * i);
+    init_barrier(base + Memory::kMapReady, 2);
     publish_barriers();
-    prefetch_map(maps.k);
-    prefetch_map(maps.v);
-    if constexpr (!kSumsOnly) prefetch_map(maps.q);
-  }
-  wait_for_earlier_kernels();
-  if (first_thread) {
-    for (int turn = 0; turn < Memory::kStages; ++turn) load(turn);
-  }
-  if constexpr (kMap) {
-    copy_weight_async<kHead, kFeatures, Memory::kThreads>([&](int row, int unit) { return weight.at(row, unit); }, a.weight, state_head, features);
-    load_bias<kFeatures, Memory::kThreads>(bias, a.bias, state_head, features);
-    commit_copies();
-    wait_copies<0>();
-    make_visible_to_wgmma();
   }
   __syncthreads();
 
   if (walker == kWalkers<kFeatures>) {
     give_registers<kMoverRegisters>();
     if (first_thread) {
+      prefetch_map(maps.k);
+      prefetch_map(maps.v);
+      if constexpr (!kSumsOnly) prefetch_map(maps.q);
+      wait_for_earlier_kernels();
+      if constexpr (kMap) {
+        expect_bytes(base + Memory::kMapReady, kFeatures * kHead * 2);
+        load_tile(weight.base, maps.weight, base + Memory::kMapReady, 0, 0, state_head, 0);
+      }
+      for (int turn = 0; turn < Memory::kStages; ++turn) load(turn);
       for (int turn = 0; turn < turns; ++turn) {
         wait_barrier(base + Memory::kDone + 8 * (turn % Memory::kStages), turn / Memory::kStages & 1);
         if constexpr (!kSumsOnly) {
@@ -111,6 +107,11 @@ __global__ void __launch_bounds__(kWalkThreads<kFeatures>, 1) causal_forward_ker
     }
   } else {
     take_registers<kWalkerRegisters<kFeatures>>();
+    wait_for_earlier_kernels();
+    if (kMap && warp == 0) {
+      load_bias<kFeatures, 32>(bias, a.bias, state_head, features);
+      arrive(base + Memory::kMapReady, lane);
+    }
     float all_s[kFeatures / 8][4] = {}, all_z[kFeatures / 8][2] = {};  // the sums alone: of all own chunks
     const Relay<kFeatures> relay(memory + Memory::kRelay, base + Memory::kPassed, walker, tid);
     if (!kSumsOnly && walker == 0) {
@@ -126,6 +127,7 @@ __global__ void __launch_bounds__(kWalkThreads<kFeatures>, 1) causal_forward_ker
       relay.start(from_s, from_z, low, features);
     }
 
+    if constexpr (kMap) wait_barrier(base + Memory::kMapReady, 0);
     for (int turn = walker; turn < turns; turn += kWalkers<kFeatures>) {
       const uint32_t stage = base + stage_of(turn);
       const Tile<kHead> v_tile{stage + Memory::kV};

@@ -24,6 +24,7 @@ constexpr int round_up(int bytes, int to) { return (bytes + to - 1) / to * to; }
 /// tokens, a warp's rows.
 struct TensorMaps {
   CUtensorMap q, k, v, o;
+  CUtensorMap weight;  // of head size 64: a head's W, zeros behind its features
   CUtensorMap grad_o, grad_q, grad_k, grad_v;
 };
 
