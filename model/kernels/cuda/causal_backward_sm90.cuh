@@ -24,10 +24,9 @@ struct BackwardMemory {
   static constexpr int kV = kK + kInputs * kInputTile;  // later d v
   static constexpr int kGradO = kV + kValues * kTile;   // later d k
   static constexpr int kWeight = kGradO + kValues * kTile;
-  static constexpr int kFeatureTiles = kFeatures == 32 ? 3 : 2;  // features are made so many chunks, less one, ahead
+  static constexpr int kFeatureTiles = kFeatures == 32 ? 3 : 2;  // features of keys are made so many chunks, less one, ahead
   // Of what passes from role to role, two: a role may be a chunk ahead of the next one.
-  static constexpr int kPhiQ = kWeight + (kMap ? kFeatures * kHead * 2 : 0);
-  static constexpr int kPhiK = kPhiQ + kFeatureTiles * kMapTile;
+  static constexpr int kPhiK = kWeight + (kMap ? kFeatures * kHead * 2 : 0);
   static constexpr int kScaledPhiQ = kPhiK + kFeatureTiles * kMapTile;  // R = phi(q) / denominator
   static constexpr int kState = kScaledPhiQ + 2 * kFeatureTile;
   static constexpr int kStateStride = round_up(kRecordBytes<kHead, kFeatures>, 1024);
@@ -46,8 +45,7 @@ struct BackwardMemory {
   // Of what passes from role to role: it is there for its readers; they are done with it.
   static constexpr Ring kStateReady{kDoneGradO.end(), 2}, kStateDone{kStateReady.end(), 2};
   static constexpr Ring kRowsReady{kStateDone.end(), 2}, kRowsDone{kRowsReady.end(), 2};  // R, e
-  static constexpr Ring kPhiQReady{kRowsDone.end(), kFeatureTiles}, kPhiQDone{kPhiQReady.end(), kFeatureTiles};
-  static constexpr Ring kPhiKReady{kPhiQDone.end(), kFeatureTiles}, kPhiKDone{kPhiKReady.end(), kFeatureTiles};
+  static constexpr Ring kPhiKReady{kRowsDone.end(), kFeatureTiles}, kPhiKDone{kPhiKReady.end(), kFeatureTiles};
   static constexpr Ring kGradStateReady{kPhiKDone.end(), 2}, kGradStateDone{kGradStateReady.end(), 2};
   static constexpr Ring kGradOSummed{kGradStateDone.end(), 2};
   static constexpr Ring kGradYQReady{kGradOSummed.end(), 1}, kGradYQDone{kGradYQReady.end(), 1};
@@ -58,9 +56,8 @@ struct BackwardMemory {
 };
 
 /// causal_backward_kernel for head size 64 on Hopper: chunks of 64 tokens, and a warpgroup for each part of the work, all of them
-/// at different places of the walk. The first does the rows (e, R, d phi(q)), the second the columns (phi(k), d k, d v), the third
-/// the sums and what the rows have no time for (phi(q), dS, dz, dW, d b, d q), and the warps of the fourth move tiles, each of one
-/// tensor: a tile is loaded, served, is overwritten by a gradient, stored, and loaded again. They wait for each other at barriers
+/// at different places of the walk. The first does the rows (phi(q), e, R, d phi(q)), the second the columns (phi(k), d k, d v), the third
+/// the sums and what the rows have no time for (dS, dz, dW, d b, d q), and the warps of the fourth move tiles, each of one tensor: a tile is loaded, served, is overwritten by a gradient, stored, and loaded again. They wait for each other at barriers
 /// in shared memory only.
 template <int kFeatures, bool kMap, BackwardPart kPart>
 __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(const __grid_constant__ CausalArguments a,
@@ -98,7 +95,6 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
 
   const auto input_of = [&](int turn, int at) { return base + at + turn % kInputs * Memory::kInputTile; };
   const auto value_of = [&](int turn, int at) { return base + at + turn % kValues * Memory::kTile; };
-  const auto phi_q_of = [&](int turn) { return Tile<kFeatures>{kMap ? base + Memory::kPhiQ + turn % kPhis * Memory::kMapTile : input_of(turn, Memory::kQ)}; };
   const auto phi_k_of = [&](int turn) { return Tile<kFeatures>{kMap ? base + Memory::kPhiK + turn % kPhis * Memory::kMapTile : input_of(turn, Memory::kK)}; };
   const auto scaled_phi_q_of = [&](int turn) { return Tile<kFeatures>{base + Memory::kScaledPhiQ + turn % 2 * Memory::kFeatureTile}; };
   const auto e_of = [&](int turn) { return reinterpret_cast<float*>(memory + Memory::kE) + turn % 2 * kWalkTokens; };
@@ -123,26 +119,16 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
     of_all(2, Memory::kStateDone.at, 4);
     of_all(2, Memory::kRowsReady.at, 4);
     of_all(2, Memory::kRowsDone.at, kColumnPart ? 8 : 4);
-    of_all((Memory::kGradYKDone.at - Memory::kPhiQReady.at) / 8 + 1, Memory::kPhiQReady.at, 4);
+    of_all((Memory::kGradYKDone.at - Memory::kPhiKReady.at) / 8 + 1, Memory::kPhiKReady.at, 4);
     init_barrier(base + Memory::kMapReady.at, 2);
     publish_barriers();
   }
   __syncthreads();
-  /// Features of a chunk's queries or keys, made of the own rows and left in `to`.
-  const auto map_rows = [&](const Tile<kHead>& x, const Tile<kFeatures>& to, int turn, float scale, const auto& wait_until_free) {
-    float y[kFeatures / 8][4];
+  const auto start_map = [&](float (&y)[kFeatures / 8][4], const Tile<kHead>& x) {  // y = x W^T, of the own rows
     begin_products();
 #pragma unroll
     for (int step = 0; step < kHead / 16; ++step) product<Major::kK, Major::kK>(y, operand<Major::kK>(x, 0, step), operand<Major::kK>(weight, 0, step), step > 0);
     commit_products();
-    wait_products<0>();
-    settle(y);
-    const int valid = valid_of(turn);
-    uint32_t phi[kSteps][4];
-    activate<kFeatures>(phi, y, bias, scale, low < valid, high < valid, lane);
-    wait_until_free();
-    store_rows<kFeatures>(to, row0, phi, lane);
-    make_visible_to_wgmma();
   };
 
   if (group == 0) {
@@ -152,22 +138,31 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
       load_bias<kFeatures, 32>(bias, a.bias, state_head, features);
       done(Memory::kMapReady, 0);
     }
+    if constexpr (kMap) wait(Memory::kMapReady, 0);
     float* const saved_denominator = a.row_values == nullptr ? nullptr : a.row_values + int64_t{item} * 2 * shape.length;
     float* const saved_e = saved_denominator + shape.length;
     const auto row_values_of = [&](int turn) { return RowValues(saved_denominator, saved_e, token_of(turn), low, turn < turns ? shape.length : 0); };
     RowValues next(nullptr, nullptr, 0, 0, 0);
+    const PairMasks masks(/*not_after=*/true, warp & 3, lane);
     if constexpr (!kRowPart) next = row_values_of(0);
 
     for (int turn = 0; turn < turns; ++turn) {
       uint32_t phi_q[kSteps][4];
-      const auto read_phi_q = [&] {
+      const Tile<kMap ? kHead : kFeatures> q_tile{input_of(turn, Memory::kQ)};  // or phi(q)
+      const int first = token_of(turn), valid = valid_of(turn);
+      [[maybe_unused]] float y[kFeatures / 8][4];
+      const auto start_phi_q = [&] {
+        wait(Memory::kLoadedQ, turn);
+        if constexpr (kMap) start_map(y, q_tile);
+      };
+      const auto finish_phi_q = [&] {  // behind the wait for y
         if constexpr (kMap) {
-          wait(Memory::kPhiQReady, turn);
+          settle(y);
+          activate<kFeatures>(phi_q, y, bias, a.rule.scale, low < valid, high < valid, lane);
         } else {
-          wait(Memory::kLoadedQ, turn);
-        }
 #pragma unroll
-        for (int step = 0; step < kSteps; ++step) phi_q_of(turn).load_a(phi_q[step], row0, 2 * step, lane);
+          for (int step = 0; step < kSteps; ++step) q_tile.load_a(phi_q[step], row0, 2 * step, lane);
+        }
       };
       float inverse_low, inverse_high, e_low, e_high;
       const auto publish_rows = [&] {
@@ -181,27 +176,25 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
         done(Memory::kRowsReady, turn);
       };
       if constexpr (!kRowPart) {
-        read_phi_q();
+        start_phi_q();
+        wait_products<0>();
+        finish_phi_q();
         inverse_low = 1.0F / next.denominator_low;
         inverse_high = 1.0F / next.denominator_high;
         e_low = next.e_low;
         e_high = next.e_high;
         next = row_values_of(turn + 1);
         publish_rows();
-        if constexpr (kMap) {
-          done(Memory::kPhiQDone, turn);
-        } else {
-          done(Memory::kDoneQ, turn);
-        }
+        done(Memory::kDoneQ, turn);
         continue;
       }
 
-      const int first = token_of(turn), valid = valid_of(turn);
       const Tile<kHead> v_tile{value_of(turn, Memory::kV)}, grad_o_tile{value_of(turn, Memory::kGradO)};
       const Tile<kFeatures> phi_k = phi_k_of(turn), s_centred{base + state_at(turn)};
       const Tile<kHead> mean{s_centred.base + 2 * kFeatures * kHead};  // of the values so far, high and low halves
       const float* const z = reinterpret_cast<const float*>(memory + state_at(turn) + kRecordZ<kHead, kFeatures>);
       float p[8][4], dp[8][4], dphi[kFeatures / 8][4], of_mean[1][4];
+      start_phi_q();
       wait(Memory::kLoadedGradO, turn);
       wait(Memory::kLoadedV, turn);
       wait(Memory::kStateReady, turn);
@@ -215,7 +208,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
         product<Major::kK, Major::kK>(of_mean, operand<Major::kK>(grad_o_tile, 0, step), operand<Major::kK>(mean, 0, step), step > 0);
       }
       commit_products();
-      read_phi_q();
+      wait_products<1>();
+      finish_phi_q();
       if constexpr (kMap) {
         wait(Memory::kPhiKReady, turn);
       } else {
@@ -242,16 +236,16 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
       // d o . m, m the mean of the values so far: in columns 0 and 1.
       const float mean_low = __shfl_sync(0xffffffffu, of_mean[0][0] + of_mean[0][1], lane & ~3);
       const float mean_high = __shfl_sync(0xffffffffu, of_mean[0][2] + of_mean[0][3], lane & ~3);
-      float den_low = 0.0F, den_high = 0.0F, inner_low = 0.0F, inner_high = 0.0F;  // inner: d o . numerator
+      float den[4] = {}, inner[4] = {};  // of the four columns and rows that a lane's values have; inner: d o . numerator
 #pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        float w[4] = {p[n][0], p[n][1], p[n][2], p[n][3]};
-        mask_after(w, n * 8, low - 2 * (lane & 3), high - 2 * (lane & 3));
-        den_low += w[0] + w[1];
-        den_high += w[2] + w[3];
-        inner_low = fmaf(w[0], dp[n][0], fmaf(w[1], dp[n][1], inner_low));
-        inner_high = fmaf(w[2], dp[n][2], fmaf(w[3], dp[n][3], inner_high));
-      }
+      for (int n = 0; n < 8; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          if (n * 8 + (i & 1) <= (i < 2 ? low : high) - 2 * (lane & 3)) {
+            den[i] += p[n][i];
+            inner[i] = fmaf(p[n][i], dp[n][i], inner[i]);
+          }
+      float den_low = den[0] + den[1], den_high = den[2] + den[3], inner_low = inner[0] + inner[1], inner_high = inner[2] + inner[3];
 #pragma unroll
       for (int n = 0; n < kFeatures / 8; ++n) {
         const float2 phi_low = unpack(phi_q[n / 2][2 * (n & 1)]), phi_high = unpack(phi_q[n / 2][2 * (n & 1) + 1]);
@@ -290,11 +284,10 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
       uint32_t weights[4][4];
 #pragma unroll
       for (int n = 0; n < 8; ++n) {
-        float w[4] = {dp[n][0] + e_low, dp[n][1] + e_low, dp[n][2] + e_high, dp[n][3] + e_high};
-        mask_after(w, n * 8, low - 2 * (lane & 3), high - 2 * (lane & 3));
-        weights[n / 2][2 * (n & 1)] = pack(w[0], w[1]);
-        weights[n / 2][2 * (n & 1) + 1] = pack(w[2], w[3]);
+        weights[n / 2][2 * (n & 1)] = pack(dp[n][0] + e_low, dp[n][1] + e_low);
+        weights[n / 2][2 * (n & 1) + 1] = pack(dp[n][2] + e_high, dp[n][3] + e_high);
       }
+      masks.clear(weights);
       begin_products();
 #pragma unroll
       for (int step = 0; step < 4; ++step) product<Major::kMN>(dphi, weights[step], operand<Major::kMN>(phi_k, 0, step), true);
@@ -312,14 +305,13 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
           grad_y[n / 2][2 * (n & 1)] = pack(phi_low.x > 0.0F ? dphi[n][0] * scale_low : 0.0F, phi_low.y > 0.0F ? dphi[n][1] * scale_low : 0.0F);
           grad_y[n / 2][2 * (n & 1) + 1] = pack(phi_high.x > 0.0F ? dphi[n][2] * scale_high : 0.0F, phi_high.y > 0.0F ? dphi[n][3] * scale_high : 0.0F);
         }
-        done(Memory::kPhiQDone, turn);
         wait_free(Memory::kGradYQDone, turn);
         store_rows<kFeatures>(grad_y_q, row0, grad_y, lane);
         make_visible_to_wgmma();
         done(Memory::kGradYQReady, turn);
       } else {
         done(Memory::kDoneK, turn);
-        stage_rows<kFeatures>(phi_q_of(turn), row0, dphi, inverse_low, inverse_high, lane);
+        stage_rows<kFeatures>(q_tile, row0, dphi, inverse_low, inverse_high, lane);
         make_visible_to_wgmma();
         done(Memory::kDoneQ, turn);
       }
@@ -328,13 +320,21 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
     take_registers<168>();
     wait_for_earlier_kernels();
     if constexpr (kMap) wait(Memory::kMapReady, 0);
+    const PairMasks masks(/*not_after=*/false, warp & 3, lane);
     const auto make_phi_k = [&](int turn) {  // for the rows, too
       if constexpr (kMap) {
         if (turn >= turns) return;
         wait(Memory::kLoadedK, turn);
-        map_rows(Tile<kHead>{input_of(turn, Memory::kK)}, phi_k_of(turn), turn, 1.0F, [&] {
-          if constexpr (kRowPart) wait_free(Memory::kPhiKDone, turn);
-        });
+        const int valid = valid_of(turn);
+        float y[kFeatures / 8][4];
+        start_map(y, Tile<kHead>{input_of(turn, Memory::kK)});
+        wait_products<0>();
+        settle(y);
+        uint32_t phi[kSteps][4];
+        activate<kFeatures>(phi, y, bias, 1.0F, low < valid, high < valid, lane);
+        if constexpr (kRowPart) wait_free(Memory::kPhiKDone, turn);
+        store_rows<kFeatures>(phi_k_of(turn), row0, phi, lane);
+        make_visible_to_wgmma();
         done(Memory::kPhiKReady, turn);
         if constexpr (!kColumnPart) done(Memory::kDoneK, turn);
       }
@@ -376,15 +376,13 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
 #pragma unroll
         for (int n = 0; n < 8; ++n) {
           const float2 e_pair = *reinterpret_cast<const float2*>(e_shared + 8 * n + 2 * (lane & 3));
-          float w[4] = {p[n][0], p[n][1], p[n][2], p[n][3]};
-          float g[4] = {dp[n][0] + e_pair.x, dp[n][1] + e_pair.y, dp[n][2] + e_pair.x, dp[n][3] + e_pair.y};
-          mask_before(w, n * 8, low - 2 * (lane & 3), high - 2 * (lane & 3));
-          mask_before(g, n * 8, low - 2 * (lane & 3), high - 2 * (lane & 3));
-          weights[n / 2][2 * (n & 1)] = pack(w[0], w[1]);
-          weights[n / 2][2 * (n & 1) + 1] = pack(w[2], w[3]);
-          grad_weights[n / 2][2 * (n & 1)] = pack(g[0], g[1]);
-          grad_weights[n / 2][2 * (n & 1) + 1] = pack(g[2], g[3]);
+          weights[n / 2][2 * (n & 1)] = pack(p[n][0], p[n][1]);
+          weights[n / 2][2 * (n & 1) + 1] = pack(p[n][2], p[n][3]);
+          grad_weights[n / 2][2 * (n & 1)] = pack(dp[n][0] + e_pair.x, dp[n][1] + e_pair.y);
+          grad_weights[n / 2][2 * (n & 1) + 1] = pack(dp[n][2] + e_pair.x, dp[n][3] + e_pair.y);
         }
+        masks.clear(weights);
+        masks.clear(grad_weights);
         float dv[8][4];
         begin_products();
 #pragma unroll
@@ -494,21 +492,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
       make_visible_to_wgmma();
       done(Memory::kGradStateReady, turn);
     };
-    const auto make_phi_q = [&](int turn) {
-      if constexpr (kMap) {
-        if (turn >= turns) return;
-        wait(Memory::kLoadedQ, turn);
-        map_rows(Tile<kHead>{input_of(turn, Memory::kQ)}, phi_q_of(turn), turn, a.rule.scale, [&] { wait_free(Memory::kPhiQDone, turn); });
-        done(Memory::kPhiQReady, turn);
-        if constexpr (!kRowPart) done(Memory::kDoneQ, turn);
-      }
-    };
-    for (int turn = 1 - kPhis; turn < turns; ++turn) {
-      make_phi_q(turn + kPhis - 1);
-      if (turn < 0) {
-        if (turn == -1) publish_state(0);
-        continue;
-      }
+    publish_state(0);
+    for (int turn = 0; turn < turns; ++turn) {
       const Tile<kFeatures> scaled_phi_q = scaled_phi_q_of(turn);
       const Tile<kHead> grad_o_tile{value_of(turn, Memory::kGradO)};
       const float* const e_shared = e_of(turn);
@@ -560,6 +545,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
         settle(sums);
       };
       if constexpr (kMap && kRowPart) {
+        wait(Memory::kLoadedQ, turn);
         wait(Memory::kGradYQReady, turn);
         float grad[8][4];
         start_map_sums(grad_y_q, Memory::kQ, 1.0F / a.rule.scale);

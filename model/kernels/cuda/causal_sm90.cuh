@@ -43,6 +43,29 @@ __device__ __forceinline__ void mask_before(float (&w)[4], int column, int low, 
   if (column + 1 < high) w[3] = 0.0F;
 }
 
+/// What a warp's rows see of a chunk's 64 columns, for weights packed in pairs as operands of the next product: pair 2 i + h has the columns
+/// 8 i and on of rows `low` (h = 0) or `high`. Only where the diagonal runs do lanes differ.
+class PairMasks {
+ public:
+  /// Rows see what is not after them, or not before them.
+  __device__ __forceinline__ PairMasks(bool not_after, int warp, int lane) {
+    const int row = lane / 4, column = 2 * (lane & 3);
+    const uint32_t first = not_after ? column <= row : column >= row, second = not_after ? column + 1 <= row : column + 1 >= row;
+    const uint32_t diagonal = first * 0xffffu | second * 0xffff0000u, left = not_after ? ~0u : 0u;
+#pragma unroll
+    for (int i = 0; i < 9; ++i) masks_[i] = i - 1 < 2 * warp ? left : i - 1 > 2 * warp ? ~left : diagonal;
+  }
+  __device__ __forceinline__ void clear(uint32_t (&pairs)[4][4]) const {
+#pragma unroll
+    for (int n = 0; n < 8; ++n)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) pairs[n / 2][2 * (n & 1) + half] &= masks_[n + 1 - half];
+  }
+
+ private:
+  uint32_t masks_[9];  // of columns 8 (i - 1) and on for `low`; `high` lies eight rows, so one mask, further
+};
+
 /// What the launch for the rows has left for the launch for the columns, of this lane's rows `low` and low + 8 behind `first`.
 struct RowValues {
   float denominator_low = 1.0F, denominator_high = 1.0F, e_low = 0.0F, e_high = 0.0F;
