@@ -241,7 +241,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
       for (int n = 0; n < 8; ++n)
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-          if (n * 8 + (i & 1) <= (i < 2 ? low : high) - 2 * (lane & 3)) {
+          if (is_seen(n, i, low, lane)) {
             den[i] += p[n][i];
             inner[i] = fmaf(p[n][i], dp[n][i], inner[i]);
           }

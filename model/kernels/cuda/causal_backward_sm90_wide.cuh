@@ -218,6 +218,7 @@ __global__ void __launch_bounds__(kWideBackwardThreads, 1) causal_backward_wide_
     float* const saved_e = saved_denominator + shape.length;
     const auto row_values_of = [&](int turn) { return RowValues(saved_denominator, saved_e, token_of(turn), low, turn < turns ? shape.length : 0); };
     RowValues next(nullptr, nullptr, 0, 0, 0);
+    const PairMasks masks(/*not_after=*/true, warp & 3, lane);
     if constexpr (!kRowPart) next = row_values_of(0);
 
     for (int turn = 0; turn < turns; ++turn) {
@@ -318,17 +319,17 @@ __global__ void __launch_bounds__(kWideBackwardThreads, 1) causal_backward_wide_
         settle(p);
         settle(dp);
         if constexpr (!kColumnPart) done_slot(Memory::kDoneV, turn);
-        float den_low = 0.0F, den_high = 0.0F, inner_low = 0.0F, inner_high = 0.0F;  // inner: d o . numerator
-        float before_low = 0.0F, before_high = 0.0F;                                   // of den, what comes from before the chunk
+        float den[4] = {}, inner[4] = {};             // of a lane's two columns and rows; inner: d o . numerator
+        float before_low = 0.0F, before_high = 0.0F;  // of den, what comes from before the chunk
 #pragma unroll
-        for (int n = 0; n < 8; ++n) {
-          float w[4] = {p[n][0], p[n][1], p[n][2], p[n][3]};
-          mask_after(w, n * 8 + 2 * (lane & 3), low, high);
-          den_low += w[0] + w[1];
-          den_high += w[2] + w[3];
-          inner_low = fmaf(w[0], dp[n][0], fmaf(w[1], dp[n][1], inner_low));
-          inner_high = fmaf(w[2], dp[n][2], fmaf(w[3], dp[n][3], inner_high));
-        }
+        for (int n = 0; n < 8; ++n)
+#pragma unroll
+          for (int i = 0; i < 4; ++i)
+            if (is_seen(n, i, low, lane)) {
+              den[i] += p[n][i];
+              inner[i] = fmaf(p[n][i], dp[n][i], inner[i]);
+            }
+        float den_low = den[0] + den[1], den_high = den[2] + den[3], inner_low = inner[0] + inner[1], inner_high = inner[2] + inner[3];
         wait_products<0>();
         settle(dphi);
 #pragma unroll
@@ -372,11 +373,10 @@ __global__ void __launch_bounds__(kWideBackwardThreads, 1) causal_backward_wide_
         uint32_t weights[4][4];
 #pragma unroll
         for (int n = 0; n < 8; ++n) {
-          float w[4] = {dp[n][0] + e_low, dp[n][1] + e_low, dp[n][2] + e_high, dp[n][3] + e_high};
-          mask_after(w, n * 8 + 2 * (lane & 3), low, high);
-          weights[n / 2][2 * (n & 1)] = pack(w[0], w[1]);
-          weights[n / 2][2 * (n & 1) + 1] = pack(w[2], w[3]);
+          weights[n / 2][2 * (n & 1)] = pack(dp[n][0] + e_low, dp[n][1] + e_low);
+          weights[n / 2][2 * (n & 1) + 1] = pack(dp[n][2] + e_high, dp[n][3] + e_high);
         }
+        masks.clear(weights);
         begin_products();
 #pragma unroll
         for (int step = 0; step < 4; ++step) product<Major::kMN>(dphi, weights[step], operand<Major::kMN>(phi_k, 0, step), true);
@@ -429,6 +429,7 @@ __global__ void __launch_bounds__(kWideBackwardThreads, 1) causal_backward_wide_
   } else if (group == 1) {
     take_registers<176>();
     if constexpr (kColumnPart) {
+      const PairMasks masks(/*not_after=*/false, warp & 3, lane);
       for (int turn = 0; turn < turns; ++turn) {
         const Tile<kFeatures> phi_k{kMap ? base + Memory::kPhiK : stage_of(turn) + Memory::kK};
         if constexpr (!kMap) wait_slot(Memory::kLoadedK, turn);
@@ -467,15 +468,13 @@ __global__ void __launch_bounds__(kWideBackwardThreads, 1) causal_backward_wide_
 #pragma unroll
         for (int n = 0; n < 8; ++n) {
           const float2 e_pair = *reinterpret_cast<const float2*>(e_shared + 8 * n + 2 * (lane & 3));
-          float w[4] = {p[n][0], p[n][1], p[n][2], p[n][3]};
-          float g[4] = {dp[n][0] + e_pair.x, dp[n][1] + e_pair.y, dp[n][2] + e_pair.x, dp[n][3] + e_pair.y};
-          mask_before(w, n * 8 + 2 * (lane & 3), low, high);
-          mask_before(g, n * 8 + 2 * (lane & 3), low, high);
-          weights[n / 2][2 * (n & 1)] = pack(w[0], w[1]);
-          weights[n / 2][2 * (n & 1) + 1] = pack(w[2], w[3]);
-          grad_weights[n / 2][2 * (n & 1)] = pack(g[0], g[1]);
-          grad_weights[n / 2][2 * (n & 1) + 1] = pack(g[2], g[3]);
+          weights[n / 2][2 * (n & 1)] = pack(p[n][0], p[n][1]);
+          weights[n / 2][2 * (n & 1) + 1] = pack(p[n][2], p[n][3]);
+          grad_weights[n / 2][2 * (n & 1)] = pack(dp[n][0] + e_pair.x, dp[n][1] + e_pair.y);
+          grad_weights[n / 2][2 * (n & 1) + 1] = pack(dp[n][2] + e_pair.x, dp[n][3] + e_pair.y);
         }
+        masks.clear(weights);
+        masks.clear(grad_weights);
         // The halves of d v and of d k start one by one, so that there are registers for all that is on its way.
         float dv[2][8][4];
         const auto start_dv = [&](int half) {

@@ -128,6 +128,7 @@ __global__ void __launch_bounds__(kWalkThreads<kFeatures>, 1) causal_forward_ker
     }
 
     if constexpr (kMap) wait_barrier(base + Memory::kMapReady, 0);
+    const PairMasks masks(/*not_after=*/true, warp & 3, lane);
     for (int turn = walker; turn < turns; turn += kWalkers<kFeatures>) {
       const uint32_t stage = base + stage_of(turn);
       const Tile<kHead> v_tile{stage + Memory::kV};
@@ -269,25 +270,25 @@ __global__ void __launch_bounds__(kWalkThreads<kFeatures>, 1) causal_forward_ker
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) product<Major::kK>(num, phi_q[step], operand<Major::kK>(centred, 0, step), step > 0);
         commit_products();
-        float den_low = 0.0F, den_high = 0.0F;
+        float den[4] = {};
         uint32_t weights[4][4];
 #pragma unroll
         for (int n = 0; n < 8; ++n) {
-          float w[4] = {p[n][0], p[n][1], p[n][2], p[n][3]};
-          mask_after(w, n * 8, low - 2 * (lane & 3), high - 2 * (lane & 3));
-          weights[n / 2][2 * (n & 1)] = pack(w[0], w[1]);
-          weights[n / 2][2 * (n & 1) + 1] = pack(w[2], w[3]);
-          den_low += w[0] + w[1];
-          den_high += w[2] + w[3];
+          weights[n / 2][2 * (n & 1)] = pack(p[n][0], p[n][1]);
+          weights[n / 2][2 * (n & 1) + 1] = pack(p[n][2], p[n][3]);
+#pragma unroll
+          for (int i = 0; i < 4; ++i)
+            if (is_seen(n, i, low, lane)) den[i] += p[n][i];
         }
+        masks.clear(weights);
         begin_products();
 #pragma unroll
         for (int step = 0; step < 4; ++step) product<Major::kMN>(num, weights[step], operand<Major::kMN>(v_tile, 0, step), true);
         commit_products();
         before_low = row_sum(before_low);
         before_high = row_sum(before_high);
-        const float scale_low = 1.0F / fmaxf(row_sum(den_low) + before_low + a.rule.added, a.rule.floor);
-        const float scale_high = 1.0F / fmaxf(row_sum(den_high) + before_high + a.rule.added, a.rule.floor);
+        const float scale_low = 1.0F / fmaxf(row_sum(den[0] + den[1]) + before_low + a.rule.added, a.rule.floor);
+        const float scale_high = 1.0F / fmaxf(row_sum(den[2] + den[3]) + before_high + a.rule.added, a.rule.floor);
         wait_products<0>();
         settle(num);
 #pragma unroll

@@ -28,19 +28,10 @@ struct TensorMaps {
   CUtensorMap grad_o, grad_q, grad_k, grad_v;
 };
 
-/// Clears what rows `low` (the first two values) and `high` (the others) cannot see: columns `column` and column + 1 after them,
-__device__ __forceinline__ void mask_after(float (&w)[4], int column, int low, int high) {
-  if (column > low) w[0] = 0.0F;
-  if (column + 1 > low) w[1] = 0.0F;
-  if (column > high) w[2] = 0.0F;
-  if (column + 1 > high) w[3] = 0.0F;
-}
-/// or before them.
-__device__ __forceinline__ void mask_before(float (&w)[4], int column, int low, int high) {
-  if (column < low) w[0] = 0.0F;
-  if (column + 1 < low) w[1] = 0.0F;
-  if (column < high) w[2] = 0.0F;
-  if (column + 1 < high) w[3] = 0.0F;
+/// Whether value i of x[n], of the accumulators of a product [row][column], stands in a column that is not after its row; `low` is the
+/// first of the lane's two rows.
+__device__ __forceinline__ bool is_seen(int n, int i, int low, int lane) {
+  return n * 8 + (i & 1) <= (i < 2 ? low : low + 8) - 2 * (lane & 3);
 }
 
 /// What a warp's rows see of a chunk's 64 columns, for weights packed in pairs as operands of the next product: pair 2 i + h has the columns
