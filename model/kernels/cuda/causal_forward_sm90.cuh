@@ -1,6 +1,7 @@
 #pragma once
 
 #include "model/kernels/cuda/causal_relay_sm90.cuh"
+#include "model/kernels/cuda/causal_rows_sm90.cuh"
 
 namespace t2r::kernels::cuda::sm90 {
 

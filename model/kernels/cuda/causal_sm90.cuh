@@ -28,51 +28,6 @@ struct TensorMaps {
   CUtensorMap grad_o, grad_q, grad_k, grad_v;
 };
 
-/// Whether value i of x[n], of the accumulators of a product [row][column], stands in a column that is not after its row; `low` is the
-/// first of the lane's two rows.
-__device__ __forceinline__ bool is_seen(int n, int i, int low, int lane) {
-  return n * 8 + (i & 1) <= (i < 2 ? low : low + 8) - 2 * (lane & 3);
-}
-
-/// What a warp's rows see of a chunk's 64 columns, for weights packed in pairs as operands of the next product: pair 2 i + h has the columns
-/// 8 i and on of rows `low` (h = 0) or `high`. Only where the diagonal runs do lanes differ.
-class PairMasks {
- public:
-  /// Rows see what is not after them, or not before them.
-  __device__ __forceinline__ PairMasks(bool not_after, int warp, int lane) {
-    const int row = lane / 4, column = 2 * (lane & 3);
-    const uint32_t first = not_after ? column <= row : column >= row, second = not_after ? column + 1 <= row : column + 1 >= row;
-    const uint32_t diagonal = first * 0xffffu | second * 0xffff0000u, left = not_after ? ~0u : 0u;
-#pragma unroll
-    for (int i = 0; i < 9; ++i) masks_[i] = i - 1 < 2 * warp ? left : i - 1 > 2 * warp ? ~left : diagonal;
-  }
-  __device__ __forceinline__ void clear(uint32_t (&pairs)[4][4]) const {
-#pragma unroll
-    for (int n = 0; n < 8; ++n)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) pairs[n / 2][2 * (n & 1) + half] &= masks_[n + 1 - half];
-  }
-
- private:
-  uint32_t masks_[9];  // of columns 8 (i - 1) and on for `low`; `high` lies eight rows, so one mask, further
-};
-
-/// What the launch for the rows has left for the launch for the columns, of this lane's rows `low` and low + 8 behind `first`.
-struct RowValues {
-  float denominator_low = 1.0F, denominator_high = 1.0F, e_low = 0.0F, e_high = 0.0F;
-
-  __device__ __forceinline__ RowValues(const float* denominators, const float* e, int first, int low, int length) {
-    if (first + low < length) {
-      denominator_low = denominators[first + low];
-      e_low = e[first + low];
-    }
-    if (first + low + 8 < length) {
-      denominator_high = denominators[first + low + 8];
-      e_high = e[first + low + 8];
-    }
-  }
-};
-
 /// Tensor maps of what `a` names; defined in causal_sm90.cu.
 cudaError_t make_tensor_maps(const CausalArguments& a, bool backward, TensorMaps& maps);
 
