@@ -72,14 +72,15 @@ Measurement measure(const model::DecoderLM& model, const BenchOptions& options, 
     loop->resume(model.random_state(options.batch_size, length, options.positions(length)),
                  options.batch_size);
   }
-  loop->start_greedy(torch::zeros({options.batch_size}, torch::kInt64),
-                     options.warmup_steps + options.steps);
-  for (int64_t i = 0; i < options.warmup_steps; ++i) loop->greedy_step();
+  loop->start(torch::zeros({options.batch_size}, torch::kInt64),
+              {},
+              options.warmup_steps + options.steps);
+  for (int64_t i = 0; i < options.warmup_steps; ++i) loop->next();
   std::vector<double> seconds;
   for (int64_t begin = 0; begin < options.steps; begin += kGroup) {
     const int64_t count = std::min(kGroup, options.steps - begin);
     const Clock::time_point start = Clock::now();
-    for (int64_t i = 0; i < count; ++i) loop->greedy_step();
+    for (int64_t i = 0; i < count; ++i) loop->next();
     seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count() /
                       static_cast<double>(count));
   }
