@@ -228,7 +228,7 @@ class Generation(GpuCase):
         for kind in self.KINDS:
             with self.subTest(kind):
                 lines = self.must("bench", "generate", "--model", self.models[kind], "--lengths", 64, 128, "--batch-size", 2, "--steps", 8,
-                                  "--json").stdout.splitlines()
+                                  "--temperature", 0.8, "--top-k", 5, "--json").stdout.splitlines()
                 short, long = map(json.loads, lines)
                 self.assertGreater(short["seconds_median"], 0)
                 self.assertGreater(short["peak_memory_bytes"], short["state_bytes"])
