@@ -13,6 +13,7 @@
 #include "launch/command.h"
 #include "launch/gpu_memory.h"
 #include "launch/options.h"
+#include "launch/sampling_options.h"
 
 namespace t2r::launch {
 namespace {
@@ -23,6 +24,7 @@ struct BenchOptions {
   BenchModel model;
   std::vector<int64_t> lengths = {1024, 8192, 65536};
   int64_t batch_size = 1, steps = 64, warmup_steps = 16, threads = 0;
+  model::SamplingOptions sampling;
   bool json = false;
   BackendOptions backend;
 
@@ -32,6 +34,7 @@ struct BenchOptions {
     options.add("batch-size", batch_size, "sequences at once");
     options.add("steps", steps, "timed, one token of each sequence");
     options.add("warmup-steps", warmup_steps, "before them");
+    bind_sampling(options, sampling);
     options.add("threads", threads, "0: all that this process may use");
     options.add("json", json, "print one JSON object a length");
     backend.bind(options, /*trains=*/false);
@@ -46,6 +49,7 @@ struct BenchOptions {
     check_at_least("warmup-steps", warmup_steps, 0);
     model.validate();
     check_at_least("threads", threads, 0);
+    sampling.validate();
   }
 
   /// Positions that a run at `length` passes.
@@ -58,7 +62,7 @@ struct Measurement {
   int64_t state_bytes = 0, peak_bytes = 0;
 };
 
-/// A state of random numbers, as tokens would leave it in size, and greedy steps from there.
+/// A state of random numbers, as tokens would leave it in size, and steps from there.
 Measurement measure(const model::DecoderLM& model, const BenchOptions& options, int64_t length) {
   constexpr int64_t kGroup = 8;  // steps that a GPU is given at a time
   const bool on_gpu = model.device().is_cuda();
@@ -72,14 +76,15 @@ Measurement measure(const model::DecoderLM& model, const BenchOptions& options, 
     loop->resume(model.random_state(options.batch_size, length, options.positions(length)),
                  options.batch_size);
   }
-  loop->start_greedy(torch::zeros({options.batch_size}, torch::kInt64),
-                     options.warmup_steps + options.steps);
-  for (int64_t i = 0; i < options.warmup_steps; ++i) loop->greedy_step();
+  loop->start(torch::zeros({options.batch_size}, torch::kInt64),
+              options.sampling,
+              options.warmup_steps + options.steps);
+  for (int64_t i = 0; i < options.warmup_steps; ++i) loop->next();
   std::vector<double> seconds;
   for (int64_t begin = 0; begin < options.steps; begin += kGroup) {
     const int64_t count = std::min(kGroup, options.steps - begin);
     const Clock::time_point start = Clock::now();
-    for (int64_t i = 0; i < count; ++i) loop->greedy_step();
+    for (int64_t i = 0; i < count; ++i) loop->next();
     seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count() /
                       static_cast<double>(count));
   }

@@ -10,6 +10,7 @@
 #include "launch/command.h"
 #include "launch/model_options.h"
 #include "launch/options.h"
+#include "launch/sampling_options.h"
 #include "model/generate.h"
 #include "model/hugging_face.h"
 
@@ -98,10 +99,7 @@ int run_generate(const Invocation& invocation) {
   options.add("prompt", values.prompt, "text to continue");
   options.add("prompt-file", values.prompt_file, "file with the text to continue");
   options.add("max-new-tokens", values.max_new_tokens, "tokens to add at most");
-  options.add("temperature", values.sampling.temperature, "0: greedy");
-  options.add("top-k", values.sampling.top_k, "sample among the k most probable; 0: all");
-  options.add(
-      "top-p", values.sampling.top_p, "sample among the fewest that reach this probability");
+  bind_sampling(options, values.sampling);
   options.add("seed", values.seed, "of sampling");
   options.add("batch-size",
               values.batch_size,

@@ -20,15 +20,15 @@ class PlainLoop : public DecodeLoop {
 
   void resume(DecoderState state, int64_t) override { state_ = std::move(state); }
 
-  Tensor step(const Tensor& tokens_B) override {
-    const torch::InferenceMode inference;
-    return model_.next_logits(tokens_B.to(model_.device()).unsqueeze(1), state_);
+  void start(const Tensor& tokens_B, const SamplingOptions& sampling, int64_t) override {
+    last_B_ = tokens_B;
+    sampling_ = sampling;
   }
 
-  void start_greedy(const Tensor& tokens_B, int64_t) override { last_B_ = tokens_B; }
-
-  Tensor greedy_step() override {
-    last_B_ = step(last_B_).argmax(-1).cpu();
+  Tensor next() override {
+    const torch::InferenceMode inference;
+    const Tensor logits_BV = model_.next_logits(last_B_.to(model_.device()).unsqueeze(1), state_);
+    last_B_ = draw_tokens(logits_BV, state_.position, sampling_);
     return last_B_;
   }
 
@@ -38,6 +38,7 @@ class PlainLoop : public DecodeLoop {
   const DecoderLM& model_;
   DecoderState state_;
   Tensor last_B_;
+  SamplingOptions sampling_;
 };
 
 }  // namespace

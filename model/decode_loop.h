@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "model/decoder_lm.h"
+#include "model/sampling.h"
 
 namespace t2r::model {
 
@@ -22,15 +23,15 @@ class DecodeLoop {
   /// Goes on from a state that has seen at least one token of each of `batch` sequences.
   virtual void resume(DecoderState state, int64_t batch) = 0;
 
-  /// Takes one more token of each sequence, int64 [B] on the CPU; the logits [B, V] behind them.
-  virtual torch::Tensor step(const torch::Tensor& tokens_B) = 0;
+  /// The steps from here on are next()s, at most `num_steps`; the first one takes tokens_B, int64
+  /// on the CPU.
+  virtual void start(const torch::Tensor& tokens_B,
+                     const SamplingOptions& sampling,
+                     int64_t num_steps) = 0;
 
-  /// The next steps are greedy_step()s, at most `num_steps`; the first one takes tokens_B.
-  virtual void start_greedy(const torch::Tensor& tokens_B, int64_t num_steps) = 0;
-
-  /// The most probable tokens [B] behind the last ones, on the CPU. The device may be some steps
-  /// ahead.
-  virtual torch::Tensor greedy_step() = 0;
+  /// The tokens [B] chosen behind the last ones, on the CPU. The device may be some steps ahead.
+  /// @throws NumericError  if nothing can be drawn from the logits
+  virtual torch::Tensor next() = 0;
 
   /// Of what the steps given so far have left.
   virtual int64_t state_bytes() const = 0;

@@ -6,19 +6,9 @@
 #include <vector>
 
 #include "model/decode_loop.h"
+#include "model/sampling.h"
 
 namespace t2r::model {
-
-/// How the next token is drawn. temperature 0 is greedy.
-struct SamplingOptions {
-  double temperature = 0.0;
-  int64_t top_k = 0;   ///< keep the k most probable tokens; 0: all
-  double top_p = 1.0;  ///< then the fewest whose probability reaches p
-  uint64_t seed = 0;
-
-  /// @throws ConfigError  naming field, value and what is allowed
-  void validate() const;
-};
 
 struct GenerationResult {
   torch::Tensor
@@ -30,11 +20,12 @@ struct GenerationResult {
 };
 
 /// Continues each row of a prompt by up to `max_new_tokens`, one token per step. Stops early when
-/// every row has produced one of `end_tokens`. A seed means the same on every device: tokens are
-/// drawn on the CPU.
+/// every row has produced one of `end_tokens`. A seed means the same on every device
+/// (model/sampling.h); where devices round logits differently, texts may part.
 ///
 /// @param prompt_BT  int64, at least one token
 /// @param on_tokens  called with each step's tokens [B] as soon as they are known; may be empty
+/// @throws NumericError  if nothing can be drawn from the logits
 GenerationResult generate(DecodeLoop& loop,
                           const torch::Tensor& prompt_BT,
                           int64_t max_new_tokens,

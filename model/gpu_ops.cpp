@@ -290,13 +290,22 @@ int64_t most_step_rows(int64_t inputs) {
                            t2r::kernels::cuda::kMaxStepSize / inputs);
 }
 
-void greedy_token(const Tensor& logits_NV,
-                  const Tensor& tokens_N,
-                  const Tensor& history_RN,
-                  const Tensor& position_1) {
-  using Signature = void(const Tensor&, const Tensor&, const Tensor&, const Tensor&);
-  static const auto op = find<Signature>("greedy_token");
-  op.call(logits_NV, tokens_N, history_RN, position_1);
+void draw_token(const Tensor& logits_NV,
+                const Tensor& tokens_N,
+                const Tensor& history_RN,
+                const Tensor& position_1,
+                const SamplingOptions& options) {
+  using Signature = void(
+      const Tensor&, const Tensor&, const Tensor&, const Tensor&, double, int64_t, double, int64_t);
+  static const auto op = find<Signature>("draw_token");
+  op.call(logits_NV,
+          tokens_N,
+          history_RN,
+          position_1,
+          options.temperature,
+          options.top_k,
+          options.top_p,
+          static_cast<int64_t>(options.stream_seed()));
 }
 
 }  // namespace t2r::model::gpu

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "model/linear_attention.h"
+#include "model/sampling.h"
 
 /// The model's operations on a GPU: operators of libt2r_ops (model/ops), found by name in
 /// LibTorch's dispatcher, so that the model itself links no CUDA.
@@ -127,10 +128,12 @@ Tensor step_linear(const StepLinear& inputs);
 /// The most rows that step_linear takes with so many inputs; 0: none.
 int64_t most_step_rows(int64_t inputs);
 
-/// The most probable tokens become tokens_N, and row position % R of history_RN.
-void greedy_token(const Tensor& logits_NV,
-                  const Tensor& tokens_N,
-                  const Tensor& history_RN,
-                  const Tensor& position_1);
+/// The most probable or drawn tokens (model/sampling.h) become tokens_N, and row position % R of
+/// history_RN; -1 there where nothing could be drawn.
+void draw_token(const Tensor& logits_NV,
+                const Tensor& tokens_N,
+                const Tensor& history_RN,
+                const Tensor& position_1,
+                const SamplingOptions& options);
 
 }  // namespace t2r::model::gpu

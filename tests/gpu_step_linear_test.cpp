@@ -1,4 +1,4 @@
-// The projections of a step of generation, and the choice of a token, against float64.
+// The projections of a step of generation against float64.
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -175,23 +175,6 @@ TEST(GpuStepLinear, BadInputIsRefusedByName) {
   EXPECT_THAT(refusal([](auto& in) { in.rotated = 40; }), HasSubstr("rotated is 40 of 96 columns"));
   EXPECT_THAT(refusal([](auto& in) { in.activation = Activation::kSwiglu; }), HasSubstr("activation is set, allowed with cosine: none"));
   EXPECT_THAT(refusal([](auto& in) { in.float_output = true; }), HasSubstr("float_output is set"));
-}
-
-TEST(GpuGreedyToken, IsTheFirstOfTheLargest) {
-  for (const auto type : {at::kFloat, at::kBFloat16}) {
-    for (const int64_t vocabulary : {1, 31, 1000, 49152, 50257}) {
-      // Few different values: many ties.
-      const Tensor logits = at::randint(-3, 4, {5, vocabulary}, at::TensorOptions(at::kCUDA).dtype(at::kFloat)).to(type);
-      const Tensor tokens = at::zeros({5}, logits.options().dtype(at::kLong)), history = at::full({4, 5}, -1, tokens.options());
-      greedy_token(logits, tokens, history, at::full({1}, 6, tokens.options()));
-      EXPECT_TRUE(at::equal(tokens.cpu(), logits.cpu().to(at::kFloat).argmax(-1))) << type << " " << vocabulary;
-      EXPECT_TRUE(at::equal(history[2], tokens));
-      EXPECT_EQ(history.eq(-1).sum().item<int64_t>(), 15);
-    }
-  }
-  const Tensor logits = at::zeros({2, 8}, at::kCUDA), tokens = at::zeros({2}, logits.options().dtype(at::kLong));
-  EXPECT_THAT(message_of([&] { greedy_token(logits, tokens.to(at::kInt), tokens.view({1, 2}), tokens.slice(0, 0, 1)); }),
-              HasSubstr("tokens has dtype Int, allowed: Long"));
 }
 
 }  // namespace

@@ -113,32 +113,6 @@ Tensor step_linear(const StepLinearInputs& in) {
   return out;
 }
 
-void greedy_token(const Tensor& logits, const Tensor& tokens, const Tensor& history, const Tensor& position) {
-  constexpr const char* kOp = "greedy_token";
-  check_leading(logits, kOp, "logits", 2);
-  TORCH_CHECK(logits.dim() == 2 && logits.size(0) >= 1 && logits.size(1) >= 1 && logits.size(0) < (1 << 30),
-              "t2r: greedy_token: logits has shape ", logits.sizes(), ", allowed: [rows, vocabulary], not empty");
-  TORCH_CHECK(history.dim() == 2 && history.size(0) >= 1, "t2r: greedy_token: history has shape ", history.sizes(),
-              ", allowed: [steps, rows], not empty");
-  check_other(tokens, kOp, "tokens", {logits.size(0)}, at::kLong, logits);
-  check_other(history, kOp, "history", {history.size(0), logits.size(0)}, at::kLong, logits);
-  check_other(position, kOp, "position", {1}, at::kLong, logits);
-  TORCH_CHECK(tokens.is_contiguous() && history.is_contiguous(), "t2r: greedy_token: tokens or history is not contiguous");
-  const c10::cuda::CUDAGuard guard(logits.device());
-  const Tensor rows = logits.contiguous();
-  kernels::cuda::GreedyToken a;
-  a.rows = rows.size(0);
-  a.vocabulary = rows.size(1);
-  a.is_bf16 = rows.scalar_type() == at::kBFloat16;
-  a.logits = pointer<void>(rows);
-  a.tokens = mutable_pointer<int64_t>(tokens);
-  a.history = mutable_pointer<int64_t>(history);
-  a.history_rows = history.size(0);
-  a.position = pointer<int64_t>(position);
-  a.overlaps = current_device().hopper;
-  check_launch(kernels::cuda::greedy_token(a, c10::cuda::getCurrentCUDAStream()), "the kernel that chooses tokens");
-}
-
 namespace {
 
 Tensor op_step_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& norm_weight,
@@ -157,13 +131,11 @@ TORCH_LIBRARY_FRAGMENT(t2r, library) {
       "step_linear(Tensor x, Tensor weight, Tensor? bias=None, *, Tensor? norm_weight=None, Tensor? norm_bias=None, float eps=0.0, "
       "Tensor? residual=None, int activation=0, Tensor? cosine=None, Tensor? sine=None, Tensor? position=None, int rotated=0, "
       "bool float_output=False) -> Tensor");
-  library.def("greedy_token(Tensor logits, Tensor(a!) tokens, Tensor(b!) history, Tensor position) -> ()");
 }
 
 // Explicit: there is no gradient formula, and autograd says so when somebody asks for one.
 TORCH_LIBRARY_IMPL(t2r, CompositeExplicitAutograd, library) {
   library.impl("step_linear", op_step_linear);
-  library.impl("greedy_token", greedy_token);
 }
 
 }  // namespace t2r::ops

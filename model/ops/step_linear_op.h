@@ -33,13 +33,4 @@ struct StepLinearInputs {
 /// @throws c10::Error  naming argument, value and what is allowed, if anything does not fit
 Tensor step_linear(const StepLinearInputs& inputs);
 
-/// The first of the largest logits of each row becomes the row's token, also in a history on the device that is read later.
-/// Registered as torch.ops.t2r.greedy_token.
-/// @param logits_NV   bfloat16 or float32
-/// @param tokens_N    int64, N elements, written
-/// @param history_RN  int64, written in row position % R
-/// @param position_1  int64, not negative
-/// @throws c10::Error  naming argument, value and what is allowed, if anything does not fit; nothing has been changed
-void greedy_token(const Tensor& logits_NV, const Tensor& tokens_N, const Tensor& history_RN, const Tensor& position_1);
-
 }  // namespace t2r::ops

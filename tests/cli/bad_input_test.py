@@ -128,6 +128,8 @@ class BadInput(Case):
         for more, text in ((["--lengths", 0], "lengths = 0, allowed: 1 or more"), (["--batch-size", 0], "batch-size = 0, allowed: 1 or more"),
                            (["--steps", 0], "steps = 0, allowed: 1 or more"), (["--warmup-steps", -1], "warmup-steps = -1, allowed: 0 or more"),
                            (["--threads", -1], "threads = -1, allowed: 0 or more"), (["--vocab-size", 0], "vocab-size = 0"),
+                           (["--temperature", -1], "temperature = -1, allowed: 0 (greedy) or more"),
+                           (["--top-k", -1], "top-k = -1, allowed: 0 (all) or more"), (["--top-p", 0], "top-p = 0, allowed: above 0, up to 1"),
                            (["--model.attention", "rfa"], "rfa"), (["--model", self.folder / "none"], "is not a folder"),
                            (["--precision", "bf16"], "precision = bf16, allowed on a CPU: float32"),
                            (["--model.max-positions", 100, "--lengths", 10, 90], "position 169 is past the model's learned position table")):

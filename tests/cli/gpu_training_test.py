@@ -165,8 +165,9 @@ class Generation(GpuCase):
     def test_captured_launched_and_cpu_text_agree(self):
         greedy = ["--max-new-tokens", 150, "--ignore-end", "--precision", "float32"]
         sampled = [*greedy, "--temperature", 0.9, "--top-k", 40, "--top-p", 0.95, "--seed", 5, "--batch-size", 3]
+        others = [[*greedy, "--temperature", 1.1, "--seed", 9], [*greedy, "--temperature", 0.8, "--top-p", 0.9, "--batch-size", 20]]
         for kind in self.KINDS:
-            for options in (greedy, sampled):
+            for options in (greedy, sampled, *(others if kind == "t2r" else [])):
                 with self.subTest(kind, options=options):
                     captured = self.text(kind, *options, "--device", "cuda")
                     self.assertGreater(len(captured), 150)
@@ -227,7 +228,7 @@ class Generation(GpuCase):
         for kind in self.KINDS:
             with self.subTest(kind):
                 lines = self.must("bench", "generate", "--model", self.models[kind], "--lengths", 64, 128, "--batch-size", 2, "--steps", 8,
-                                  "--json").stdout.splitlines()
+                                  "--temperature", 0.8, "--top-k", 5, "--json").stdout.splitlines()
                 short, long = map(json.loads, lines)
                 self.assertGreater(short["seconds_median"], 0)
                 self.assertGreater(short["peak_memory_bytes"], short["state_bytes"])

@@ -67,7 +67,8 @@ class Pipeline(Case):
                     # 2 layers x keys and values x 3 sequences x 32 columns x 4 bytes; 12 tokens are added
                     expected = [2 * 2 * 3 * 32 * 4 * (length + 12) for length in (16, 64)] if grows else [short["state_bytes"]] * 2
                     self.assertEqual([short["state_bytes"], long["state_bytes"]], expected)
-        table = self.must("bench", "generate", "--device", "cpu", "--lengths", 8, "--steps", 2, "--model", self.model("llama")).stdout
+        table = self.must("bench", "generate", "--device", "cpu", "--lengths", 8, "--steps", 2, "--model", self.model("llama"),
+                          "--temperature", 0.8, "--top-k", 5, "--top-p", 0.9).stdout
         self.assertIn("tokens/s", table)
 
     def test_generation_prints_text_and_sampling_is_reproducible(self):

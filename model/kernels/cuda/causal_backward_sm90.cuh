@@ -1,10 +1,10 @@
 #pragma once
 
-#include "model/kernels/cuda/causal_sm90.cuh"
+#include "model/kernels/cuda/causal_rows_sm90.cuh"
 
 namespace t2r::kernels::cuda::sm90 {
 
-constexpr int kBackwardThreads = 512, kWorkers = 384;  // the workers: the first three warpgroups
+constexpr int kBackwardThreads = 512;
 
 /// The barriers of something of which there are `count`, from byte `at` of shared memory on: a turn's is the one of its place.
 struct Ring {
@@ -24,10 +24,9 @@ struct BackwardMemory {
   static constexpr int kV = kK + kInputs * kInputTile;  // later d v
   static constexpr int kGradO = kV + kValues * kTile;   // later d k
   static constexpr int kWeight = kGradO + kValues * kTile;
-  static constexpr int kFeatureTiles = kFeatures == 32 ? 3 : 2;  // features are made so many chunks, less one, ahead
+  static constexpr int kFeatureTiles = kFeatures == 32 ? 3 : 2;  // features of keys are made so many chunks, less one, ahead
   // Of what passes from role to role, two: a role may be a chunk ahead of the next one.
-  static constexpr int kPhiQ = kWeight + (kMap ? kFeatures * kHead * 2 : 0);
-  static constexpr int kPhiK = kPhiQ + kFeatureTiles * kMapTile;
+  static constexpr int kPhiK = kWeight + (kMap ? kFeatures * kHead * 2 : 0);
   static constexpr int kScaledPhiQ = kPhiK + kFeatureTiles * kMapTile;  // R = phi(q) / denominator
   static constexpr int kState = kScaledPhiQ + 2 * kFeatureTile;
   static constexpr int kStateStride = round_up(kRecordBytes<kHead, kFeatures>, 1024);
@@ -46,20 +45,19 @@ struct BackwardMemory {
   // Of what passes from role to role: it is there for its readers; they are done with it.
   static constexpr Ring kStateReady{kDoneGradO.end(), 2}, kStateDone{kStateReady.end(), 2};
   static constexpr Ring kRowsReady{kStateDone.end(), 2}, kRowsDone{kRowsReady.end(), 2};  // R, e
-  static constexpr Ring kPhiQReady{kRowsDone.end(), kFeatureTiles}, kPhiQDone{kPhiQReady.end(), kFeatureTiles};
-  static constexpr Ring kPhiKReady{kPhiQDone.end(), kFeatureTiles}, kPhiKDone{kPhiKReady.end(), kFeatureTiles};
+  static constexpr Ring kPhiKReady{kRowsDone.end(), kFeatureTiles}, kPhiKDone{kPhiKReady.end(), kFeatureTiles};
   static constexpr Ring kGradStateReady{kPhiKDone.end(), 2}, kGradStateDone{kGradStateReady.end(), 2};
   static constexpr Ring kGradOSummed{kGradStateDone.end(), 2};
   static constexpr Ring kGradYQReady{kGradOSummed.end(), 1}, kGradYQDone{kGradYQReady.end(), 1};
   static constexpr Ring kGradYKReady{kGradYQDone.end(), 1}, kGradYKDone{kGradYKReady.end(), 1};
-  static constexpr int kBytes = kGradYKDone.end() + 1024;
+  static constexpr Ring kMapReady{kGradYKDone.end(), 1};  // W and b
+  static constexpr int kBytes = kMapReady.end() + 1024;
   static_assert(kBytes <= 227 * 1024);
 };
 
 /// causal_backward_kernel for head size 64 on Hopper: chunks of 64 tokens, and a warpgroup for each part of the work, all of them
-/// at different places of the walk. The first does the rows (e, R, d phi(q)), the second the columns (phi(k), d k, d v), the third
-/// the sums and what the rows have no time for (phi(q), dS, dz, dW, d b, d q), and the warps of the fourth move tiles, each of one
-/// tensor: a tile is loaded, served, is overwritten by a gradient, stored, and loaded again. They wait for each other at barriers
+/// at different places of the walk. The first does the rows (phi(q), e, R, d phi(q)), the second the columns (phi(k), d k, d v), the third
+/// the sums and what the rows have no time for (dS, dz, dW, d b, d q), and the warps of the fourth move tiles, each of one tensor: a tile is loaded, served, is overwritten by a gradient, stored, and loaded again. They wait for each other at barriers
 /// in shared memory only.
 template <int kFeatures, bool kMap, BackwardPart kPart>
 __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(const __grid_constant__ CausalArguments a,
@@ -97,7 +95,6 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
 
   const auto input_of = [&](int turn, int at) { return base + at + turn % kInputs * Memory::kInputTile; };
   const auto value_of = [&](int turn, int at) { return base + at + turn % kValues * Memory::kTile; };
-  const auto phi_q_of = [&](int turn) { return Tile<kFeatures>{kMap ? base + Memory::kPhiQ + turn % kPhis * Memory::kMapTile : input_of(turn, Memory::kQ)}; };
   const auto phi_k_of = [&](int turn) { return Tile<kFeatures>{kMap ? base + Memory::kPhiK + turn % kPhis * Memory::kMapTile : input_of(turn, Memory::kK)}; };
   const auto scaled_phi_q_of = [&](int turn) { return Tile<kFeatures>{base + Memory::kScaledPhiQ + turn % 2 * Memory::kFeatureTile}; };
   const auto e_of = [&](int turn) { return reinterpret_cast<float*>(memory + Memory::kE) + turn % 2 * kWalkTokens; };
@@ -108,7 +105,6 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
   const auto token_of = [&](int turn) { return (chunk_end - 1 - turn) * kWalkTokens; };
   const auto valid_of = [&](int turn) { return min(kWalkTokens, shape.length - token_of(turn)); };
   const auto has_state = [&](int turn) { return turn + 1 < turns || chunk_begin > 0 || a.initial_s != nullptr; };
-  const auto sync_workers = [] { asm volatile("bar.sync 4, %0;\n" ::"n"(kWorkers) : "memory"); };
 
   if (tid == 0) {
     constexpr int kBoth = kPart == BackwardPart::kAll ? 8 : 4;  // warps of the rows and of the columns, or of the only ones
@@ -123,90 +119,80 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
     of_all(2, Memory::kStateDone.at, 4);
     of_all(2, Memory::kRowsReady.at, 4);
     of_all(2, Memory::kRowsDone.at, kColumnPart ? 8 : 4);
-    of_all((Memory::kGradYKDone.at - Memory::kPhiQReady.at) / 8 + 1, Memory::kPhiQReady.at, 4);
+    of_all((Memory::kGradYKDone.at - Memory::kPhiKReady.at) / 8 + 1, Memory::kPhiKReady.at, 4);
+    init_barrier(base + Memory::kMapReady.at, 2);
     publish_barriers();
   }
-  wait_for_earlier_kernels();
   __syncthreads();
-  if constexpr (kMap) {
-    if (group < 3) {
-      copy_weight_async<kHead, kFeatures, kWorkers>([&](int row, int unit) { return weight.at(row, unit); }, a.weight, state_head, features);
-      load_bias<kFeatures, kWorkers>(bias, a.bias, state_head, features);
-      commit_copies();
-      wait_copies<0>();
-      make_visible_to_wgmma();
-      sync_workers();
-    }
-  }
-  /// Features of a chunk's queries or keys, made of the own rows and left in `to`.
-  const auto map_rows = [&](const Tile<kHead>& x, const Tile<kFeatures>& to, int turn, float scale, const auto& wait_until_free) {
-    float y[kFeatures / 8][4];
+  const auto start_map = [&](float (&y)[kFeatures / 8][4], const Tile<kHead>& x) {  // y = x W^T, of the own rows
     begin_products();
 #pragma unroll
     for (int step = 0; step < kHead / 16; ++step) product<Major::kK, Major::kK>(y, operand<Major::kK>(x, 0, step), operand<Major::kK>(weight, 0, step), step > 0);
     commit_products();
-    wait_products<0>();
-    settle(y);
-    const int valid = valid_of(turn);
-    uint32_t phi[kSteps][4];
-    activate<kFeatures>(phi, y, bias, scale, low < valid, high < valid, lane);
-    wait_until_free();
-    store_rows<kFeatures>(to, row0, phi, lane);
-    make_visible_to_wgmma();
   };
 
   if (group == 0) {
     take_registers<160>();
+    wait_for_earlier_kernels();
+    if (kMap && warp == 0) {
+      load_bias<kFeatures, 32>(bias, a.bias, state_head, features);
+      done(Memory::kMapReady, 0);
+    }
+    if constexpr (kMap) wait(Memory::kMapReady, 0);
     float* const saved_denominator = a.row_values == nullptr ? nullptr : a.row_values + int64_t{item} * 2 * shape.length;
     float* const saved_e = saved_denominator + shape.length;
     const auto row_values_of = [&](int turn) { return RowValues(saved_denominator, saved_e, token_of(turn), low, turn < turns ? shape.length : 0); };
     RowValues next(nullptr, nullptr, 0, 0, 0);
+    const PairMasks masks(/*not_after=*/true, warp & 3, lane);
     if constexpr (!kRowPart) next = row_values_of(0);
 
     for (int turn = 0; turn < turns; ++turn) {
       uint32_t phi_q[kSteps][4];
-      const auto read_phi_q = [&] {
-        if constexpr (kMap) {
-          wait(Memory::kPhiQReady, turn);
-        } else {
-          wait(Memory::kLoadedQ, turn);
-        }
-#pragma unroll
-        for (int step = 0; step < kSteps; ++step) phi_q_of(turn).load_a(phi_q[step], row0, 2 * step, lane);
+      const Tile<kMap ? kHead : kFeatures> q_tile{input_of(turn, Memory::kQ)};  // or phi(q)
+      const int first = token_of(turn), valid = valid_of(turn);
+      [[maybe_unused]] float y[kFeatures / 8][4];
+      const auto start_phi_q = [&] {
+        wait(Memory::kLoadedQ, turn);
+        if constexpr (kMap) start_map(y, q_tile);
       };
-      float inverse_low, inverse_high, e_low, e_high;
+      const auto finish_phi_q = [&] {  // behind the wait for y
+        if constexpr (kMap) {
+          settle(y);
+          activate<kFeatures>(phi_q, y, bias, a.rule.scale, low < valid, high < valid, lane);
+        } else {
+#pragma unroll
+          for (int step = 0; step < kSteps; ++step) q_tile.load_a(phi_q[step], row0, 2 * step, lane);
+        }
+      };
+      RowTerms terms;
       const auto publish_rows = [&] {
         wait_free(Memory::kRowsDone, turn);
-        store_scaled_rows<kFeatures>(scaled_phi_q_of(turn), row0, phi_q, inverse_low, inverse_high, lane);
+        store_scaled_rows<kFeatures>(scaled_phi_q_of(turn), row0, phi_q, terms.inverse.low, terms.inverse.high, lane);
         if ((lane & 3) == 0) {
-          e_of(turn)[low] = e_low;
-          e_of(turn)[high] = e_high;
+          e_of(turn)[low] = terms.e.low;
+          e_of(turn)[high] = terms.e.high;
         }
         make_visible_to_wgmma();
         done(Memory::kRowsReady, turn);
       };
       if constexpr (!kRowPart) {
-        read_phi_q();
-        inverse_low = 1.0F / next.denominator_low;
-        inverse_high = 1.0F / next.denominator_high;
-        e_low = next.e_low;
-        e_high = next.e_high;
+        start_phi_q();
+        wait_products<0>();
+        finish_phi_q();
+        terms.inverse = {1.0F / next.denominator.low, 1.0F / next.denominator.high};
+        terms.e = next.e;
         next = row_values_of(turn + 1);
         publish_rows();
-        if constexpr (kMap) {
-          done(Memory::kPhiQDone, turn);
-        } else {
-          done(Memory::kDoneQ, turn);
-        }
+        done(Memory::kDoneQ, turn);
         continue;
       }
 
-      const int first = token_of(turn), valid = valid_of(turn);
       const Tile<kHead> v_tile{value_of(turn, Memory::kV)}, grad_o_tile{value_of(turn, Memory::kGradO)};
       const Tile<kFeatures> phi_k = phi_k_of(turn), s_centred{base + state_at(turn)};
       const Tile<kHead> mean{s_centred.base + 2 * kFeatures * kHead};  // of the values so far, high and low halves
       const float* const z = reinterpret_cast<const float*>(memory + state_at(turn) + kRecordZ<kHead, kFeatures>);
       float p[8][4], dp[8][4], dphi[kFeatures / 8][4], of_mean[1][4];
+      start_phi_q();
       wait(Memory::kLoadedGradO, turn);
       wait(Memory::kLoadedV, turn);
       wait(Memory::kStateReady, turn);
@@ -220,7 +206,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
         product<Major::kK, Major::kK>(of_mean, operand<Major::kK>(grad_o_tile, 0, step), operand<Major::kK>(mean, 0, step), step > 0);
       }
       commit_products();
-      read_phi_q();
+      wait_products<1>();
+      finish_phi_q();
       if constexpr (kMap) {
         wait(Memory::kPhiKReady, turn);
       } else {
@@ -230,14 +217,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) product<Major::kK>(p, phi_q[step], operand<Major::kK>(phi_k, 0, step), step > 0);
       commit_products();
-      float before_low = 0.0F, before_high = 0.0F;  // of the denominator, what comes from before the chunk
-#pragma unroll
-      for (int n = 0; n < kFeatures / 8; ++n) {
-        const float2 z_pair = *reinterpret_cast<const float2*>(z + 8 * n + 2 * (lane & 3));
-        const float2 phi_low = unpack(phi_q[n / 2][2 * (n & 1)]), phi_high = unpack(phi_q[n / 2][2 * (n & 1) + 1]);
-        before_low = fmaf(phi_low.x, z_pair.x, fmaf(phi_low.y, z_pair.y, before_low));
-        before_high = fmaf(phi_high.x, z_pair.x, fmaf(phi_high.y, z_pair.y, before_high));
-      }
+      OfRows before;  // of the denominator, what comes from before the chunk
+      add_dots<kFeatures>(before, phi_q, z, lane);
       wait_products<0>();
       settle(dp);
       settle(dphi);
@@ -245,61 +226,16 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
       settle(p);
       if constexpr (!kColumnPart) done(Memory::kDoneV, turn);
       // d o . m, m the mean of the values so far: in columns 0 and 1.
-      const float mean_low = __shfl_sync(0xffffffffu, of_mean[0][0] + of_mean[0][1], lane & ~3);
-      const float mean_high = __shfl_sync(0xffffffffu, of_mean[0][2] + of_mean[0][3], lane & ~3);
-      float den_low = 0.0F, den_high = 0.0F, inner_low = 0.0F, inner_high = 0.0F;  // inner: d o . numerator
-#pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        float w[4] = {p[n][0], p[n][1], p[n][2], p[n][3]};
-        mask_after(w, n * 8, low - 2 * (lane & 3), high - 2 * (lane & 3));
-        den_low += w[0] + w[1];
-        den_high += w[2] + w[3];
-        inner_low = fmaf(w[0], dp[n][0], fmaf(w[1], dp[n][1], inner_low));
-        inner_high = fmaf(w[2], dp[n][2], fmaf(w[3], dp[n][3], inner_high));
-      }
-#pragma unroll
-      for (int n = 0; n < kFeatures / 8; ++n) {
-        const float2 phi_low = unpack(phi_q[n / 2][2 * (n & 1)]), phi_high = unpack(phi_q[n / 2][2 * (n & 1) + 1]);
-        inner_low = fmaf(phi_low.x, dphi[n][0], fmaf(phi_low.y, dphi[n][1], inner_low));
-        inner_high = fmaf(phi_high.x, dphi[n][2], fmaf(phi_high.y, dphi[n][3], inner_high));
-      }
-      before_low = row_sum(before_low);
-      before_high = row_sum(before_high);
-      den_low = row_sum(den_low) + before_low + a.rule.added;
-      den_high = row_sum(den_high) + before_high + a.rule.added;
-      inner_low = fmaf(mean_low, before_low, row_sum(inner_low));
-      inner_high = fmaf(mean_high, before_high, row_sum(inner_high));
-      inverse_low = 1.0F / fmaxf(den_low, a.rule.floor);
-      inverse_high = 1.0F / fmaxf(den_high, a.rule.floor);
-      e_low = den_low < a.rule.floor ? 0.0F : -inner_low * inverse_low;
-      e_high = den_high < a.rule.floor ? 0.0F : -inner_high * inverse_high;
-      if (kPart == BackwardPart::kRows && (lane & 3) == 0) {
-        if (low < valid) {
-          saved_denominator[first + low] = fmaxf(den_low, a.rule.floor);
-          saved_e[first + low] = e_low;
-        }
-        if (high < valid) {
-          saved_denominator[first + high] = fmaxf(den_high, a.rule.floor);
-          saved_e[first + high] = e_high;
-        }
-      }
+      const OfRows mean_grad{__shfl_sync(0xffffffffu, of_mean[0][0] + of_mean[0][1], lane & ~3), __shfl_sync(0xffffffffu, of_mean[0][2] + of_mean[0][3], lane & ~3)};
+      terms.add_seen(p, dp, low, lane);
+      terms.add_before<kFeatures>(phi_q, dphi);
+      terms.finish(before, mean_grad, a.rule);
+      if constexpr (kPart == BackwardPart::kRows) terms.save(saved_denominator, saved_e, first, low, valid, a.rule, lane);
       publish_rows();  // the columns wait for it
-#pragma unroll
-      for (int n = 0; n < kFeatures / 8; ++n) {
-        const float2 z_pair = *reinterpret_cast<const float2*>(z + 8 * n + 2 * (lane & 3));
-        dphi[n][0] = fmaf(e_low + mean_low, z_pair.x, dphi[n][0]);
-        dphi[n][1] = fmaf(e_low + mean_low, z_pair.y, dphi[n][1]);
-        dphi[n][2] = fmaf(e_high + mean_high, z_pair.x, dphi[n][2]);
-        dphi[n][3] = fmaf(e_high + mean_high, z_pair.y, dphi[n][3]);
-      }
+      add_outer<kFeatures>(dphi, {terms.e.low + mean_grad.low, terms.e.high + mean_grad.high}, z, lane);
       uint32_t weights[4][4];
-#pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        float w[4] = {dp[n][0] + e_low, dp[n][1] + e_low, dp[n][2] + e_high, dp[n][3] + e_high};
-        mask_after(w, n * 8, low - 2 * (lane & 3), high - 2 * (lane & 3));
-        weights[n / 2][2 * (n & 1)] = pack(w[0], w[1]);
-        weights[n / 2][2 * (n & 1) + 1] = pack(w[2], w[3]);
-      }
+      pack_rows(weights, dp, terms.e);
+      masks.clear(weights);
       begin_products();
 #pragma unroll
       for (int step = 0; step < 4; ++step) product<Major::kMN>(dphi, weights[step], operand<Major::kMN>(phi_k, 0, step), true);
@@ -310,46 +246,48 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
       if constexpr (kMap) {
         done(Memory::kPhiKDone, turn);
         uint32_t grad_y[kSteps][4];
-        const float scale_low = inverse_low * a.rule.scale, scale_high = inverse_high * a.rule.scale;
-#pragma unroll
-        for (int n = 0; n < kFeatures / 8; ++n) {
-          const float2 phi_low = unpack(phi_q[n / 2][2 * (n & 1)]), phi_high = unpack(phi_q[n / 2][2 * (n & 1) + 1]);
-          grad_y[n / 2][2 * (n & 1)] = pack(phi_low.x > 0.0F ? dphi[n][0] * scale_low : 0.0F, phi_low.y > 0.0F ? dphi[n][1] * scale_low : 0.0F);
-          grad_y[n / 2][2 * (n & 1) + 1] = pack(phi_high.x > 0.0F ? dphi[n][2] * scale_high : 0.0F, phi_high.y > 0.0F ? dphi[n][3] * scale_high : 0.0F);
-        }
-        done(Memory::kPhiQDone, turn);
+        grad_map_of_rows<kFeatures>(grad_y, phi_q, dphi, {terms.inverse.low * a.rule.scale, terms.inverse.high * a.rule.scale});
         wait_free(Memory::kGradYQDone, turn);
         store_rows<kFeatures>(grad_y_q, row0, grad_y, lane);
         make_visible_to_wgmma();
         done(Memory::kGradYQReady, turn);
       } else {
         done(Memory::kDoneK, turn);
-        stage_rows<kFeatures>(phi_q_of(turn), row0, dphi, inverse_low, inverse_high, lane);
+        stage_rows<kFeatures>(q_tile, row0, dphi, terms.inverse.low, terms.inverse.high, lane);
         make_visible_to_wgmma();
         done(Memory::kDoneQ, turn);
       }
     }
   } else if (group == 1) {
     take_registers<168>();
+    wait_for_earlier_kernels();
+    if constexpr (kMap) wait(Memory::kMapReady, 0);
+    const PairMasks masks(/*not_after=*/false, warp & 3, lane);
     const auto make_phi_k = [&](int turn) {  // for the rows, too
       if constexpr (kMap) {
         if (turn >= turns) return;
         wait(Memory::kLoadedK, turn);
-        map_rows(Tile<kHead>{input_of(turn, Memory::kK)}, phi_k_of(turn), turn, 1.0F, [&] {
-          if constexpr (kRowPart) wait_free(Memory::kPhiKDone, turn);
-        });
+        const int valid = valid_of(turn);
+        float y[kFeatures / 8][4];
+        start_map(y, Tile<kHead>{input_of(turn, Memory::kK)});
+        wait_products<0>();
+        settle(y);
+        uint32_t phi[kSteps][4];
+        activate<kFeatures>(phi, y, bias, 1.0F, low < valid, high < valid, lane);
+        if constexpr (kRowPart) wait_free(Memory::kPhiKDone, turn);
+        store_rows<kFeatures>(phi_k_of(turn), row0, phi, lane);
+        make_visible_to_wgmma();
         done(Memory::kPhiKReady, turn);
         if constexpr (!kColumnPart) done(Memory::kDoneK, turn);
       }
     };
-    for (int turn = 0; turn < (kColumnPart ? kPhis - 1 : turns); ++turn) make_phi_k(turn);
-    if constexpr (kColumnPart) {
-      for (int turn = 0; turn < turns; ++turn) {
+    for (int turn = 1 - kPhis; turn < turns; ++turn) {
+      make_phi_k(turn + kPhis - 1);
+      if (kColumnPart && turn >= 0) {
         const Tile<kHead> v_tile{value_of(turn, Memory::kV)}, grad_o_tile{value_of(turn, Memory::kGradO)};
         const Tile<kFeatures> scaled_phi_q = scaled_phi_q_of(turn);
         const Tile<kFeatures> ds_hi = ds_hi_of(turn), ds_lo = ds_lo_of(turn);
         const float *const e_shared = e_of(turn), *const dz_shared = dz_of(turn);
-        make_phi_k(turn + kPhis - 1);
         if constexpr (!kMap) wait(Memory::kLoadedK, turn);
         uint32_t own_phi_k[kSteps][4];
 #pragma unroll
@@ -377,18 +315,9 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
         settle(dphi);
         if constexpr (!kMap) done(Memory::kDoneK, turn);
         uint32_t weights[4][4], grad_weights[4][4];
-#pragma unroll
-        for (int n = 0; n < 8; ++n) {
-          const float2 e_pair = *reinterpret_cast<const float2*>(e_shared + 8 * n + 2 * (lane & 3));
-          float w[4] = {p[n][0], p[n][1], p[n][2], p[n][3]};
-          float g[4] = {dp[n][0] + e_pair.x, dp[n][1] + e_pair.y, dp[n][2] + e_pair.x, dp[n][3] + e_pair.y};
-          mask_before(w, n * 8, low - 2 * (lane & 3), high - 2 * (lane & 3));
-          mask_before(g, n * 8, low - 2 * (lane & 3), high - 2 * (lane & 3));
-          weights[n / 2][2 * (n & 1)] = pack(w[0], w[1]);
-          weights[n / 2][2 * (n & 1) + 1] = pack(w[2], w[3]);
-          grad_weights[n / 2][2 * (n & 1)] = pack(g[0], g[1]);
-          grad_weights[n / 2][2 * (n & 1) + 1] = pack(g[2], g[3]);
-        }
+        pack_columns(weights, grad_weights, p, dp, e_shared, lane);
+        masks.clear(weights);
+        masks.clear(grad_weights);
         float dv[8][4];
         begin_products();
 #pragma unroll
@@ -406,13 +335,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
         settle(dphi);
         done(Memory::kRowsDone, turn);
         uint32_t grad_y[kSteps][4];
-#pragma unroll
-        for (int n = 0; n < kFeatures / 8; ++n) {
-          const float2 dz_pair = *reinterpret_cast<const float2*>(dz_shared + 8 * n + 2 * (lane & 3));
-          const float2 phi_low = unpack(own_phi_k[n / 2][2 * (n & 1)]), phi_high = unpack(own_phi_k[n / 2][2 * (n & 1) + 1]);
-          grad_y[n / 2][2 * (n & 1)] = pack(!kMap || phi_low.x > 0.0F ? dphi[n][0] + dz_pair.x : 0.0F, !kMap || phi_low.y > 0.0F ? dphi[n][1] + dz_pair.y : 0.0F);
-          grad_y[n / 2][2 * (n & 1) + 1] = pack(!kMap || phi_high.x > 0.0F ? dphi[n][2] + dz_pair.x : 0.0F, !kMap || phi_high.y > 0.0F ? dphi[n][3] + dz_pair.y : 0.0F);
-        }
+        grad_map_of_columns<kFeatures, kMap>(grad_y, own_phi_k, dphi, dz_shared, lane);
         if constexpr (kMap) {
           wait_free(Memory::kGradYKDone, turn);
           store_rows<kFeatures>(grad_y_k, row0, grad_y, lane);
@@ -450,6 +373,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
     }
   } else if (group == 2) {
     take_registers<160>();
+    wait_for_earlier_kernels();
+    if constexpr (kMap) wait(Memory::kMapReady, 0);
     float ds[kFeatures / 8][4] = {}, dw[kFeatures / 8][4] = {};  // dS^T and dW^T
     float sums[kFeatures / 8][4] = {};                            // of the first warp: dz in rows 0 and 1, d b in rows 2 and 3
     const bool holds_sums = (warp & 3) == 0;
@@ -496,22 +421,11 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
       make_visible_to_wgmma();
       done(Memory::kGradStateReady, turn);
     };
-    const auto make_phi_q = [&](int turn) {
-      if constexpr (kMap) {
-        if (turn >= turns) return;
-        wait(Memory::kLoadedQ, turn);
-        map_rows(Tile<kHead>{input_of(turn, Memory::kQ)}, phi_q_of(turn), turn, a.rule.scale, [&] { wait_free(Memory::kPhiQDone, turn); });
-        done(Memory::kPhiQReady, turn);
-        if constexpr (!kRowPart) done(Memory::kDoneQ, turn);
-      }
-    };
-    for (int turn = 0; turn < kPhis - 1; ++turn) make_phi_q(turn);
     publish_state(0);
     for (int turn = 0; turn < turns; ++turn) {
       const Tile<kFeatures> scaled_phi_q = scaled_phi_q_of(turn);
       const Tile<kHead> grad_o_tile{value_of(turn, Memory::kGradO)};
       const float* const e_shared = e_of(turn);
-      make_phi_q(turn + kPhis - 1);
       wait(Memory::kLoadedGradO, turn);
       wait(Memory::kRowsReady, turn);
       uint32_t e_rows[4][4] = {};  // e, high and low halves
@@ -560,6 +474,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
         settle(sums);
       };
       if constexpr (kMap && kRowPart) {
+        wait(Memory::kLoadedQ, turn);
         wait(Memory::kGradYQReady, turn);
         float grad[8][4];
         start_map_sums(grad_y_q, Memory::kQ, 1.0F / a.rule.scale);
@@ -642,48 +557,55 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
         load_bytes(to, record, kRecord, barrier);
       }
     };
-    const auto walk = [&](const CUtensorMap& from, int of_head, int at, int bytes, Ring loaded, Ring free, const CUtensorMap* gradient, bool brings_states) {
-      const auto place_of = [&](int turn) { return base + at + turn % loaded.count * bytes; };
-      const auto load = [&](int turn) {  // by one thread
-        if (turn >= turns) return;
-        const uint32_t barrier = base + loaded.at + 8 * (turn % loaded.count);
-        expect_bytes(barrier, bytes);
-        load_tile(place_of(turn), from, barrier, 0, token_of(turn), of_head, batch);
-      };
+    const int mover = warp & 3;
+    const auto own = [&](auto of_q, auto of_k, auto of_v, auto of_grad_o) { return mover == 0 ? of_q : mover == 1 ? of_k : mover == 2 ? of_v : of_grad_o; };
+    const CUtensorMap* const none = nullptr;
+    const CUtensorMap* const from = own(&maps.q, &maps.k, &maps.v, &maps.grad_o);
+    const CUtensorMap* const gradient = own(kRowPart ? &maps.grad_q : none, none, kColumnPart ? &maps.grad_v : none, kColumnPart ? &maps.grad_k : none);
+    const int of_head = own(head, key_head, value_head, head), count = mover < 2 ? kInputs : kValues, bytes = mover < 2 ? Memory::kInputTile : Memory::kTile;
+    const uint32_t tiles = base + own(Memory::kQ, Memory::kK, Memory::kV, Memory::kGradO);
+    const uint32_t loaded = base + own(Memory::kLoadedQ.at, Memory::kLoadedK.at, Memory::kLoadedV.at, Memory::kLoadedGradO.at);
+    const uint32_t free = base + own(Memory::kDoneQ.at, Memory::kDoneK.at, Memory::kDoneV.at, Memory::kDoneGradO.at);
+    const bool brings_states = kRowPart && mover == 1;
+    const auto load = [&](int turn, int place) {  // by one thread
+      if (turn >= turns) return;
+      expect_bytes(loaded + 8 * place, bytes);
+      load_tile(tiles + place * bytes, *from, loaded + 8 * place, 0, token_of(turn), of_head, batch);
+    };
+    if (lane == 0) prefetch_map(*from);
+    wait_for_earlier_kernels();
+    if (lane == 0) {
+      if (kMap && mover == 0) {
+        expect_bytes(base + Memory::kMapReady.at, kFeatures * kHead * 2);
+        load_tile(weight.base, maps.weight, base + Memory::kMapReady.at, 0, 0, state_head, 0);
+      }
+      for (int turn = 0; turn < count; ++turn) load(turn, turn);
+    }
+    __syncwarp();
+    if (brings_states) {
+      bring_state(0);
+      bring_state(1);
+    }
+    for (int turn = 0, place = 0, phase = 0; turn < turns; ++turn) {
+      if (lane == 0 && turn + count < turns) prefetch_tile(*from, 0, token_of(turn + count), of_head, batch);
+      if (brings_states) {
+        wait(Memory::kStateDone, turn);
+        bring_state(turn + 2);
+      }
+      wait_barrier(free + 8 * place, phase);
       if (lane == 0) {
-        for (int turn = 0; turn < loaded.count; ++turn) load(turn);
+        if (gradient != nullptr) {
+          store_tile(*gradient, tiles + place * bytes, 0, token_of(turn), head, batch);
+          commit_stores();
+          wait_stores_read();
+        }
+        load(turn + count, place);
       }
       __syncwarp();
-      if (brings_states) {
-        bring_state(0);
-        bring_state(1);
+      if (++place == count) {
+        place = 0;
+        phase ^= 1;
       }
-      for (int turn = 0; turn < turns; ++turn) {
-        if (lane == 0 && turn + loaded.count < turns) prefetch_tile(from, 0, token_of(turn + loaded.count), of_head, batch);
-        if (brings_states) {
-          wait(Memory::kStateDone, turn);
-          bring_state(turn + 2);
-        }
-        wait(free, turn);
-        if (lane == 0) {
-          if (gradient != nullptr) {
-            store_tile(*gradient, place_of(turn), 0, token_of(turn), head, batch);
-            commit_stores();
-            wait_stores_read();
-          }
-          load(turn + loaded.count);
-        }
-        __syncwarp();
-      }
-    };
-    if (warp % 4 == 0) {
-      walk(maps.q, head, Memory::kQ, Memory::kInputTile, Memory::kLoadedQ, Memory::kDoneQ, kRowPart ? &maps.grad_q : nullptr, false);
-    } else if (warp % 4 == 1) {
-      walk(maps.k, key_head, Memory::kK, Memory::kInputTile, Memory::kLoadedK, Memory::kDoneK, nullptr, kRowPart);
-    } else if (warp % 4 == 2) {
-      walk(maps.v, value_head, Memory::kV, Memory::kTile, Memory::kLoadedV, Memory::kDoneV, kColumnPart ? &maps.grad_v : nullptr, false);
-    } else {
-      walk(maps.grad_o, head, Memory::kGradO, Memory::kTile, Memory::kLoadedGradO, Memory::kDoneGradO, kColumnPart ? &maps.grad_k : nullptr, false);
     }
   }
 #else

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "model/kernels/cuda/causal_forward_sm90_wide.cuh"
+#include "model/kernels/cuda/causal_rows_sm90.cuh"
 
 namespace t2r::kernels::cuda::sm90 {
 
@@ -218,6 +219,7 @@ __global__ void __launch_bounds__(kWideBackwardThreads, 1) causal_backward_wide_
     float* const saved_e = saved_denominator + shape.length;
     const auto row_values_of = [&](int turn) { return RowValues(saved_denominator, saved_e, token_of(turn), low, turn < turns ? shape.length : 0); };
     RowValues next(nullptr, nullptr, 0, 0, 0);
+    const PairMasks masks(/*not_after=*/true, warp & 3, lane);
     if constexpr (!kRowPart) next = row_values_of(0);
 
     for (int turn = 0; turn < turns; ++turn) {
@@ -226,7 +228,7 @@ __global__ void __launch_bounds__(kWideBackwardThreads, 1) causal_backward_wide_
       const Tile<kFeatures> given_phi_q{stage_of(turn) + Memory::kQ};
 
       uint32_t phi_q[kSteps][4];
-      float mean_low = 0.0F, mean_high = 0.0F;  // d o . m, m the mean of the values so far
+      OfRows mean_grad;  // d o . m, m the mean of the values so far
       const auto meet_mean = [&] {
         wait_slot(Memory::kLoadedGradO, turn);
         wait(Memory::kStateReady, turn);
@@ -242,12 +244,11 @@ __global__ void __launch_bounds__(kWideBackwardThreads, 1) causal_backward_wide_
             for (int j = 0; j < 4; ++j) {
               const float2 mean = *reinterpret_cast<const float2*>(value_mean + half * kHalfHead + 8 * unit + 2 * j);
               const float2 x_low = unpack(pairs_low[j]), x_high = unpack(pairs_high[j]);
-              mean_low = fmaf(x_low.x, mean.x, fmaf(x_low.y, mean.y, mean_low));
-              mean_high = fmaf(x_high.x, mean.x, fmaf(x_high.y, mean.y, mean_high));
+              mean_grad.low = fmaf(x_low.x, mean.x, fmaf(x_low.y, mean.y, mean_grad.low));
+              mean_grad.high = fmaf(x_high.x, mean.x, fmaf(x_high.y, mean.y, mean_grad.high));
             }
           }
-        mean_low = row_sum(mean_low);
-        mean_high = row_sum(mean_high);
+        mean_grad = row_sums(mean_grad);
       };
       wait_slot(Memory::kLoadedK, turn);
       wait_slot(Memory::kLoadedQ, turn);
@@ -285,13 +286,13 @@ __global__ void __launch_bounds__(kWideBackwardThreads, 1) causal_backward_wide_
         if constexpr (kRowPart) meet_mean();
       }
 
-      float inverse_low, inverse_high, e_low, e_high;
+      RowTerms terms;
       const auto publish_rows = [&] {
         wait(Memory::kRowsDone, turn + 1);
-        store_scaled_rows<kFeatures>(scaled_phi_q, row0, phi_q, inverse_low, inverse_high, lane);
+        store_scaled_rows<kFeatures>(scaled_phi_q, row0, phi_q, terms.inverse.low, terms.inverse.high, lane);
         if ((lane & 3) == 0) {
-          e_shared[low] = e_low;
-          e_shared[high] = e_high;
+          e_shared[low] = terms.e.low;
+          e_shared[high] = terms.e.high;
         }
         make_visible_to_wgmma();
         done(Memory::kRowsReady);
@@ -318,65 +319,19 @@ __global__ void __launch_bounds__(kWideBackwardThreads, 1) causal_backward_wide_
         settle(p);
         settle(dp);
         if constexpr (!kColumnPart) done_slot(Memory::kDoneV, turn);
-        float den_low = 0.0F, den_high = 0.0F, inner_low = 0.0F, inner_high = 0.0F;  // inner: d o . numerator
-        float before_low = 0.0F, before_high = 0.0F;                                   // of den, what comes from before the chunk
-#pragma unroll
-        for (int n = 0; n < 8; ++n) {
-          float w[4] = {p[n][0], p[n][1], p[n][2], p[n][3]};
-          mask_after(w, n * 8 + 2 * (lane & 3), low, high);
-          den_low += w[0] + w[1];
-          den_high += w[2] + w[3];
-          inner_low = fmaf(w[0], dp[n][0], fmaf(w[1], dp[n][1], inner_low));
-          inner_high = fmaf(w[2], dp[n][2], fmaf(w[3], dp[n][3], inner_high));
-        }
+        terms.add_seen(p, dp, low, lane);
         wait_products<0>();
         settle(dphi);
-#pragma unroll
-        for (int n = 0; n < kFeatures / 8; ++n) {
-          const float2 z_pair = *reinterpret_cast<const float2*>(z + 8 * n + 2 * (lane & 3));
-          const float2 phi_low = unpack(phi_q[n / 2][2 * (n & 1)]), phi_high = unpack(phi_q[n / 2][2 * (n & 1) + 1]);
-          before_low = fmaf(phi_low.x, z_pair.x, fmaf(phi_low.y, z_pair.y, before_low));
-          before_high = fmaf(phi_high.x, z_pair.x, fmaf(phi_high.y, z_pair.y, before_high));
-          inner_low = fmaf(phi_low.x, dphi[n][0], fmaf(phi_low.y, dphi[n][1], inner_low));
-          inner_high = fmaf(phi_high.x, dphi[n][2], fmaf(phi_high.y, dphi[n][3], inner_high));
-        }
-        before_low = row_sum(before_low);
-        before_high = row_sum(before_high);
-        den_low = row_sum(den_low) + before_low + a.rule.added;
-        den_high = row_sum(den_high) + before_high + a.rule.added;
-        inner_low = fmaf(mean_low, before_low, row_sum(inner_low));
-        inner_high = fmaf(mean_high, before_high, row_sum(inner_high));
-        inverse_low = 1.0F / fmaxf(den_low, a.rule.floor);
-        inverse_high = 1.0F / fmaxf(den_high, a.rule.floor);
-        e_low = den_low < a.rule.floor ? 0.0F : -inner_low * inverse_low;
-        e_high = den_high < a.rule.floor ? 0.0F : -inner_high * inverse_high;
-        if (kPart == BackwardPart::kRows && (lane & 3) == 0) {
-          if (low < valid) {
-            saved_denominator[first + low] = fmaxf(den_low, a.rule.floor);
-            saved_e[first + low] = e_low;
-          }
-          if (high < valid) {
-            saved_denominator[first + high] = fmaxf(den_high, a.rule.floor);
-            saved_e[first + high] = e_high;
-          }
-        }
+        OfRows before;  // of the denominator, what comes from before the chunk
+        add_dots<kFeatures>(before, phi_q, z, lane);
+        terms.add_before<kFeatures>(phi_q, dphi);
+        terms.finish(before, mean_grad, a.rule);
+        if constexpr (kPart == BackwardPart::kRows) terms.save(saved_denominator, saved_e, first, low, valid, a.rule, lane);
         publish_rows();  // the columns wait for it
-#pragma unroll
-        for (int n = 0; n < kFeatures / 8; ++n) {
-          const float2 z_pair = *reinterpret_cast<const float2*>(z + 8 * n + 2 * (lane & 3));
-          dphi[n][0] = fmaf(e_low + mean_low, z_pair.x, dphi[n][0]);
-          dphi[n][1] = fmaf(e_low + mean_low, z_pair.y, dphi[n][1]);
-          dphi[n][2] = fmaf(e_high + mean_high, z_pair.x, dphi[n][2]);
-          dphi[n][3] = fmaf(e_high + mean_high, z_pair.y, dphi[n][3]);
-        }
+        add_outer<kFeatures>(dphi, {terms.e.low + mean_grad.low, terms.e.high + mean_grad.high}, z, lane);
         uint32_t weights[4][4];
-#pragma unroll
-        for (int n = 0; n < 8; ++n) {
-          float w[4] = {dp[n][0] + e_low, dp[n][1] + e_low, dp[n][2] + e_high, dp[n][3] + e_high};
-          mask_after(w, n * 8 + 2 * (lane & 3), low, high);
-          weights[n / 2][2 * (n & 1)] = pack(w[0], w[1]);
-          weights[n / 2][2 * (n & 1) + 1] = pack(w[2], w[3]);
-        }
+        pack_rows(weights, dp, terms.e);
+        masks.clear(weights);
         begin_products();
 #pragma unroll
         for (int step = 0; step < 4; ++step) product<Major::kMN>(dphi, weights[step], operand<Major::kMN>(phi_k, 0, step), true);
@@ -387,13 +342,7 @@ __global__ void __launch_bounds__(kWideBackwardThreads, 1) causal_backward_wide_
         if constexpr (kMap) {
           done(Memory::kPhiKDone);
           uint32_t grad_y[kSteps][4];
-          const float scale_low = inverse_low * a.rule.scale, scale_high = inverse_high * a.rule.scale;
-#pragma unroll
-          for (int n = 0; n < kFeatures / 8; ++n) {
-            const float2 phi_low = unpack(phi_q[n / 2][2 * (n & 1)]), phi_high = unpack(phi_q[n / 2][2 * (n & 1) + 1]);
-            grad_y[n / 2][2 * (n & 1)] = pack(phi_low.x > 0.0F ? dphi[n][0] * scale_low : 0.0F, phi_low.y > 0.0F ? dphi[n][1] * scale_low : 0.0F);
-            grad_y[n / 2][2 * (n & 1) + 1] = pack(phi_high.x > 0.0F ? dphi[n][2] * scale_high : 0.0F, phi_high.y > 0.0F ? dphi[n][3] * scale_high : 0.0F);
-          }
+          grad_map_of_rows<kFeatures>(grad_y, phi_q, dphi, {terms.inverse.low * a.rule.scale, terms.inverse.high * a.rule.scale});
           float grad[2][8][4];
           begin_products();
 #pragma unroll
@@ -412,15 +361,13 @@ __global__ void __launch_bounds__(kWideBackwardThreads, 1) causal_backward_wide_
           for (int half = 0; half < 2; ++half) stage_rows<kHalfHead>(tile_of(turn, Memory::kQ, half), row0, grad[half], 1.0F, 1.0F, lane);
         } else {
           done_slot(Memory::kDoneK, turn);
-          stage_rows<kFeatures>(given_phi_q, row0, dphi, inverse_low, inverse_high, lane);
+          stage_rows<kFeatures>(given_phi_q, row0, dphi, terms.inverse.low, terms.inverse.high, lane);
         }
         make_visible_to_wgmma();
         done_slot(Memory::kDoneQ, turn);
       } else {
-        inverse_low = 1.0F / next.denominator_low;
-        inverse_high = 1.0F / next.denominator_high;
-        e_low = next.e_low;
-        e_high = next.e_high;
+        terms.inverse = {1.0F / next.denominator.low, 1.0F / next.denominator.high};
+        terms.e = next.e;
         next = row_values_of(turn + 1);
         publish_rows();
         done_slot(Memory::kDoneQ, turn);
@@ -429,6 +376,7 @@ __global__ void __launch_bounds__(kWideBackwardThreads, 1) causal_backward_wide_
   } else if (group == 1) {
     take_registers<176>();
     if constexpr (kColumnPart) {
+      const PairMasks masks(/*not_after=*/false, warp & 3, lane);
       for (int turn = 0; turn < turns; ++turn) {
         const Tile<kFeatures> phi_k{kMap ? base + Memory::kPhiK : stage_of(turn) + Memory::kK};
         if constexpr (!kMap) wait_slot(Memory::kLoadedK, turn);
@@ -464,18 +412,9 @@ __global__ void __launch_bounds__(kWideBackwardThreads, 1) causal_backward_wide_
         settle(p);
         settle(dp);
         uint32_t weights[4][4], grad_weights[4][4];
-#pragma unroll
-        for (int n = 0; n < 8; ++n) {
-          const float2 e_pair = *reinterpret_cast<const float2*>(e_shared + 8 * n + 2 * (lane & 3));
-          float w[4] = {p[n][0], p[n][1], p[n][2], p[n][3]};
-          float g[4] = {dp[n][0] + e_pair.x, dp[n][1] + e_pair.y, dp[n][2] + e_pair.x, dp[n][3] + e_pair.y};
-          mask_before(w, n * 8 + 2 * (lane & 3), low, high);
-          mask_before(g, n * 8 + 2 * (lane & 3), low, high);
-          weights[n / 2][2 * (n & 1)] = pack(w[0], w[1]);
-          weights[n / 2][2 * (n & 1) + 1] = pack(w[2], w[3]);
-          grad_weights[n / 2][2 * (n & 1)] = pack(g[0], g[1]);
-          grad_weights[n / 2][2 * (n & 1) + 1] = pack(g[2], g[3]);
-        }
+        pack_columns(weights, grad_weights, p, dp, e_shared, lane);
+        masks.clear(weights);
+        masks.clear(grad_weights);
         // The halves of d v and of d k start one by one, so that there are registers for all that is on its way.
         float dv[2][8][4];
         const auto start_dv = [&](int half) {
@@ -496,13 +435,7 @@ __global__ void __launch_bounds__(kWideBackwardThreads, 1) causal_backward_wide_
         settle(dphi);
         done(Memory::kRowsDone);
         uint32_t grad_y[kSteps][4];
-#pragma unroll
-        for (int n = 0; n < kFeatures / 8; ++n) {
-          const float2 dz_pair = *reinterpret_cast<const float2*>(dz_shared + 8 * n + 2 * (lane & 3));
-          const float2 phi_low = unpack(own_phi_k[n / 2][2 * (n & 1)]), phi_high = unpack(own_phi_k[n / 2][2 * (n & 1) + 1]);
-          grad_y[n / 2][2 * (n & 1)] = pack(!kMap || phi_low.x > 0.0F ? dphi[n][0] + dz_pair.x : 0.0F, !kMap || phi_low.y > 0.0F ? dphi[n][1] + dz_pair.y : 0.0F);
-          grad_y[n / 2][2 * (n & 1) + 1] = pack(!kMap || phi_high.x > 0.0F ? dphi[n][2] + dz_pair.x : 0.0F, !kMap || phi_high.y > 0.0F ? dphi[n][3] + dz_pair.y : 0.0F);
-        }
+        grad_map_of_columns<kFeatures, kMap>(grad_y, own_phi_k, dphi, dz_shared, lane);
         start_dv(1);
         wait(Memory::kGradOSummed, turn);  // d k goes where d o was
         if constexpr (kMap) {

@@ -52,7 +52,9 @@ __global__ void scan_segments_kernel(const __grid_constant__ CausalArguments a, 
   }
 }
 
-__global__ void sum_parts_kernel(const __grid_constant__ PartsSum a) {
+constexpr int kSumThreads = 512;
+
+__global__ void __launch_bounds__(kSumThreads) sum_parts_kernel(const __grid_constant__ PartsSum a) {
   const int column = blockIdx.x * blockDim.x + threadIdx.x, head = blockIdx.y;
   const int weights = a.features * a.head_size, group = a.query_heads / a.state_heads;
   if (column >= weights + a.features) return;
@@ -145,8 +147,8 @@ cudaError_t causal_backward_bf16(const CausalArguments& a, cudaStream_t stream) 
 
 cudaError_t sum_parts(const PartsSum& a, cudaStream_t stream) {
   const int columns = a.features * (a.head_size + 1);
-  const dim3 blocks((columns + 127) / 128, a.state_heads);
-  sum_parts_kernel<<<blocks, 128, 0, stream>>>(a);
+  const dim3 blocks((columns + kSumThreads - 1) / kSumThreads, a.state_heads);
+  sum_parts_kernel<<<blocks, kSumThreads, 0, stream>>>(a);
   return cudaGetLastError();
 }
 

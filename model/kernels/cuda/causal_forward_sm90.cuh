@@ -1,13 +1,13 @@
 #pragma once
 
 #include "model/kernels/cuda/causal_relay_sm90.cuh"
+#include "model/kernels/cuda/causal_rows_sm90.cuh"
 
 namespace t2r::kernels::cuda::sm90 {
 
 /// Shared memory of the forward kernel; tiles begin at multiples of 1,024 bytes, where the swizzle's pattern does.
 template <int kFeatures, bool kMap>
 struct ForwardMemory {
-  static constexpr int kThreads = kWalkThreads<kFeatures>;
   static constexpr int kInputTile = kWalkTokens * (kMap ? kHead : kFeatures) * 2, kTile = kWalkTokens * kHead * 2;
   static constexpr int kQ = 0;  // later o
   static constexpr int kK = kQ + kTile;
@@ -24,7 +24,8 @@ struct ForwardMemory {
   static constexpr int kLoaded = kBias + 4 * kFeatures;  // barriers: of every stage, twice; of the relay
   static constexpr int kDone = kLoaded + 8 * kStages;
   static constexpr int kPassed = kDone + 8 * kStages;
-  static constexpr int kBytes = kPassed + 8 * Relay<kFeatures>::kBarriers + 1024;  // the base is rounded up
+  static constexpr int kMapReady = kPassed + 8 * Relay<kFeatures>::kBarriers;  // W and b
+  static constexpr int kBytes = kMapReady + 8 + 1024;  // the base is rounded up
   static_assert(kBytes <= 227 * 1024);
 };
 
@@ -73,27 +74,23 @@ __global__ void __launch_bounds__(kWalkThreads<kFeatures>, 1) causal_forward_ker
       init_barrier(base + Memory::kDone + 8 * stage, 4);
     }
     for (int i = 0; i < Relay<kFeatures>::kBarriers; ++i) init_barrier(base + Memory::kPassed + 8 * i);
+    init_barrier(base + Memory::kMapReady, 2);
     publish_barriers();
-    prefetch_map(maps.k);
-    prefetch_map(maps.v);
-    if constexpr (!kSumsOnly) prefetch_map(maps.q);
-  }
-  wait_for_earlier_kernels();
-  if (first_thread) {
-    for (int turn = 0; turn < Memory::kStages; ++turn) load(turn);
-  }
-  if constexpr (kMap) {
-    copy_weight_async<kHead, kFeatures, Memory::kThreads>([&](int row, int unit) { return weight.at(row, unit); }, a.weight, state_head, features);
-    load_bias<kFeatures, Memory::kThreads>(bias, a.bias, state_head, features);
-    commit_copies();
-    wait_copies<0>();
-    make_visible_to_wgmma();
   }
   __syncthreads();
 
   if (walker == kWalkers<kFeatures>) {
     give_registers<kMoverRegisters>();
     if (first_thread) {
+      prefetch_map(maps.k);
+      prefetch_map(maps.v);
+      if constexpr (!kSumsOnly) prefetch_map(maps.q);
+      wait_for_earlier_kernels();
+      if constexpr (kMap) {
+        expect_bytes(base + Memory::kMapReady, kFeatures * kHead * 2);
+        load_tile(weight.base, maps.weight, base + Memory::kMapReady, 0, 0, state_head, 0);
+      }
+      for (int turn = 0; turn < Memory::kStages; ++turn) load(turn);
       for (int turn = 0; turn < turns; ++turn) {
         wait_barrier(base + Memory::kDone + 8 * (turn % Memory::kStages), turn / Memory::kStages & 1);
         if constexpr (!kSumsOnly) {
@@ -111,6 +108,11 @@ __global__ void __launch_bounds__(kWalkThreads<kFeatures>, 1) causal_forward_ker
     }
   } else {
     take_registers<kWalkerRegisters<kFeatures>>();
+    wait_for_earlier_kernels();
+    if (kMap && warp == 0) {
+      load_bias<kFeatures, 32>(bias, a.bias, state_head, features);
+      arrive(base + Memory::kMapReady, lane);
+    }
     float all_s[kFeatures / 8][4] = {}, all_z[kFeatures / 8][2] = {};  // the sums alone: of all own chunks
     const Relay<kFeatures> relay(memory + Memory::kRelay, base + Memory::kPassed, walker, tid);
     if (!kSumsOnly && walker == 0) {
@@ -126,6 +128,8 @@ __global__ void __launch_bounds__(kWalkThreads<kFeatures>, 1) causal_forward_ker
       relay.start(from_s, from_z, low, features);
     }
 
+    if constexpr (kMap) wait_barrier(base + Memory::kMapReady, 0);
+    const PairMasks masks(/*not_after=*/true, warp & 3, lane);
     for (int turn = walker; turn < turns; turn += kWalkers<kFeatures>) {
       const uint32_t stage = base + stage_of(turn);
       const Tile<kHead> v_tile{stage + Memory::kV};
@@ -267,25 +271,25 @@ __global__ void __launch_bounds__(kWalkThreads<kFeatures>, 1) causal_forward_ker
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) product<Major::kK>(num, phi_q[step], operand<Major::kK>(centred, 0, step), step > 0);
         commit_products();
-        float den_low = 0.0F, den_high = 0.0F;
+        float den[4] = {};
         uint32_t weights[4][4];
 #pragma unroll
         for (int n = 0; n < 8; ++n) {
-          float w[4] = {p[n][0], p[n][1], p[n][2], p[n][3]};
-          mask_after(w, n * 8, low - 2 * (lane & 3), high - 2 * (lane & 3));
-          weights[n / 2][2 * (n & 1)] = pack(w[0], w[1]);
-          weights[n / 2][2 * (n & 1) + 1] = pack(w[2], w[3]);
-          den_low += w[0] + w[1];
-          den_high += w[2] + w[3];
+          weights[n / 2][2 * (n & 1)] = pack(p[n][0], p[n][1]);
+          weights[n / 2][2 * (n & 1) + 1] = pack(p[n][2], p[n][3]);
+#pragma unroll
+          for (int i = 0; i < 4; ++i)
+            if (is_seen(n, i, low, lane)) den[i] += p[n][i];
         }
+        masks.clear(weights);
         begin_products();
 #pragma unroll
         for (int step = 0; step < 4; ++step) product<Major::kMN>(num, weights[step], operand<Major::kMN>(v_tile, 0, step), true);
         commit_products();
         before_low = row_sum(before_low);
         before_high = row_sum(before_high);
-        const float scale_low = 1.0F / fmaxf(row_sum(den_low) + before_low + a.rule.added, a.rule.floor);
-        const float scale_high = 1.0F / fmaxf(row_sum(den_high) + before_high + a.rule.added, a.rule.floor);
+        const float scale_low = 1.0F / fmaxf(row_sum(den[0] + den[1]) + before_low + a.rule.added, a.rule.floor);
+        const float scale_high = 1.0F / fmaxf(row_sum(den[2] + den[3]) + before_high + a.rule.added, a.rule.floor);
         wait_products<0>();
         settle(num);
 #pragma unroll

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "model/kernels/cuda/causal_sm90.cuh"
+#include "model/kernels/cuda/causal_rows_sm90.cuh"
 
 namespace t2r::kernels::cuda::sm90 {
 
@@ -227,34 +227,28 @@ __global__ void __launch_bounds__(kWideThreads, 1) causal_forward_wide_kernel(co
       for (int step = 0; step < kSteps; ++step) product<Major::kK>(num, phi_q[step], operand<Major::kK>(centred, group * kHalfHead, step), step > 0);
       commit_products();
       update_state();
-      float den_low = 0.0F, den_high = 0.0F, before_low = 0.0F, before_high = 0.0F;  // inside the chunk, before it
-#pragma unroll
-      for (int n = 0; n < kFeatures / 8; ++n) {
-        const float2 z_pair = *reinterpret_cast<const float2*>(z_shared + 8 * n + 2 * (lane & 3));
-        const float2 phi_low = unpack(phi_q[n / 2][2 * (n & 1)]), phi_high = unpack(phi_q[n / 2][2 * (n & 1) + 1]);
-        before_low = fmaf(phi_low.x, z_pair.x, fmaf(phi_low.y, z_pair.y, before_low));
-        before_high = fmaf(phi_high.x, z_pair.x, fmaf(phi_high.y, z_pair.y, before_high));
-      }
-      before_low = row_sum(before_low);
-      before_high = row_sum(before_high);
+      OfRows den, before;  // inside the chunk, before it
+      add_dots<kFeatures>(before, phi_q, z_shared, lane);
+      before = row_sums(before);
       wait_products<2>();
       settle(p);
       uint32_t weights[4][4];
 #pragma unroll
       for (int n = 0; n < 8; ++n) {
-        float w[4] = {p[n][0], p[n][1], p[n][2], p[n][3]};
-        mask_after(w, n * 8 + 2 * (lane & 3), low, high);
-        weights[n / 2][2 * (n & 1)] = pack(w[0], w[1]);
-        weights[n / 2][2 * (n & 1) + 1] = pack(w[2], w[3]);
-        den_low += w[0] + w[1];
-        den_high += w[2] + w[3];
+#pragma unroll
+        for (int i = 0; i < 4; ++i)  // (PairMasks is slower here)
+          if (!is_seen(n, i, low, lane)) p[n][i] = 0.0F;
+        weights[n / 2][2 * (n & 1)] = pack(p[n][0], p[n][1]);
+        weights[n / 2][2 * (n & 1) + 1] = pack(p[n][2], p[n][3]);
+        den.low += p[n][0] + p[n][1];
+        den.high += p[n][2] + p[n][3];
       }
       begin_products();
 #pragma unroll
       for (int step = 0; step < 4; ++step) product<Major::kMN>(num, weights[step], operand<Major::kMN>(v_half, 0, step), true);
       commit_products();
-      const float scale_low = 1.0F / fmaxf(row_sum(den_low) + before_low + a.rule.added, a.rule.floor);
-      const float scale_high = 1.0F / fmaxf(row_sum(den_high) + before_high + a.rule.added, a.rule.floor);
+      const float scale_low = 1.0F / fmaxf(row_sum(den.low) + before.low + a.rule.added, a.rule.floor);
+      const float scale_high = 1.0F / fmaxf(row_sum(den.high) + before.high + a.rule.added, a.rule.floor);
       wait_products<0>();
       settle(num);
       settle(s);
@@ -262,10 +256,10 @@ __global__ void __launch_bounds__(kWideThreads, 1) causal_forward_wide_kernel(co
 #pragma unroll
       for (int n = 0; n < 8; ++n) {  // what the state's centring has left out
         const float2 mean = *reinterpret_cast<const float2*>(mean_shared + 8 * n + 2 * (lane & 3));
-        num[n][0] = fmaf(before_low, mean.x, num[n][0]);
-        num[n][1] = fmaf(before_low, mean.y, num[n][1]);
-        num[n][2] = fmaf(before_high, mean.x, num[n][2]);
-        num[n][3] = fmaf(before_high, mean.y, num[n][3]);
+        num[n][0] = fmaf(before.low, mean.x, num[n][0]);
+        num[n][1] = fmaf(before.low, mean.y, num[n][1]);
+        num[n][2] = fmaf(before.high, mean.x, num[n][2]);
+        num[n][3] = fmaf(before.high, mean.y, num[n][3]);
       }
       if (chunk + 1 < chunk_end) publish_state(turn ^ 1);
       const Tile<kHalfHead> scratch{(kMap ? stage + Memory::kQ : base + Memory::kScratch) + group * Memory::kTile};

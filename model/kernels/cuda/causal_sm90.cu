@@ -61,6 +61,15 @@ cudaError_t make_tensor_maps(const CausalArguments& a, bool backward, TensorMaps
   } else {
     make(maps.o, a.o, shape.query_heads, head_size, 64, head_size == kHead ? chunk : 16);
   }
+  if (has_map && head_size == kHead) {
+    Shape of_weight = shape;
+    of_weight.batch = 1;
+    of_weight.length = shape.feature_size;
+    Encoder make_weight{encode, of_weight};
+    const View weight{const_cast<void*>(a.weight), 0, kHead, int64_t{shape.feature_size} * kHead};
+    make_weight(maps.weight, weight, shape.state_heads, kHead, kHead, a.plan.padded_features);
+    if (make_weight.result != CUDA_SUCCESS) return cudaErrorInvalidValue;
+  }
   return make.result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 

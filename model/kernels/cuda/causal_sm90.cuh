@@ -24,38 +24,8 @@ constexpr int round_up(int bytes, int to) { return (bytes + to - 1) / to * to; }
 /// tokens, a warp's rows.
 struct TensorMaps {
   CUtensorMap q, k, v, o;
+  CUtensorMap weight;  // of head size 64: a head's W, zeros behind its features
   CUtensorMap grad_o, grad_q, grad_k, grad_v;
-};
-
-/// Clears what rows `low` (the first two values) and `high` (the others) cannot see: columns `column` and column + 1 after them,
-__device__ __forceinline__ void mask_after(float (&w)[4], int column, int low, int high) {
-  if (column > low) w[0] = 0.0F;
-  if (column + 1 > low) w[1] = 0.0F;
-  if (column > high) w[2] = 0.0F;
-  if (column + 1 > high) w[3] = 0.0F;
-}
-/// or before them.
-__device__ __forceinline__ void mask_before(float (&w)[4], int column, int low, int high) {
-  if (column < low) w[0] = 0.0F;
-  if (column + 1 < low) w[1] = 0.0F;
-  if (column < high) w[2] = 0.0F;
-  if (column + 1 < high) w[3] = 0.0F;
-}
-
-/// What the launch for the rows has left for the launch for the columns, of this lane's rows `low` and low + 8 behind `first`.
-struct RowValues {
-  float denominator_low = 1.0F, denominator_high = 1.0F, e_low = 0.0F, e_high = 0.0F;
-
-  __device__ __forceinline__ RowValues(const float* denominators, const float* e, int first, int low, int length) {
-    if (first + low < length) {
-      denominator_low = denominators[first + low];
-      e_low = e[first + low];
-    }
-    if (first + low + 8 < length) {
-      denominator_high = denominators[first + low + 8];
-      e_high = e[first + low + 8];
-    }
-  }
 };
 
 /// Tensor maps of what `a` names; defined in causal_sm90.cu.

@@ -200,66 +200,11 @@ cudaError_t launch(const StepLinear& a, int multiprocessors, cudaStream_t stream
   return launch_early(a.overlaps, kernel, dim3(static_cast<unsigned>(std::min(tiles, at_once))), kThreads, bytes, stream, a);
 }
 
-constexpr int kGreedyThreads = 1024;
-
-/// One block of threads a row.
-template <class Scalar, int kWidth>
-__global__ void __launch_bounds__(kGreedyThreads) greedy_kernel(const __grid_constant__ GreedyToken a) {
-  __shared__ float best_values[32];
-  __shared__ int64_t best_indices[32];
-  const int64_t row = blockIdx.x;
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-  float best = -INFINITY;
-  int64_t index = 0;
-  wait_for_earlier_kernels();
-  const Scalar* const logits = static_cast<const Scalar*>(a.logits) + row * a.vocabulary;
-#pragma unroll 4
-  for (int64_t first = int64_t{threadIdx.x} * kWidth; first < a.vocabulary; first += kGreedyThreads * kWidth) {
-    float x[kWidth];
-    load(x, logits + first);
-#pragma unroll
-    for (int j = 0; j < kWidth; ++j) {
-      if (x[j] > best) best = x[j], index = first + j;
-    }
-  }
-  const auto over_warp = [&] {
-#pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2) {
-      const float other = __shfl_xor_sync(kAllLanes, best, distance);
-      const int64_t its_index = __shfl_xor_sync(kAllLanes, index, distance);
-      if (other > best || (other == best && its_index < index)) best = other, index = its_index;
-    }
-  };
-  over_warp();
-  if (lane == 0) best_values[warp] = best, best_indices[warp] = index;
-  __syncthreads();
-  if (warp != 0) return;
-  best = best_values[lane];
-  index = best_indices[lane];
-  over_warp();
-  if (lane == 0) {
-    a.tokens[row] = index;
-    a.history[*a.position % a.history_rows * a.rows + row] = index;
-  }
-}
-
-template <class Scalar>
-cudaError_t launch_greedy(const GreedyToken& a, cudaStream_t stream) {
-  constexpr int kWidth = kVectorWidth<Scalar>;
-  const bool wide = a.vocabulary % kWidth == 0 && is_aligned_16(a.logits);
-  return launch_early(a.overlaps, wide ? &greedy_kernel<Scalar, kWidth> : &greedy_kernel<Scalar, 1>, dim3(static_cast<unsigned>(a.rows)),
-                      kGreedyThreads, 0, stream, a);
-}
-
 }  // namespace
 
 cudaError_t step_linear(const StepLinear& a, int multiprocessors, cudaStream_t stream) {
   if (a.kind == StepKind::kSwiglu || a.kind == StepKind::kRotate) return launch<true, bf16>(a, multiprocessors, stream);
   return a.float_out ? launch<false, float>(a, multiprocessors, stream) : launch<false, bf16>(a, multiprocessors, stream);
-}
-
-cudaError_t greedy_token(const GreedyToken& a, cudaStream_t stream) {
-  return a.is_bf16 ? launch_greedy<bf16>(a, stream) : launch_greedy<float>(a, stream);
 }
 
 }  // namespace t2r::kernels::cuda

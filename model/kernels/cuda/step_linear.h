@@ -43,17 +43,4 @@ struct StepLinear {
 /// Launches on `stream`; one kernel, no allocation, no synchronisation. Pointers are 16-byte aligned. Deterministic.
 cudaError_t step_linear(const StepLinear& arguments, int multiprocessors, cudaStream_t stream);
 
-/// tokens[b] = the first of the largest logits of row b, also written to history[*position % history_rows][b].
-struct GreedyToken {
-  int64_t rows = 0, vocabulary = 0;
-  bool is_bf16 = false;
-  const void* logits = nullptr;  ///< [rows, vocabulary]
-  int64_t* tokens = nullptr;     ///< [rows]
-  int64_t* history = nullptr;    ///< [history_rows, rows]
-  int64_t history_rows = 0;
-  const int64_t* position = nullptr;
-  bool overlaps = false;
-};
-cudaError_t greedy_token(const GreedyToken& arguments, cudaStream_t stream);
-
 }  // namespace t2r::kernels::cuda
