@@ -88,9 +88,16 @@ TEST(GpuMatmul, StridedAndMisalignedOperands) {
   }
 }
 
+/// How much larger gelu's relative error may be than that of x: where outputs are few and x is far below 0, much.
+double gelu_condition(const Tensor& x) {
+  const Tensor y = at::gelu(x, "tanh"), slope = at::gelu_backward(at::ones_like(x), x, "tanh");
+  return std::max(1.0, ((x * slope).norm() / y.norm()).item<double>());
+}
+
 /// All epilogues of one shape; `fused`: one call of cuBLASLt is expected to do each.
 void expect_epilogues(int64_t m, int64_t n, int64_t k, at::ScalarType type, double bar, bool fused) {
   SCOPED_TRACE(testing::Message() << type << " " << m << " " << n << " " << k << (fused ? " fused" : ""));
+  at::manual_seed(7);
   for (const bool a_transposed : {false, true}) {
     for (const bool b_transposed : {false, true}) {
       SCOPED_TRACE(testing::Message() << (a_transposed ? "a^T " : "a ") << (b_transposed ? "b^T" : "b"));
@@ -109,9 +116,11 @@ void expect_epilogues(int64_t m, int64_t n, int64_t k, at::ScalarType type, doub
       const bool gelu_fused = matmul_lt({.a = a, .b = b, .out = out, .epilogue = Epilogue::kGelu, .bias = bias, .aux = aux});
       if (forward && type == at::kBFloat16) check_fused(gelu_fused, "gelu");
       EXPECT_LE(relative_error(aux, product + exact(bias)), bar) << "aux";
-      EXPECT_LE(relative_error(out, at::gelu(product + exact(bias), "tanh")), bar) << "gelu";
+      const Tensor wanted = at::gelu(product + exact(bias), "tanh");
+      const double gelu_bar = bar * gelu_condition(product + exact(bias));
+      EXPECT_LE(relative_error(out, wanted), gelu_bar) << "gelu";
       matmul_lt({.a = a, .b = b, .out = out, .epilogue = Epilogue::kGelu, .bias = bias});
-      EXPECT_LE(relative_error(out, at::gelu(product + exact(bias), "tanh")), bar) << "gelu without aux";
+      EXPECT_LE(relative_error(out, wanted), gelu_bar) << "gelu without aux";
       const Tensor pre = random({m, n}, type), gradient = at::gelu_backward(product, exact(pre), "tanh");
       const bool dgelu_fused = matmul_lt({.a = a, .b = b, .out = out, .epilogue = Epilogue::kDGelu, .aux = pre});
       if (forward && type == at::kBFloat16) check_fused(dgelu_fused, "dgelu");
