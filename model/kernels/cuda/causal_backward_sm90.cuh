@@ -55,58 +55,19 @@ struct BackwardMemory {
   static_assert(kBytes <= 227 * 1024);
 };
 
-/// causal_backward_kernel for head size 64 on Hopper: chunks of 64 tokens, and a warpgroup for each part of the work, all of them
-/// at different places of the walk. The first does the rows (phi(q), e, R, d phi(q)), the second the columns (phi(k), d k, d v), the third
-/// the sums and what the rows have no time for (dS, dz, dW, d b, d q), and the warps of the fourth move tiles, each of one tensor: a tile is loaded, served, is overwritten by a gradient, stored, and loaded again. They wait for each other at barriers
-/// in shared memory only.
+/// A block of threads of causal_backward_kernel for head size 64: chunks of 64 tokens, and a warpgroup for each part of the work, all of
+/// them at different places of the walk. They wait for each other at barriers in shared memory only.
 template <int kFeatures, bool kMap, BackwardPart kPart>
-__global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(const __grid_constant__ CausalArguments a,
-                                                                              const __grid_constant__ TensorMaps maps) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using Memory = BackwardMemory<kFeatures, kMap>;
-  constexpr int kSteps = kFeatures / 16, kInputs = Memory::kInputs, kValues = Memory::kValues, kPhis = Memory::kFeatureTiles;
-  constexpr int kRecord = kRecordBytes<kHead, kFeatures>;
-  constexpr bool kRowPart = kPart != BackwardPart::kColumns, kColumnPart = kPart != BackwardPart::kRows;
-  extern __shared__ unsigned char unaligned_memory[];
-  unsigned char* const memory = unaligned_memory + (-shared_address(unaligned_memory) & 1023);
-  const uint32_t base = shared_address(memory);
-  const Tile<kHead> weight{base + Memory::kWeight};
-  const Tile<kFeatures> grad_y_q{base + Memory::kGradYQ}, grad_y_k{base + Memory::kGradYK};
-  float* const bias = reinterpret_cast<float*>(memory + Memory::kBias);
+class BackwardBlock {
+ public:
+  __device__ __forceinline__ BackwardBlock(const CausalArguments& arguments, const TensorMaps& tensor_maps, unsigned char* shared)
+      : a(arguments), maps(tensor_maps), memory(shared) {}
 
-  const Shape& shape = a.shape;
-  const int item = blockIdx.x, segment = blockIdx.y;
-  const int batch = item / shape.query_heads, head = item % shape.query_heads;
-  const int heads_per_state = shape.query_heads / shape.state_heads, state_head = head / heads_per_state;
-  const int tid = threadIdx.x, lane = tid & 31, warp = __shfl_sync(0xffffffffu, tid >> 5, 0);  // uniform, and known to be
-  const int group = warp >> 2, row0 = (warp & 3) * 16, low = row0 + lane / 4, high = low + 8;
-  const int features = shape.feature_size;
-  const int chunk_begin = segment * a.plan.chunks_per_segment;
-  const int chunk_end = min(chunk_begin + a.plan.chunks_per_segment, a.plan.chunks);
-  const int turns = chunk_end - chunk_begin;  // turn 0 is the last chunk
-  const int key_head = state_head / (shape.state_heads / shape.key_heads);
-  const int value_head = state_head / (shape.state_heads / shape.value_heads);
+  /// Of this thread's warp.
+  __device__ __forceinline__ int warpgroup() const { return warp >> 2; }
 
-  // A turn's has come; the one before it in the same place may go; this warp is done with it. A barrier tells two phases apart, so
-  // nobody may arrive twice at one before everybody has waited there once.
-  const auto wait = [&](Ring ring, int turn) { wait_barrier(base + ring.at + 8 * (turn % ring.count), turn / ring.count & 1); };
-  const auto wait_free = [&](Ring ring, int turn) { wait_barrier(base + ring.at + 8 * (turn % ring.count), (turn / ring.count & 1) ^ 1); };
-  const auto done = [&](Ring ring, int turn) { arrive(base + ring.at + 8 * (turn % ring.count), lane); };
-
-  const auto input_of = [&](int turn, int at) { return base + at + turn % kInputs * Memory::kInputTile; };
-  const auto value_of = [&](int turn, int at) { return base + at + turn % kValues * Memory::kTile; };
-  const auto phi_k_of = [&](int turn) { return Tile<kFeatures>{kMap ? base + Memory::kPhiK + turn % kPhis * Memory::kMapTile : input_of(turn, Memory::kK)}; };
-  const auto scaled_phi_q_of = [&](int turn) { return Tile<kFeatures>{base + Memory::kScaledPhiQ + turn % 2 * Memory::kFeatureTile}; };
-  const auto e_of = [&](int turn) { return reinterpret_cast<float*>(memory + Memory::kE) + turn % 2 * kWalkTokens; };
-  const auto state_at = [&](int turn) { return Memory::kState + turn % 2 * Memory::kStateStride; };
-  const auto ds_hi_of = [&](int turn) { return Tile<kFeatures>{base + Memory::kGradState + turn % 2 * Memory::kGradStateStride}; };
-  const auto ds_lo_of = [&](int turn) { return Tile<kFeatures>{ds_hi_of(turn).base + Memory::kGradStateStride / 2}; };
-  const auto dz_of = [&](int turn) { return reinterpret_cast<float*>(memory + Memory::kDz) + turn % 2 * kFeatures; };
-  const auto token_of = [&](int turn) { return (chunk_end - 1 - turn) * kWalkTokens; };
-  const auto valid_of = [&](int turn) { return min(kWalkTokens, shape.length - token_of(turn)); };
-  const auto has_state = [&](int turn) { return turn + 1 < turns || chunk_begin > 0 || a.initial_s != nullptr; };
-
-  if (tid == 0) {
+  /// By one thread, before everything else.
+  __device__ __forceinline__ void init_barriers() const {
     constexpr int kBoth = kPart == BackwardPart::kAll ? 8 : 4;  // warps of the rows and of the columns, or of the only ones
     const auto of_all = [&](int count, int barrier, int arrivals) {
       for (int i = 0; i < count; ++i) init_barrier(base + barrier + 8 * i, arrivals);
@@ -123,15 +84,9 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
     init_barrier(base + Memory::kMapReady.at, 2);
     publish_barriers();
   }
-  __syncthreads();
-  const auto start_map = [&](float (&y)[kFeatures / 8][4], const Tile<kHead>& x) {  // y = x W^T, of the own rows
-    begin_products();
-#pragma unroll
-    for (int step = 0; step < kHead / 16; ++step) product<Major::kK, Major::kK>(y, operand<Major::kK>(x, 0, step), operand<Major::kK>(weight, 0, step), step > 0);
-    commit_products();
-  };
 
-  if (group == 0) {
+  /// The first warpgroup: the rows (phi(q), e, R, d phi(q)).
+  __device__ __forceinline__ void do_rows() const {
     take_registers<160>();
     wait_for_earlier_kernels();
     if (kMap && warp == 0) {
@@ -258,7 +213,10 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
         done(Memory::kDoneQ, turn);
       }
     }
-  } else if (group == 1) {
+  }
+
+  /// The second: the columns (phi(k), d k, d v).
+  __device__ __forceinline__ void do_columns() const {
     take_registers<168>();
     wait_for_earlier_kernels();
     if constexpr (kMap) wait(Memory::kMapReady, 0);
@@ -371,7 +329,10 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
         done(Memory::kDoneGradO, turn);
       }
     }
-  } else if (group == 2) {
+  }
+
+  /// The third: the sums and what the rows have no time for (dS, dz, dW, d b, d q).
+  __device__ __forceinline__ void do_sums() const {
     take_registers<160>();
     wait_for_earlier_kernels();
     if constexpr (kMap) wait(Memory::kMapReady, 0);
@@ -541,7 +502,10 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
         part[features * kHead + features + feature] = 0.0F;
       }
     }
-  } else {
+  }
+
+  /// The fourth: a tile is loaded, served, is overwritten by a gradient, stored, and loaded again.
+  __device__ __forceinline__ void move_tiles() const {
     give_registers<24>();
     // One warp for each tensor's tiles; that of the keys brings the states too. What is loaded next is brought to the L2 cache before.
     const auto bring_state = [&](int turn) {  // by a warp
@@ -607,6 +571,80 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
         phase ^= 1;
       }
     }
+  }
+
+ private:
+  using Memory = BackwardMemory<kFeatures, kMap>;
+  static constexpr int kSteps = kFeatures / 16, kInputs = Memory::kInputs, kValues = Memory::kValues, kPhis = Memory::kFeatureTiles;
+  static constexpr int kRecord = kRecordBytes<kHead, kFeatures>;
+  static constexpr bool kRowPart = kPart != BackwardPart::kColumns, kColumnPart = kPart != BackwardPart::kRows;
+
+  // A turn's has come; the one before it in the same place may go; this warp is done with it. A barrier tells two phases apart, so
+  // nobody may arrive twice at one before everybody has waited there once.
+  __device__ __forceinline__ void wait(Ring ring, int turn) const { wait_barrier(base + ring.at + 8 * (turn % ring.count), turn / ring.count & 1); }
+  __device__ __forceinline__ void wait_free(Ring ring, int turn) const { wait_barrier(base + ring.at + 8 * (turn % ring.count), (turn / ring.count & 1) ^ 1); }
+  __device__ __forceinline__ void done(Ring ring, int turn) const { arrive(base + ring.at + 8 * (turn % ring.count), lane); }
+
+  // Where a turn's things lie.
+  __device__ __forceinline__ uint32_t input_of(int turn, int at) const { return base + at + turn % kInputs * Memory::kInputTile; }
+  __device__ __forceinline__ uint32_t value_of(int turn, int at) const { return base + at + turn % kValues * Memory::kTile; }
+  __device__ __forceinline__ Tile<kFeatures> phi_k_of(int turn) const { return {kMap ? base + Memory::kPhiK + turn % kPhis * Memory::kMapTile : input_of(turn, Memory::kK)}; }
+  __device__ __forceinline__ Tile<kFeatures> scaled_phi_q_of(int turn) const { return {base + Memory::kScaledPhiQ + turn % 2 * Memory::kFeatureTile}; }
+  __device__ __forceinline__ float* e_of(int turn) const { return reinterpret_cast<float*>(memory + Memory::kE) + turn % 2 * kWalkTokens; }
+  __device__ __forceinline__ int state_at(int turn) const { return Memory::kState + turn % 2 * Memory::kStateStride; }
+  __device__ __forceinline__ Tile<kFeatures> ds_hi_of(int turn) const { return {base + Memory::kGradState + turn % 2 * Memory::kGradStateStride}; }
+  __device__ __forceinline__ Tile<kFeatures> ds_lo_of(int turn) const { return {ds_hi_of(turn).base + Memory::kGradStateStride / 2}; }
+  __device__ __forceinline__ float* dz_of(int turn) const { return reinterpret_cast<float*>(memory + Memory::kDz) + turn % 2 * kFeatures; }
+  __device__ __forceinline__ int token_of(int turn) const { return (chunk_end - 1 - turn) * kWalkTokens; }
+  __device__ __forceinline__ int valid_of(int turn) const { return min(kWalkTokens, shape.length - token_of(turn)); }
+  __device__ __forceinline__ bool has_state(int turn) const { return turn + 1 < turns || chunk_begin > 0 || a.initial_s != nullptr; }
+
+  /// y = x W^T, of the own rows.
+  __device__ __forceinline__ void start_map(float (&y)[kFeatures / 8][4], const Tile<kHead>& x) const {
+    begin_products();
+#pragma unroll
+    for (int step = 0; step < kHead / 16; ++step) product<Major::kK, Major::kK>(y, operand<Major::kK>(x, 0, step), operand<Major::kK>(weight, 0, step), step > 0);
+    commit_products();
+  }
+
+  const CausalArguments& a;
+  const TensorMaps& maps;
+  unsigned char* const memory;
+  const uint32_t base = shared_address(memory);
+  const Tile<kHead> weight{base + Memory::kWeight};
+  const Tile<kFeatures> grad_y_q{base + Memory::kGradYQ}, grad_y_k{base + Memory::kGradYK};
+  float* const bias = reinterpret_cast<float*>(memory + Memory::kBias);
+
+  const Shape& shape = a.shape;
+  const int item = blockIdx.x, segment = blockIdx.y;
+  const int batch = item / shape.query_heads, head = item % shape.query_heads;
+  const int heads_per_state = shape.query_heads / shape.state_heads, state_head = head / heads_per_state;
+  const int tid = threadIdx.x, lane = tid & 31, warp = __shfl_sync(0xffffffffu, tid >> 5, 0);  // uniform, and known to be
+  const int row0 = (warp & 3) * 16, low = row0 + lane / 4, high = low + 8;
+  const int features = shape.feature_size;
+  const int chunk_begin = segment * a.plan.chunks_per_segment;
+  const int chunk_end = min(chunk_begin + a.plan.chunks_per_segment, a.plan.chunks);
+  const int turns = chunk_end - chunk_begin;  // turn 0 is the last chunk
+  const int key_head = state_head / (shape.state_heads / shape.key_heads);
+  const int value_head = state_head / (shape.state_heads / shape.value_heads);
+};
+
+template <int kFeatures, bool kMap, BackwardPart kPart>
+__global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(const __grid_constant__ CausalArguments a,
+                                                                              const __grid_constant__ TensorMaps maps) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ unsigned char unaligned_memory[];
+  const BackwardBlock<kFeatures, kMap, kPart> block(a, maps, unaligned_memory + (-shared_address(unaligned_memory) & 1023));
+  if (threadIdx.x == 0) block.init_barriers();
+  __syncthreads();
+  if (block.warpgroup() == 0) {
+    block.do_rows();
+  } else if (block.warpgroup() == 1) {
+    block.do_columns();
+  } else if (block.warpgroup() == 2) {
+    block.do_sums();
+  } else {
+    block.move_tiles();
   }
 #else
   __trap();
