@@ -1,5 +1,7 @@
 #include "model/ops/causal_inputs.h"
 
+#include <ATen/core/grad_mode.h>
+
 #include "model/ops/op_support.h"
 
 namespace t2r::ops {
@@ -102,6 +104,21 @@ kernels::cuda::Shape check_causal(const CausalInputs& in) {
     }
   }
   return shape;
+}
+
+std::array<Tensor, 3> qkv_parts(const Tensor& qkv, int64_t query_heads) {
+  TORCH_CHECK(qkv.dim() == 4, "t2r: qkv has ", qkv.dim(), " dimensions, allowed: 4 ([B, T, heads of q, k, v, d])");
+  TORCH_CHECK(query_heads >= 1 && qkv.size(2) > query_heads && (qkv.size(2) - query_heads) % 2 == 0, "t2r: qkv has ", qkv.size(2),
+              " heads, ", query_heads, " of them queries, allowed: an even number of others");
+  const int64_t key_heads = (qkv.size(2) - query_heads) / 2;
+  return {qkv.narrow(2, 0, query_heads), qkv.narrow(2, query_heads, key_heads), qkv.narrow(2, query_heads + key_heads, key_heads)};
+}
+
+bool needs_gradient(const CausalInputs& in) {
+  if (!at::GradMode::is_enabled()) return false;
+  const auto needs = [](const OptionalTensor& tensor) { return tensor.has_value() && tensor->requires_grad(); };
+  return in.q_BTHd.requires_grad() || in.k_BTHd.requires_grad() || in.v_BTHd.requires_grad() || needs(in.weight_HKd) ||
+         needs(in.bias_HK) || needs(in.initial_s_BHKd) || needs(in.initial_z_BHK);
 }
 
 }  // namespace t2r::ops

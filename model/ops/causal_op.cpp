@@ -316,7 +316,7 @@ class CausalQkv : public torch::autograd::Function<CausalQkv> {
     const Problem p = problem(qkv, saved[1], saved[2], query_heads, ctx->saved_data["scale"].toDouble(),
                               ctx->saved_data["floor"].toDouble(), ctx->saved_data["added"].toDouble());
     const Tensor grad_qkv = at::empty(qkv.sizes(), qkv.options());
-    const auto [grad_q, grad_k, grad_v] = parts(grad_qkv, query_heads);
+    const auto [grad_q, grad_k, grad_v] = qkv_parts(grad_qkv, query_heads);
     const bool grouped = p.shape.key_heads != p.shape.query_heads;
     Gradients g;
     g.q = grad_q;
@@ -333,24 +333,12 @@ class CausalQkv : public torch::autograd::Function<CausalQkv> {
   }
 
  private:
-  static std::array<Tensor, 3> parts(const Tensor& qkv, int64_t query_heads) {
-    const int64_t key_heads = (qkv.size(2) - query_heads) / 2;
-    return {qkv.narrow(2, 0, query_heads), qkv.narrow(2, query_heads, key_heads), qkv.narrow(2, query_heads + key_heads, key_heads)};
-  }
-
   static Problem problem(const Tensor& qkv, const Tensor& weight, const Tensor& bias, int64_t query_heads, double scale, double floor,
                          double added) {
-    const auto [q, k, v] = parts(qkv, query_heads);
+    const auto [q, k, v] = qkv_parts(qkv, query_heads);
     return {check_causal({q, k, v, weight, bias, {}, {}, {}, scale, floor, added}), q, k, v, weight, bias, {}, {}, {}, scale, floor, added};
   }
 };
-
-bool needs_gradient(const CausalInputs& in) {
-  if (!at::GradMode::is_enabled()) return false;
-  const auto needs = [](const OptionalTensor& tensor) { return tensor.has_value() && tensor->requires_grad(); };
-  return in.q_BTHd.requires_grad() || in.k_BTHd.requires_grad() || in.v_BTHd.requires_grad() || needs(in.weight_HKd) ||
-         needs(in.bias_HK) || needs(in.initial_s_BHKd) || needs(in.initial_z_BHK);
-}
 
 CausalOutputs run(const CausalInputs& in, bool want_state) {
   const variable_list out = Causal::apply(in.q_BTHd, in.k_BTHd, in.v_BTHd, contiguous_and_aligned(in.weight_HKd),
@@ -478,11 +466,7 @@ std::tuple<Tensor, Tensor, Tensor> op_causal_features(const Tensor& phi_q, const
 
 Tensor op_causal_qkv(const Tensor& qkv, const Tensor& weight, const Tensor& bias, int64_t query_heads, double scale, double floor,
                      double added) {
-  TORCH_CHECK(qkv.dim() == 4, "t2r: qkv has ", qkv.dim(), " dimensions, allowed: 4 ([B, T, heads of q, k, v, d])");
-  TORCH_CHECK(query_heads >= 1 && qkv.size(2) > query_heads && (qkv.size(2) - query_heads) % 2 == 0, "t2r: qkv has ", qkv.size(2),
-              " heads, ", query_heads, " of them queries, allowed: an even number of others");
-  const int64_t key_heads = (qkv.size(2) - query_heads) / 2;
-  const Tensor q = qkv.narrow(2, 0, query_heads), k = qkv.narrow(2, query_heads, key_heads), v = qkv.narrow(2, query_heads + key_heads, key_heads);
+  const auto [q, k, v] = qkv_parts(qkv, query_heads);
   const CausalInputs inputs{q, k, v, weight, bias, {}, {}, {}, scale, floor, added};
   // The kernels for float32 take given features: the general operator makes them.
   if (qkv.scalar_type() != at::kBFloat16 || !is_fused(inputs)) return causal_any(inputs, false).o_BTHd;

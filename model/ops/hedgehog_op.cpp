@@ -192,12 +192,8 @@ Tensor features_in_parts(const Tensor& x, const Tensor& weight, const Tensor& bi
   return at::cat({at::softmax(y, -1), at::softmax(-y, -1)}, -1);
 }
 
-struct Qkv {
-  Tensor q, k, v;
-};
-Qkv parts_of(const Tensor& qkv, int64_t query_heads) {
-  const int64_t key_heads = (qkv.size(2) - query_heads) / 2;
-  return {qkv.narrow(2, 0, query_heads), qkv.narrow(2, query_heads, key_heads), qkv.narrow(2, query_heads + key_heads, key_heads)};
+CausalInputs of_features(const Tensor& phi_q, const Tensor& phi_k, const Tensor& v, double floor, double added) {
+  return {.q_BTHd = phi_q, .k_BTHd = phi_k, .v_BTHd = v, .floor = floor, .added = added};
 }
 
 class CausalHedgehog : public torch::autograd::Function<CausalHedgehog> {
@@ -205,9 +201,9 @@ class CausalHedgehog : public torch::autograd::Function<CausalHedgehog> {
   static Tensor forward(AutogradContext* ctx, const Tensor& qkv, const Tensor& weight, const Tensor& bias, int64_t query_heads, double floor,
                         double added, bool save) {
     const c10::cuda::CUDAGuard guard(qkv.device());
-    const auto [q, k, v] = parts_of(qkv, query_heads);
+    const auto [q, k, v] = qkv_parts(qkv, query_heads);
     const auto [phi_q, phi_k] = forward_map(q, k, weight, bias);
-    const FeaturesForward result = causal_features_forward(inputs(phi_q, phi_k, v, floor, added), save);
+    const FeaturesForward result = causal_features_forward(of_features(phi_q, phi_k, v, floor, added), save);
     ctx->save_for_backward({qkv, weight, bias, phi_q, phi_k, result.states});
     ctx->saved_data["query_heads"] = query_heads;
     ctx->saved_data["floor"] = floor;
@@ -220,19 +216,14 @@ class CausalHedgehog : public torch::autograd::Function<CausalHedgehog> {
     const Tensor &qkv = saved[0], &weight = saved[1], &bias = saved[2];
     const c10::cuda::CUDAGuard guard(qkv.device());
     const int64_t query_heads = ctx->saved_data["query_heads"].toInt();
-    const auto [q, k, v] = parts_of(qkv, query_heads);
+    const auto [q, k, v] = qkv_parts(qkv, query_heads);
     const Tensor grad_qkv = at::empty(qkv.sizes(), qkv.options());
-    const auto [grad_q, grad_k, grad_v] = parts_of(grad_qkv, query_heads);
+    const auto [grad_q, grad_k, grad_v] = qkv_parts(grad_qkv, query_heads);
     const FeatureGradients g = causal_features_backward(
-        inputs(saved[3], saved[4], v, ctx->saved_data["floor"].toDouble(), ctx->saved_data["added"].toDouble()), saved[5], gradients[0], grad_v);
+        of_features(saved[3], saved[4], v, ctx->saved_data["floor"].toDouble(), ctx->saved_data["added"].toDouble()), saved[5], gradients[0], grad_v);
     if (!g.v_BTHd.is_same(grad_v)) grad_v.copy_(g.v_BTHd);
     const MapGradients map = backward_map(q, k, weight, bias, g.phi_q_BTHK, g.phi_k_BTHK, grad_q, grad_k);
     return {grad_qkv, map.weight, map.bias, Tensor(), Tensor(), Tensor(), Tensor()};
-  }
-
- private:
-  static CausalInputs inputs(const Tensor& phi_q, const Tensor& phi_k, const Tensor& v, double floor, double added) {
-    return {phi_q, phi_k, v, {}, {}, {}, {}, {}, 1.0, floor, added};
   }
 };
 
@@ -246,10 +237,7 @@ std::tuple<Tensor, Tensor> hedgehog_features(const Tensor& q, const Tensor& k, c
 }
 
 Tensor causal_hedgehog(const Tensor& qkv, const Tensor& weight, const Tensor& bias, int64_t query_heads, double floor, double added) {
-  TORCH_CHECK(qkv.dim() == 4, "t2r: qkv has ", qkv.dim(), " dimensions, allowed: 4 ([B, T, heads of q, k, v, d])");
-  TORCH_CHECK(query_heads >= 1 && qkv.size(2) > query_heads && (qkv.size(2) - query_heads) % 2 == 0, "t2r: qkv has ", qkv.size(2),
-              " heads, ", query_heads, " of them queries, allowed: an even number of others");
-  const auto [q, k, v] = parts_of(qkv, query_heads);
+  const auto [q, k, v] = qkv_parts(qkv, query_heads);
   check_map(q, k, weight, bias);
   kernels::cuda::Shape shape;
   shape.query_heads = static_cast<int>(query_heads);
@@ -258,11 +246,11 @@ Tensor causal_hedgehog(const Tensor& qkv, const Tensor& weight, const Tensor& bi
   check_heads(shape, /*has_map=*/true);
   check_rule(1.0, floor, added);
   if (is_fused(q, weight) && has_features_passes(2 * weight.size(1), q.size(3))) {
-    const bool save = at::GradMode::is_enabled() && (qkv.requires_grad() || weight.requires_grad() || bias.requires_grad());
+    const bool save = needs_gradient({.q_BTHd = q, .k_BTHd = k, .v_BTHd = v, .weight_HKd = weight, .bias_HK = bias});
     return CausalHedgehog::apply(readable_bf16(qkv), *contiguous_and_aligned(weight), bias.contiguous(), query_heads, floor, added, save);
   }
   const auto [phi_q, phi_k] = hedgehog_features(q, k, weight, bias);
-  return causal({phi_q, phi_k, v, {}, {}, {}, {}, {}, 1.0, floor, added}).o_BTHd;
+  return causal(of_features(phi_q, phi_k, v, floor, added)).o_BTHd;
 }
 
 TORCH_LIBRARY_FRAGMENT(t2r, library) {
