@@ -3,6 +3,7 @@
 #include "model/kernels/cuda/cross_backward.cuh"
 #include "model/kernels/cuda/cross_forward.cuh"
 #include "model/kernels/cuda/cross_instances.h"
+#include "model/kernels/cuda/launch_early.cuh"
 
 namespace t2r::kernels::cuda {
 
@@ -15,26 +16,8 @@ cudaError_t launch_cross_kernel(void (*kernel)(CrossArguments, CrossPart), Cross
   const int bytes = cluster ? Memory::kClusterBytes : Memory::kBytes;
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attributes[2] = {};
-  int count = 0;
-  if (cluster) {
-    attributes[count].id = cudaLaunchAttributeClusterDimension;
-    attributes[count].val.clusterDim.x = segments;
-    attributes[count].val.clusterDim.y = attributes[count].val.clusterDim.z = 1;
-    ++count;
-  }
-  if (a.plan.early) {
-    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
-  }
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(a.plan.groups * a.shape.state_heads * segments);
-  config.blockDim = dim3(kCrossThreads);
-  config.dynamicSmemBytes = bytes;
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = count;
-  return cudaLaunchKernelEx(&config, kernel, a, part);
+  return launch_clusters(a.plan.early, cluster ? segments : 1, kernel, dim3(a.plan.groups * a.shape.state_heads * segments), kCrossThreads,
+                         bytes, stream, a, part);
 }
 
 template <int kHead, int kFeatures, bool kMap>

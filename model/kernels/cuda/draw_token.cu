@@ -289,25 +289,8 @@ cudaError_t launch_greedy(const DrawToken& a, cudaStream_t stream) {
 template <class Scalar, int kBlocks>
 cudaError_t launch_draw(const DrawToken& a, cudaStream_t stream) {
   const bool wide = a.vocabulary % kGroup == 0 && is_aligned_16(a.logits);
-  cudaLaunchAttribute attributes[2] = {};
-  int count = 0;
-  if (kBlocks > 1) {
-    attributes[count].id = cudaLaunchAttributeClusterDimension;
-    attributes[count].val.clusterDim.x = kBlocks;
-    attributes[count].val.clusterDim.y = attributes[count].val.clusterDim.z = 1;
-    ++count;
-  }
-  if (a.overlaps) {
-    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
-  }
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(a.rows * kBlocks));
-  config.blockDim = dim3(kThreads);
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = count;
-  return cudaLaunchKernelEx(&config, wide ? &draw_kernel<Scalar, true, kBlocks> : &draw_kernel<Scalar, false, kBlocks>, a);
+  return launch_clusters(a.overlaps, kBlocks, wide ? &draw_kernel<Scalar, true, kBlocks> : &draw_kernel<Scalar, false, kBlocks>,
+                         dim3(static_cast<unsigned>(a.rows * kBlocks)), kThreads, 0, stream, a);
 }
 
 template <class Scalar>
