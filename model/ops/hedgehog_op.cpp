@@ -69,7 +69,6 @@ HedgehogMap arguments(const Tensor& q, const Tensor& k, const Tensor& weight, co
   a.maps = static_cast<int>(weight.size(0));
   a.rows = static_cast<int>(weight.size(1));
   a.head_size = static_cast<int>(weight.size(2));
-  a.num_tensors = 2;
   a.tensors[0] = heads_of(q, weight);
   a.tensors[1] = heads_of(k, weight);
   a.weight = pointer<void>(weight);

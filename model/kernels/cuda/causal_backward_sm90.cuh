@@ -340,24 +340,16 @@ class BackwardBlock {
     float sums[kFeatures / 8][4] = {};                            // of the first warp: dz in rows 0 and 1, d b in rows 2 and 3
     const bool holds_sums = (warp & 3) == 0;
     if constexpr (kColumnPart) {
-      const float *from_s = nullptr, *from_z = nullptr;
-      if (a.plan.segments > 1) {
-        from_s = a.sums + (int64_t{item} * a.plan.segments + segment) * a.plan.sums_floats;
-        from_z = from_s + features * kHead;
-      } else if (a.grad_final_s != nullptr && head % heads_per_state == 0) {
-        const int64_t state = int64_t{batch} * shape.state_heads + state_head;
-        from_s = a.grad_final_s + state * features * kHead;
-        from_z = a.grad_final_z + state * features;
-      }
-      if (from_s != nullptr) {
+      const StartState from = start_state<kHead>(a, head % heads_per_state == 0 ? a.grad_final_s : nullptr, a.grad_final_z, item, segment, batch, state_head);
+      if (from.s != nullptr) {
 #pragma unroll
         for (int n = 0; n < kFeatures / 8; ++n)
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             const int feature = n * 8 + 2 * (lane & 3) + (i & 1);
             if (feature >= features) continue;
-            ds[n][i] = from_s[feature * kHead + (i < 2 ? low : high)];
-            if (holds_sums && lane < 4 && i < 2) sums[n][i] = from_z[feature];
+            ds[n][i] = from.s[feature * kHead + (i < 2 ? low : high)];
+            if (holds_sums && lane < 4 && i < 2) sums[n][i] = from.z[feature];
           }
       }
     }

@@ -484,16 +484,8 @@ __global__ void __launch_bounds__(kWideBackwardThreads, 1) causal_backward_wide_
     float ds[2][kFeatures / 8][4] = {}, dw[2][kFeatures / 8][4] = {};  // dS^T and dW^T, the halves' rows one after the other
     RowSums<kFeatures> dz, db;                                         // each warp's share
     if constexpr (kColumnPart) {
-      const float *from_s = nullptr, *from_z = nullptr;
-      if (a.plan.segments > 1) {
-        from_s = a.sums + (int64_t{item} * a.plan.segments + segment) * a.plan.sums_floats;
-        from_z = from_s + features * kWideHead;
-      } else if (a.grad_final_s != nullptr && head % heads_per_state == 0) {
-        const int64_t state = int64_t{batch} * shape.state_heads + state_head;
-        from_s = a.grad_final_s + state * features * kWideHead;
-        from_z = a.grad_final_z + state * features;
-      }
-      if (from_s != nullptr) {
+      const StartState from = start_state<kWideHead>(a, head % heads_per_state == 0 ? a.grad_final_s : nullptr, a.grad_final_z, item, segment, batch, state_head);
+      if (from.s != nullptr) {
 #pragma unroll
         for (int half = 0; half < 2; ++half)
 #pragma unroll
@@ -501,12 +493,12 @@ __global__ void __launch_bounds__(kWideBackwardThreads, 1) causal_backward_wide_
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
               const int feature = n * 8 + 2 * (lane & 3) + (i & 1);
-              if (feature < features) ds[half][n][i] = from_s[feature * kWideHead + half * kHalfHead + (i < 2 ? low : high)];
+              if (feature < features) ds[half][n][i] = from.s[feature * kWideHead + half * kHalfHead + (i < 2 ? low : high)];
             }
 #pragma unroll
         for (int i = 0; i < RowSums<kFeatures>::kValues; ++i) {
           const int feature = RowSums<kFeatures>::first_feature(lane) + i;
-          if (warp % 4 == 0 && feature < features) dz.value[i] = from_z[feature];
+          if (warp % 4 == 0 && feature < features) dz.value[i] = from.z[feature];
         }
       }
     }

@@ -272,26 +272,28 @@ __device__ __forceinline__ void write_rows(bf16* to,
   __syncwarp();
 }
 
-template <int kColumns>
-__device__ __forceinline__ void stage_rows(const Tile<kColumns>& scratch,
+/// Writes 16 rows of C tiles, times a factor for each row, to a tile's columns from 8 `first_unit` on.
+template <int kColumns, int kTileColumns>
+__device__ __forceinline__ void stage_rows(const Tile<kTileColumns>& scratch,
                                            int scratch_row,
                                            const float (&c)[kColumns / 8][4],
                                            float scale_low,
                                            float scale_high,
-                                           int lane) {
+                                           int lane,
+                                           int first_unit = 0) {
 #pragma unroll
   for (int step = 0; step < kColumns / 16; ++step) {
     const float(&left)[4] = c[2 * step], (&right)[4] = c[2 * step + 1];
     const uint32_t packed[4] = {pack(left[0] * scale_low, left[1] * scale_low), pack(left[2] * scale_high, left[3] * scale_high),
                                 pack(right[0] * scale_low, right[1] * scale_low), pack(right[2] * scale_high, right[3] * scale_high)};
-    scratch.store_a(packed, scratch_row, 2 * step, lane);
+    scratch.store_a(packed, scratch_row, first_unit + 2 * step, lane);
   }
 }
 
-/// Writes A fragments of 16 rows, times a factor for each row, to a tile.
-template <int kFeatures>
-__device__ __forceinline__ void store_scaled_rows(const Tile<kFeatures>& tile, int row, const uint32_t (&a)[kFeatures / 16][4],
-                                                  float scale_low, float scale_high, int lane) {
+/// The same with A fragments.
+template <int kFeatures, int kTileColumns>
+__device__ __forceinline__ void store_scaled_rows(const Tile<kTileColumns>& tile, int row, const uint32_t (&a)[kFeatures / 16][4],
+                                                  float scale_low, float scale_high, int lane, int first_unit = 0) {
 #pragma unroll
   for (int step = 0; step < kFeatures / 16; ++step) {
     uint32_t scaled[4];
@@ -301,7 +303,7 @@ __device__ __forceinline__ void store_scaled_rows(const Tile<kFeatures>& tile, i
       const float scale = (i & 1) == 0 ? scale_low : scale_high;
       scaled[i] = pack(pair.x * scale, pair.y * scale);
     }
-    tile.store_a(scaled, row, 2 * step, lane);
+    tile.store_a(scaled, row, first_unit + 2 * step, lane);
   }
 }
 
@@ -317,6 +319,49 @@ __device__ __forceinline__ void store_split_rows(const Tile<kColumns>& hi, const
     hi.store_a(high, row, 2 * step, lane);
     lo.store_a(low, row, 2 * step, lane);
   }
+}
+
+/// c += A B for 16 rows, given as fragments, with B = hi + lo held [k][n].
+template <int kSteps, int kColumns>
+__device__ __forceinline__ void multiply_split(float (&c)[kColumns / 8][4],
+                                               const uint32_t (&a)[kSteps][4],
+                                               const Tile<kColumns>& hi,
+                                               const Tile<kColumns>& lo,
+                                               int lane) {
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step)
+#pragma unroll
+    for (int n = 0; n < kColumns / 16; ++n) {
+      uint32_t b[4];
+      hi.load_b_transposed(b, step * 16, 2 * n, lane);
+      mma(c[2 * n], a[step], b[0], b[1]);
+      mma(c[2 * n + 1], a[step], b[2], b[3]);
+      lo.load_b_transposed(b, step * 16, 2 * n, lane);
+      mma(c[2 * n], a[step], b[0], b[1]);
+      mma(c[2 * n + 1], a[step], b[2], b[3]);
+    }
+}
+
+/// c += A B^T for 16 rows, given as fragments, with B = hi + lo held [n][k]: its rows from `row` on.
+template <int kRows, int kColumns>
+__device__ __forceinline__ void multiply_split_transposed(float (&c)[kRows / 8][4],
+                                                          const uint32_t (&a)[kColumns / 16][4],
+                                                          const Tile<kColumns>& hi,
+                                                          const Tile<kColumns>& lo,
+                                                          int lane,
+                                                          int row = 0) {
+#pragma unroll
+  for (int step = 0; step < kColumns / 16; ++step)
+#pragma unroll
+    for (int n = 0; n < kRows / 16; ++n) {
+      uint32_t b[4];
+      hi.load_b(b, row + 16 * n, 2 * step, lane);
+      mma(c[2 * n], a[step], b[0], b[1]);
+      mma(c[2 * n + 1], a[step], b[2], b[3]);
+      lo.load_b(b, row + 16 * n, 2 * step, lane);
+      mma(c[2 * n], a[step], b[0], b[1]);
+      mma(c[2 * n + 1], a[step], b[2], b[3]);
+    }
 }
 
 __device__ __forceinline__ const bf16* rows_of(const View& view, int batch, int head) {

@@ -52,6 +52,16 @@ __device__ __forceinline__ void add_rows(float (&c)[kTiles][4], const uint32_t (
   }
 }
 
+/// Clears what stands before its row: c has columns `column` and on of rows `low` and low + 8.
+__device__ __forceinline__ void clear_before(float (&c)[2][4], int column, int low, int lane) {
+#pragma unroll
+  for (int n = 0; n < 2; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if ((i < 2 ? low : low + 8) > column + 8 * n + 2 * (lane & 3) + (i & 1)) c[n][i] = 0.0F;
+    }
+}
+
 __device__ __forceinline__ void pack_block(uint32_t (&a)[4], const float (&c)[2][4]) {
   a[0] = pack(c[0][0], c[0][1]);
   a[1] = pack(c[0][2], c[0][3]);
@@ -179,18 +189,7 @@ __global__ void __launch_bounds__(kThreads, 2) causal_features_backward_kernel(c
 #pragma unroll
       for (int step = 0; step < kHead / 16; ++step) grad_o_tile.load_a(own_grad_o[step], row0, 2 * step, lane);
       float dphi[kHalfFeatures / 8][4] = {};  // S d o, then d phi(q)
-#pragma unroll
-      for (int step = 0; step < kHead / 16; ++step)
-#pragma unroll
-        for (int n = 0; n < kHalfFeatures / 16; ++n) {
-          uint32_t b[4];
-          s_hi.load_b(b, half * kHalfFeatures + 16 * n, 2 * step, lane);
-          mma(dphi[2 * n], own_grad_o[step], b[0], b[1]);
-          mma(dphi[2 * n + 1], own_grad_o[step], b[2], b[3]);
-          s_lo.load_b(b, half * kHalfFeatures + 16 * n, 2 * step, lane);
-          mma(dphi[2 * n], own_grad_o[step], b[0], b[1]);
-          mma(dphi[2 * n + 1], own_grad_o[step], b[2], b[3]);
-        }
+      multiply_split_transposed<kHalfFeatures, kHead>(dphi, own_grad_o, s_hi, s_lo, lane, half * kHalfFeatures);
       float den_low = 0.0F, den_high = 0.0F, inner_low = 0.0F, inner_high = 0.0F;  // inner: d o . numerator
 #pragma unroll
       for (int n = 0; n < kHalfFeatures / 8; ++n) {
@@ -263,13 +262,7 @@ __global__ void __launch_bounds__(kThreads, 2) causal_features_backward_kernel(c
         add_rows(dphi, weights, k_tile, 16 * j, first_unit, lane);
       }
       sync_pair(kSums + block);  // the other warp has read the sums
-#pragma unroll
-      for (int step = 0; step < kHalfFeatures / 16; ++step) {
-        const float(&left)[4] = dphi[2 * step], (&right)[4] = dphi[2 * step + 1];
-        const uint32_t packed[4] = {pack(left[0] * inverse_low, left[1] * inverse_low), pack(left[2] * inverse_high, left[3] * inverse_high),
-                                    pack(right[0] * inverse_low, right[1] * inverse_low), pack(right[2] * inverse_high, right[3] * inverse_high)};
-        q_tile.store_a(packed, row0, first_unit + 2 * step, lane);
-      }
+      stage_rows<kHalfFeatures>(q_tile, row0, dphi, inverse_low, inverse_high, lane, first_unit);
       __syncwarp();
       bf16* const to = mutable_rows_of(a.grad_q, batch, head) + first * a.grad_q.token_stride;
 #pragma unroll
@@ -279,17 +272,7 @@ __global__ void __launch_bounds__(kThreads, 2) causal_features_backward_kernel(c
         if (row < valid && unit < units) *reinterpret_cast<uint4*>(to + row * a.grad_q.token_stride + unit * 8) = value;
       }
       __syncwarp();
-#pragma unroll
-      for (int step = 0; step < kHalfFeatures / 16; ++step) {
-        uint32_t scaled[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float2 pair = unpack(phi_q[step][i]);
-          const float scale = (i & 1) == 0 ? inverse_low : inverse_high;
-          scaled[i] = pack(pair.x * scale, pair.y * scale);
-        }
-        q_tile.store_a(scaled, row0, first_unit + 2 * step, lane);
-      }
+      store_scaled_rows<kHalfFeatures>(q_tile, row0, phi_q, inverse_low, inverse_high, lane, first_unit);
     }
     __syncthreads();
     if (chunk > 0) copy_state(chunk - 1);
@@ -305,18 +288,7 @@ __global__ void __launch_bounds__(kThreads, 2) causal_features_backward_kernel(c
         dphi[n][0] = dphi[n][2] = dz_pair.x;
         dphi[n][1] = dphi[n][3] = dz_pair.y;
       }
-#pragma unroll
-      for (int step = 0; step < kHead / 16; ++step)
-#pragma unroll
-        for (int n = 0; n < kFeatures / 16; ++n) {
-          uint32_t b[4];
-          ds_hi.load_b(b, 16 * n, 2 * step, lane);
-          mma(dphi[2 * n], own_v[step], b[0], b[1]);
-          mma(dphi[2 * n + 1], own_v[step], b[2], b[3]);
-          ds_lo.load_b(b, 16 * n, 2 * step, lane);
-          mma(dphi[2 * n], own_v[step], b[0], b[1]);
-          mma(dphi[2 * n + 1], own_v[step], b[2], b[3]);
-        }
+      multiply_split_transposed<kFeatures, kHead>(dphi, own_v, ds_hi, ds_lo, lane);
       arrive_pair(kValuesRead + block);
 #pragma unroll 1
       for (int i = block; i < kChunk / 16; ++i) {  // rows of the block are keys, columns are queries
@@ -328,12 +300,7 @@ __global__ void __launch_bounds__(kThreads, 2) causal_features_backward_kernel(c
           dp[n][1] = dp[n][3] = e_pair.y;
         }
         multiply(dp, own_v, grad_o_tile, 16 * i, 0, lane);
-#pragma unroll
-        for (int n = 0; n < 2; ++n)
-#pragma unroll
-          for (int x = 0; x < 4; ++x) {
-            if ((x < 2 ? low : high) > 16 * i + 8 * n + 2 * (lane & 3) + (x & 1)) dp[n][x] = 0.0F;
-          }
+        clear_before(dp, 16 * i, low, lane);
         uint32_t weights[4];
         pack_block(weights, dp);
         add_rows(dphi, weights, q_tile, 16 * i, 0, lane);
@@ -357,12 +324,7 @@ __global__ void __launch_bounds__(kThreads, 2) causal_features_backward_kernel(c
       for (int i = block; i < kChunk / 16; ++i) {
         float p[2][4] = {};
         multiply(p, own_phi_k, q_tile, 16 * i, 0, lane);
-#pragma unroll
-        for (int n = 0; n < 2; ++n)
-#pragma unroll
-          for (int x = 0; x < 4; ++x) {
-            if ((x < 2 ? low : high) > 16 * i + 8 * n + 2 * (lane & 3) + (x & 1)) p[n][x] = 0.0F;
-          }
+        clear_before(p, 16 * i, low, lane);
         uint32_t weights[4];
         pack_block(weights, p);
         add_rows(dv, weights, grad_o_tile, 16 * i, 0, lane);

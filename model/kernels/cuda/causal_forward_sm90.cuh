@@ -116,16 +116,8 @@ __global__ void __launch_bounds__(kWalkThreads<kFeatures>, 1) causal_forward_ker
     float all_s[kFeatures / 8][4] = {}, all_z[kFeatures / 8][2] = {};  // the sums alone: of all own chunks
     const Relay<kFeatures> relay(memory + Memory::kRelay, base + Memory::kPassed, walker, tid);
     if (!kSumsOnly && walker == 0) {
-      const float *from_s = nullptr, *from_z = nullptr;
-      if (a.plan.segments > 1) {
-        from_s = a.sums + (int64_t{item} * a.plan.segments + segment) * a.plan.sums_floats;
-        from_z = from_s + features * kHead;
-      } else if (a.initial_s != nullptr) {
-        const int64_t state = int64_t{batch} * shape.state_heads + state_head;
-        from_s = a.initial_s + state * features * kHead;
-        from_z = a.initial_z + state * features;
-      }
-      relay.start(from_s, from_z, low, features);
+      const StartState from = start_state<kHead>(a, a.initial_s, a.initial_z, item, segment, batch, state_head);
+      relay.start(from.s, from.z, low, features);
     }
 
     if constexpr (kMap) wait_barrier(base + Memory::kMapReady, 0);

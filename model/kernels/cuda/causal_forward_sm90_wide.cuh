@@ -92,24 +92,16 @@ __global__ void __launch_bounds__(kWideThreads, 1) causal_forward_wide_kernel(co
   float s[kFeatures / 8][4] = {}, z[kFeatures / 8][4] = {};
   const int column_low = group * kHalfHead + low;
   if constexpr (!kSumsOnly) {
-    const float *from_s = nullptr, *from_z = nullptr;
-    if (a.plan.segments > 1) {
-      from_s = a.sums + (int64_t{item} * a.plan.segments + segment) * a.plan.sums_floats;
-      from_z = from_s + features * kWideHead;
-    } else if (a.initial_s != nullptr) {
-      const int64_t state = int64_t{batch} * shape.state_heads + state_head;
-      from_s = a.initial_s + state * features * kWideHead;
-      from_z = a.initial_z + state * features;
-    }
-    if (from_s != nullptr) {
+    const StartState from = start_state<kWideHead>(a, a.initial_s, a.initial_z, item, segment, batch, state_head);
+    if (from.s != nullptr) {
 #pragma unroll
       for (int n = 0; n < kFeatures / 8; ++n)
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int feature = n * 8 + 2 * (lane & 3) + (i & 1);
           if (feature >= features) continue;
-          s[n][i] = from_s[feature * kWideHead + column_low + (i < 2 ? 0 : 8)];
-          z[n][i] = from_z[feature];
+          s[n][i] = from.s[feature * kWideHead + column_low + (i < 2 ? 0 : 8)];
+          z[n][i] = from.z[feature];
         }
     }
   }

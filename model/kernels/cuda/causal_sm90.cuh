@@ -28,6 +28,26 @@ struct TensorMaps {
   CUtensorMap grad_o, grad_q, grad_k, grad_v;
 };
 
+/// Where the state that a walk starts from lies, or its gradient: what the scan has left, of segments of a sequence, or else the given
+/// one, if any. S is [features][kHeadSize].
+struct StartState {
+  const float *s = nullptr, *z = nullptr;
+};
+template <int kHeadSize>
+__device__ __forceinline__ StartState start_state(const CausalArguments& a, const float* given_s, const float* given_z, int item, int segment, int batch, int state_head) {
+  StartState from;
+  const int features = a.shape.feature_size;
+  if (a.plan.segments > 1) {
+    from.s = a.sums + (int64_t{item} * a.plan.segments + segment) * a.plan.sums_floats;
+    from.z = from.s + features * kHeadSize;
+  } else if (given_s != nullptr) {
+    const int64_t state = int64_t{batch} * a.shape.state_heads + state_head;
+    from.s = given_s + state * features * kHeadSize;
+    from.z = given_z + state * features;
+  }
+  return from;
+}
+
 /// Tensor maps of what `a` names; defined in causal_sm90.cu.
 cudaError_t make_tensor_maps(const CausalArguments& a, bool backward, TensorMaps& maps);
 

@@ -210,48 +210,6 @@ struct Denominator {
   }
 };
 
-/// c = A B for 16 rows, given as fragments, with B = hi + lo held [k][n].
-template <int kSteps, int kColumns>
-__device__ __forceinline__ void multiply_split(float (&c)[kColumns / 8][4],
-                                               const uint32_t (&a)[kSteps][4],
-                                               const Tile<kColumns>& hi,
-                                               const Tile<kColumns>& lo,
-                                               int lane) {
-#pragma unroll
-  for (int step = 0; step < kSteps; ++step)
-#pragma unroll
-    for (int n = 0; n < kColumns / 16; ++n) {
-      uint32_t b[4];
-      hi.load_b_transposed(b, step * 16, 2 * n, lane);
-      mma(c[2 * n], a[step], b[0], b[1]);
-      mma(c[2 * n + 1], a[step], b[2], b[3]);
-      lo.load_b_transposed(b, step * 16, 2 * n, lane);
-      mma(c[2 * n], a[step], b[0], b[1]);
-      mma(c[2 * n + 1], a[step], b[2], b[3]);
-    }
-}
-
-/// c += A B^T for 16 rows, given as fragments, with B = hi + lo held [n][k].
-template <int kRows, int kColumns>
-__device__ __forceinline__ void multiply_split_transposed(float (&c)[kRows / 8][4],
-                                                          const uint32_t (&a)[kColumns / 16][4],
-                                                          const Tile<kColumns>& hi,
-                                                          const Tile<kColumns>& lo,
-                                                          int lane) {
-#pragma unroll
-  for (int step = 0; step < kColumns / 16; ++step)
-#pragma unroll
-    for (int n = 0; n < kRows / 16; ++n) {
-      uint32_t b[4];
-      hi.load_b(b, 16 * n, 2 * step, lane);
-      mma(c[2 * n], a[step], b[0], b[1]);
-      mma(c[2 * n + 1], a[step], b[2], b[3]);
-      lo.load_b(b, 16 * n, 2 * step, lane);
-      mma(c[2 * n], a[step], b[0], b[1]);
-      mma(c[2 * n + 1], a[step], b[2], b[3]);
-    }
-}
-
 /// c = d y W for 16 rows, given as fragments: the gradient of the map's input.
 template <int kHead, int kFeatures>
 __device__ __forceinline__ void project_back(float (&c)[kHead / 8][4],

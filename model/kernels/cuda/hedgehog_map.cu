@@ -129,12 +129,6 @@ struct Logits {
   __device__ __forceinline__ float down(float y, int row) const { return exp2f(least[row] - y); }
 };
 
-/// b as float32, zeros behind it.
-template <int kRows>
-__device__ __forceinline__ void load_bias_of(float* to, const void* bias, int map, int rows) {
-  for (int i = threadIdx.x; i < kRows; i += kThreads) to[i] = i < rows ? as_float(static_cast<const bf16*>(bias)[map * rows + i]) : 0.0F;
-}
-
 template <int kHead>
 __device__ __forceinline__ void load_units(uint4 (&to)[kHead / 32], const bf16* row, bool exists, int lane) {
   const uint4 zero = {0, 0, 0, 0};
@@ -164,7 +158,7 @@ __global__ void __launch_bounds__(kThreads, 2) hedgehog_forward_kernel(const __g
   load_x(x_low, low);
   load_x(x_high, low + 8);
   load_weight<kHead, kRows>(fragments, static_cast<const bf16*>(a.weight) + int64_t{to.map} * a.rows * kHead, a.rows);
-  load_bias_of<kRows>(bias, a.bias, to.map, a.rows);
+  load_bias<kRows, kThreads>(bias, a.bias, to.map, a.rows);
   __syncthreads();
   for (; low - lane / 4 < tokens; low += step) {
     float y[kTiles][4];
@@ -232,7 +226,7 @@ __global__ void __launch_bounds__(kThreads, kHead == 128 ? 1 : 2) hedgehog_backw
   const bf16* const weight = static_cast<const bf16*>(a.weight) + int64_t{to.map} * a.rows * kHead;
   load_weight<kHead, kRows>(fragments, weight, a.rows);
   load_weight_transposed<kHead, kRows>(transposed, weight, a.rows);
-  load_bias_of<kRows>(bias, a.bias, to.map, a.rows);
+  load_bias<kRows, kThreads>(bias, a.bias, to.map, a.rows);
   SharedProduct<kRows, kHead, kWarps> dw(warp);
   float db[kTiles][2] = {};
   __syncthreads();
@@ -368,7 +362,7 @@ __global__ void __launch_bounds__(kThreads, kHead == 128 ? 1 : 2) hedgehog_backw
   }
 }
 
-int num_heads(const HedgehogMap& a) { return a.tensors[0].heads + (a.num_tensors > 1 ? a.tensors[1].heads : 0); }
+int num_heads(const HedgehogMap& a) { return a.tensors[0].heads + a.tensors[1].heads; }
 
 /// Blocks along the tokens of one head: about two for each of 132 multiprocessors in all, times `waves`.
 int blocks_along(const HedgehogMap& a, int waves) {

@@ -17,11 +17,10 @@ struct HedgehogHeads {
   View grad_x;     ///< backward writes it, with `heads` heads
 };
 
-/// One or two tensors (queries and keys) in one launch; products of bf16 values, all else in float32.
+/// Queries and keys in one launch; products of bf16 values, all else in float32.
 struct HedgehogMap {
   int batch = 0, length = 0;
   int maps = 0, rows = 0, head_size = 0;  ///< rows 1 to 64; head size 32, 64 or 128
-  int num_tensors = 1;
   HedgehogHeads tensors[2];
   const void* weight = nullptr;  ///< bf16 [maps, rows, head_size], 16-byte aligned
   const void* bias = nullptr;    ///< bf16 [maps, rows]

@@ -28,11 +28,6 @@ __device__ __forceinline__ void settle(float (&d)[kTiles][4]) {
 #pragma unroll
     for (float& x : tile) asm volatile("" : "+f"(x)::"memory");
 }
-template <int kCount, int kTiles>
-__device__ __forceinline__ void settle(float (&d)[kCount][kTiles][4]) {
-#pragma unroll
-  for (auto& one : d) settle(one);
-}
 
 /// Moves registers between warpgroups: this warpgroup's threads have kRegisters from now on. Only where the block's warpgroups
 /// part, each into a branch of its own.
