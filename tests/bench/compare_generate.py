@@ -53,6 +53,7 @@ def compiled_step(model, batch, length):
     def forward(token, at):
         return model(token, past_key_values=cache, cache_position=at, position_ids=at.expand(batch, 1), use_cache=True).logits[:, -1].argmax(-1, keepdim=True)
 
+    forward(torch.zeros((batch, 1), dtype=torch.int64, device="cuda"), position)  # the cache makes its tensors here: not within a graph's memory
     compiled = torch.compile(forward, mode="reduce-overhead")
 
     def step(token):
