@@ -7,7 +7,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 source "$T2R_ROOT/launch/experiment.sh"
 
 readonly VARIANTS="teacher softmax t2r t2r75 elu scratch swapped t2r-transfer t2r-k64 t2r-k64-transfer t2r-k128 \
-hedgehog hedgehog-transfer hedgehog75 hedgehog75-transfer"
+hedgehog hedgehog-transfer hedgehog75 hedgehog75-transfer t2r-distill t2r75-distill t2r-k128-distill hedgehog-distill \
+hedgehog75-distill"
 
 usage() {
   cat <<EOF
@@ -37,6 +38,8 @@ VARIANT (default: all; the teacher is always made)
   hedgehog, hedgehog75      Hedgehog's map, 128 features, instead of T2R's
   t2r-transfer, t2r-k64-transfer, hedgehog-transfer, hedgehog75-transfer
                 a quarter of the steps, at most 400, is attention transfer (not in the paper)
+  t2r-distill, t2r75-distill, t2r-k128-distill, hedgehog-distill, hedgehog75-distill
+                the teacher's next-token distributions are learned instead of the text's tokens (not in the paper)
 T2R takes the place of the built binary.
 EOF
 }
@@ -82,7 +85,8 @@ train() {
 run_variant() {
   local variant=$1 name=$1 started=$SECONDS budget=${FINETUNE:-$((TOKENS / 5))} tokens steps transfer=() map=()
   local size=(--model.family gpt2 --model.layers "$LAYERS" --model.hidden-size "$HIDDEN" --model.heads $((HIDDEN / 64)))
-  local swapped=${variant%-transfer}
+  local swapped=${variant%-transfer} distillation=()
+  swapped=${swapped%-distill}
   [[ $variant != swapped ]] || swapped=t2r
   tokens=$budget
   [[ -z $FINETUNE || $variant == teacher ]] || name+=-$((budget / 1000000))M
@@ -99,6 +103,7 @@ run_variant() {
     steps=$((budget / BATCH / 512 / 4))
     transfer=(--transfer-steps $((steps <= 400 ? steps : 400)))
   fi
+  [[ $variant != *-distill ]] || distillation=(--teacher "$PRETRAINED")
   case $variant in
     teacher) train teacher teacher --tokens "$TOKENS" "${size[@]}"; tokens=$TOKENS ;;
     softmax) train "$name" finetune --model "$PRETRAINED" --tokens "$budget" --map-learning-rate 0 ;;
@@ -106,7 +111,7 @@ run_variant() {
       train "$name" finetune --tokens "$budget" --learning-rate 1e-3 --map-learning-rate 0 "${size[@]}" \
         --model.max-positions 512 --model.attention t2r --model.feature-size 32 ;;
     swapped) ;;
-    *) train "$name" finetune --model "$OUT/swapped-$swapped" --tokens "$budget" "${transfer[@]}" ;;
+    *) train "$name" finetune --model "$OUT/swapped-$swapped" --tokens "$budget" "${transfer[@]}" "${distillation[@]}" ;;
   esac
   if [[ $variant == swapped ]]; then
     measure "$name" "$OUT/swapped-t2r" 0 0

@@ -6,7 +6,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 # shellcheck source=launch/experiment.sh
 source "$T2R_ROOT/launch/experiment.sh"
 
-readonly VARIANTS="as-is softmax t2r t2r-transfer t2r-query-transfer t2r75 t2r75-transfer hedgehog-query-transfer elu scratch"
+readonly VARIANTS="as-is softmax t2r t2r-transfer t2r-query-transfer t2r75 t2r75-transfer hedgehog-query-transfer elu scratch \
+t2r-query-transfer-distill t2r75-transfer-distill hedgehog-query-transfer-distill"
 
 usage() {
   cat <<EOF
@@ -26,6 +27,8 @@ VARIANT (default: all)
   hedgehog-query-transfer Hedgehog's map, 128 features, per query head, with transfer
   elu                 elu + 1 instead of a learned map
   scratch             the T2R model without pretraining
+  t2r-query-transfer-distill, t2r75-transfer-distill, hedgehog-query-transfer-distill
+                      with N tokens more: the finetuned softmax model is what is converted, and the teacher
 T2R takes the place of the built binary. What DIR (default runs/smollm2) holds already is not made again.
 EOF
 }
@@ -57,24 +60,31 @@ train() {
 }
 
 run_variant() {
-  local name=$1 transfer=$((TOKENS / 16384 / 4)) started=$SECONDS
+  local name=$1 base=${1%-distill} started=$SECONDS transfer=$((TOKENS / 16384 / 4)) origin='' options=()
+  local t2r=(--feature-map t2r --feature-size 32) PRETRAINED=$MODEL
+  ! grep -qs "^{\"name\": \"$name\"" "$OUT/results.jsonl" || return 0
   ((transfer <= 400)) || transfer=400
-  local t2r=(--feature-map t2r --feature-size 32)
-  case $name in
+  if [[ $name == *-distill ]]; then
+    [[ -e $OUT/softmax/checkpoints/best ]] || run_variant softmax
+    PRETRAINED=$OUT/softmax/checkpoints/best
+    origin=-finetuned
+    options=(--teacher "$PRETRAINED")
+  fi
+  case $base in
     as-is) measure "$name" "$MODEL" 0 0; return ;;
     softmax) train "$name" --model "$MODEL" --learning-rate 1e-4 --map-learning-rate 0 ;;
-    t2r | t2r-transfer) convert t2r "${t2r[@]}" ;;
-    t2r-query-transfer) convert t2r-query "${t2r[@]}" --map-per-query-head ;;
-    t2r75 | t2r75-transfer) convert t2r75 "${t2r[@]}" --keep-softmax-every 4 ;;
-    hedgehog-query-transfer) convert hedgehog-query --feature-map hedgehog --map-per-query-head ;;
+    t2r | t2r-transfer) convert "t2r$origin" "${t2r[@]}" ;;
+    t2r-query-transfer) convert "t2r-query$origin" "${t2r[@]}" --map-per-query-head ;;
+    t2r75 | t2r75-transfer) convert "t2r75$origin" "${t2r[@]}" --keep-softmax-every 4 ;;
+    hedgehog-query-transfer) convert "hedgehog-query$origin" --feature-map hedgehog --map-per-query-head ;;
     elu) convert elu --feature-map elu ;;
     scratch)
       train scratch --learning-rate 1e-3 --map-learning-rate 0 --model.family llama --model.layers 30 --model.hidden-size 576 \
         --model.heads 9 --model.kv-heads 3 --model.intermediate-size 1536 --model.attention t2r ;;
   esac
-  case $name in
-    *-transfer) train "$name" --model "$OUT/swapped-${name%-transfer}" --transfer-steps "$transfer" ;;
-    t2r | t2r75 | elu) train "$name" --model "$OUT/swapped-$name" ;;
+  [[ $base != *-transfer ]] || options+=(--transfer-steps "$transfer")
+  case $base in
+    t2r* | hedgehog* | elu) train "$name" --model "$OUT/swapped-${base%-transfer}$origin" "${options[@]}" ;;
   esac
   measure "$name" "$OUT/$name/checkpoints/best" "$TOKENS" $((SECONDS - started))
 }
@@ -98,7 +108,6 @@ main() {
   ((${#variants[@]})) || variants=($VARIANTS)
   cd "$T2R_ROOT"
   MODEL=${T2R_MODEL:-models/smollm2-135m}
-  PRETRAINED=$MODEL
   mkdir -p "$OUT"
   if [[ -z ${T2R:-} ]]; then
     launch/build.sh release t2r

@@ -396,16 +396,15 @@ ModelFolderThatIsIncompleteIsRefused() {
   expect 0 "is there" "$ROOT/data/get_model.sh" smollm2-135m "$TMP/model"
 }
 
-# A program in t2r's place writes down how it is called and makes what the command would leave.
-PaperSmallMakesEverythingOnce() {
-  local root=$TMP/paper_root calls=$TMP/paper_calls run
-  make_root "$root"
+# make_fake_t2r CALLS: a program in t2r's place, $TMP/fake_t2r, that writes down how it is called and makes what the command would leave;
+# and text for it to read.
+make_fake_t2r() {
   mkdir -p "$root/corpora/wikitext-2/lm"
   for part in train valid test; do echo " A sentence of $part . " >"$root/corpora/wikitext-2/lm/$part.txt"; done
   echo "More text." >"$TMP/more.txt"
   cat >"$TMP/fake_t2r" <<FAKE
 #!/usr/bin/env bash
-echo "\$*" >>$calls
+echo "\$*" >>$1
 output=\$(sed -n 's/.*--output \([^ ]*\).*/\1/p' <<<"\$*")
 case \$1 in
   train) mkdir -p "\$output/checkpoints/best" ;;
@@ -414,6 +413,28 @@ case \$1 in
 esac
 FAKE
   chmod +x "$TMP/fake_t2r"
+}
+
+SmolLM2IsDistilledFromItsFinetunedSelf() {
+  local root=$TMP/smol_root calls=$TMP/smol_calls
+  make_root "$root"
+  make_fake_t2r "$calls"
+  mkdir -p "$TMP/smol_model"
+  touch "$TMP/smol_model/model.safetensors"
+  expect 0 "^\\| t2r75-transfer-distill \\| 9.8M " env T2R="$TMP/fake_t2r" T2R_MODEL="$TMP/smol_model" "$root/launch/smollm2.sh" \
+    t2r75-transfer t2r75-transfer-distill softmax || return 1
+  local best=runs/smollm2/softmax/checkpoints/best
+  expect 0 "" grep -E "^convert --model $TMP/smol_model --output .*/swapped-t2r75 " "$calls" &&
+    expect 0 "" grep -E "^convert --model $best --output .*/swapped-t2r75-finetuned .*--keep-softmax-every 4$" "$calls" &&
+    expect 0 "" grep -E "^train .*/t2r75-transfer .*--model .*/swapped-t2r75 --transfer-steps 150$" "$calls" &&
+    expect 0 "" grep -E "^train .*/t2r75-transfer-distill .*/swapped-t2r75-finetuned --teacher $best --transfer-steps 150$" "$calls" &&
+    expect 0 "^3$" grep -c "^train" "$calls"
+}
+
+PaperSmallMakesEverythingOnce() {
+  local root=$TMP/paper_root calls=$TMP/paper_calls run
+  make_root "$root"
+  make_fake_t2r "$calls"
   run=(env T2R="$TMP/fake_t2r" "$root/launch/paper_small.sh" --extra-text "$TMP/more.txt" --tokens 3276800 --batch-size 8)
   expect 0 "^\\| t2r75 \\| 0.7M .* \\+0.0 % \\| \\+0.0 % \\|" "${run[@]}" || return 1
   expect 0 "" grep -E "^train .*/paper_small/teacher .*--tokens 3276800 .*--model.layers 12 .*--model.heads 8" "$calls" &&
@@ -421,7 +442,8 @@ FAKE
     expect 0 "" grep -E "^convert .*/swapped-hedgehog75 --feature-map hedgehog --keep-softmax-every 4$" "$calls" &&
     expect 0 "" grep -E "^convert .*/swapped-t2r-k64 --feature-map t2r --feature-size 64$" "$calls" &&
     expect 0 "" grep -E "^train .*/t2r75 --train-data( [^ ]*/train){3} [^ ]*/extra .*/swapped-t2r75 --tokens 655360$" "$calls" &&
-    expect 0 "^14 7 5 30$" sh -c "for c in train convert prepare evaluate; do grep -c \"^\$c\" $calls; done | xargs" || return 1
+    expect 0 "" grep -E "^train .*/hedgehog-distill .*/swapped-hedgehog --tokens 655360 --teacher .*/teacher/checkpoints/best$" "$calls" &&
+    expect 0 "^19 7 5 40$" sh -c "for c in train convert prepare evaluate; do grep -c \"^\$c\" $calls; done | xargs" || return 1
   mv "$calls" "$calls.first"
   expect 0 "^\\| t2r75 " "${run[@]}" && { [[ ! -e $calls ]] || fail "a second run does again: $(<"$calls")"; } || return 1
   expect 0 "^\\| hedgehog-1M \\| 1.3M " "${run[@]}" --finetune-tokens 1310720 hedgehog &&
