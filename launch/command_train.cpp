@@ -61,6 +61,28 @@ model::LoadedModel make_model(const TrainConfig& config, const data::Corpus& tra
   return fresh;
 }
 
+std::unique_ptr<model::DecoderLM> load_teacher(const TrainConfig& config,
+                                               const model::DecoderLM& student) {
+  if (config.teacher.empty()) return nullptr;
+  std::unique_ptr<model::DecoderLM> teacher = model::load_model(config.teacher).model;
+  const int64_t vocab_size = teacher->config().vocab_size;
+  if (vocab_size != student.config().vocab_size) {
+    throw ConfigError(concat("the teacher's vocabulary has ",
+                             vocab_size,
+                             " entries, the model's ",
+                             student.config().vocab_size,
+                             ": a teacher must have the model's tokenizer"));
+  }
+  if (config.sequence_length > teacher->num_positions()) {
+    throw ConfigError(concat("sequence-length = ",
+                             config.sequence_length,
+                             ", allowed with this teacher: 1 to ",
+                             teacher->num_positions(),
+                             ", its learned positions"));
+  }
+  return teacher;
+}
+
 void log_start(Session& session, const TrainConfig& config, const TrainingInputs& inputs) {
   const dist::World& world = session.world();
   log::info(concat("LibTorch ",
@@ -93,6 +115,13 @@ void log_start(Session& session, const TrainConfig& config, const TrainingInputs
                    " steps of ",
                    config.batch_size * config.sequence_length,
                    " tokens"));
+  if (inputs.teacher != nullptr) {
+    log::info(concat("a teacher of ",
+                     inputs.teacher->parameters().num_scalars(),
+                     " parameters has ",
+                     config.distillation,
+                     " of the loss"));
+  }
 }
 
 }  // namespace
@@ -123,6 +152,7 @@ int run_train(const Invocation& invocation) {
                         .valid = valid.has_value() ? &*valid : nullptr,
                         .output = folder.path(),
                         .tokenizer_files = tokenizer_files(config, train)};
+  inputs.teacher = load_teacher(config, *inputs.model.model);
   log_start(session, config, inputs);
   on_first_rank(communicator,
                 [&] { write_file_durably(folder.path() / "config.toml", options.dump()); });

@@ -270,11 +270,7 @@ class GpuStep : public TrainingStep {
   }
 
   Tensor loss_of(const Kind& kind, const Tensor& tokens) const {
-    return kind.is_transfer
-               ? parts_.model.transfer_loss_sum(tokens[0])
-               : parts_.model.loss_sum(tokens[0],
-                                       tokens[1],
-                                       {.dropout = parts_.dropout, .recompute = parts_.recompute});
+    return micro_batch_loss(parts_, kind.is_transfer, tokens[0], tokens[1]);
   }
 
   /// The work of one micro-batch, and of the whole step behind the last one.

@@ -38,13 +38,10 @@ class HostStep : public TrainingStep {
     for (size_t i = 0; i < inputs.batches.size(); ++i) {
       const data::Batch& batch = inputs.batches[i];
       parts_.reducer.begin_micro_step(/*is_last=*/i + 1 == inputs.batches.size());
-      const Tensor tokens = view_of(batch.buffer.inputs, batch);
-      const Tensor loss =
-          inputs.is_transfer
-              ? parts_.model.transfer_loss_sum(tokens)
-              : parts_.model.loss_sum(tokens,
-                                      view_of(batch.buffer.targets, batch),
-                                      {.dropout = parts_.dropout, .recompute = parts_.recompute});
+      const Tensor loss = micro_batch_loss(parts_,
+                                           inputs.is_transfer,
+                                           view_of(batch.buffer.inputs, batch),
+                                           view_of(batch.buffer.targets, batch));
       loss.backward();
       local.loss_sum += loss.item<double>();
       local.num_tokens += batch.batch_size * batch.length;

@@ -38,6 +38,18 @@ std::string object(const std::vector<std::pair<std::string, std::string>>& field
   return json + "}";
 }
 
+const char* loss_name(Objective objective) {
+  switch (objective) {
+    case Objective::kText:
+      return "loss";
+    case Objective::kDistillation:
+      return "distillation loss";
+    case Objective::kTransfer:
+      return "transfer loss";
+  }
+  return "";
+}
+
 }  // namespace
 
 MetricsLog::MetricsLog(const std::filesystem::path& file, int world_size, int64_t log_every)
@@ -54,7 +66,7 @@ void MetricsLog::write(const std::string& json) {
 }
 
 void MetricsLog::step(const StepMetrics& m) {
-  write(object({{"event", m.is_transfer ? "\"transfer_step\"" : "\"step\""},
+  write(object({{"event", m.objective == Objective::kTransfer ? "\"transfer_step\"" : "\"step\""},
                 {"step", std::to_string(m.step)},
                 {"epoch", number(m.epoch)},
                 {"loss", number(m.loss)},
@@ -92,10 +104,10 @@ void MetricsLog::step(const StepMetrics& m) {
                 static_cast<long long>(m.step),
                 static_cast<long long>(m.total_steps),
                 m.epoch,
-                m.is_transfer ? "transfer loss" : "loss",
+                loss_name(m.objective),
                 m.loss,
                 m.loss_max_rank,
-                m.is_transfer ? NAN : std::exp(m.loss),
+                m.objective == Objective::kText ? std::exp(m.loss) : NAN,
                 m.gradient_norm,
                 m.learning_rate,
                 rate,

@@ -11,12 +11,19 @@
 
 namespace t2r::launch {
 
-/// What is known about one optimizer step; losses in nats per token.
+/// What a step's loss is.
+enum class Objective {
+  kText,          ///< cross-entropy, nats per token
+  kDistillation,  ///< in part or all of it a divergence from the teacher, nats per token
+  kTransfer,      ///< attention transfer's mean square
+};
+
+/// What is known about one optimizer step.
 struct StepMetrics {
   int64_t step = 0, total_steps = 0;
   double epoch = 0.0;
-  double loss = 0.0;           ///< mean over all ranks' tokens
-  bool is_transfer = false;    ///< the loss is a mean square, not nats
+  double loss = 0.0;  ///< mean over all ranks' tokens
+  Objective objective = Objective::kText;
   double loss_max_rank = 0.0;  ///< of the rank with the largest mean
   double gradient_norm = 0.0;  ///< before clipping, of the mean loss
   double learning_rate = 0.0;

@@ -96,6 +96,13 @@ void TrainConfig::bind(OptionSet& options) {
               "first steps that train the feature maps alone, to give what softmax attention gives "
               "(finetuning)");
   options.add("transfer-learning-rate", transfer_learning_rate, "peak of the transfer steps");
+  options.add("teacher",
+              teacher,
+              "Hugging Face folder of a model whose next-token distributions are learned as well, "
+              "with the same vocabulary (distillation)");
+  options.add("distillation",
+              distillation,
+              "share of the loss that is the divergence from the teacher; the rest is the text's");
   options.add_choice(
       "schedule", schedule, {"cosine", "linear", "inverse-sqrt", "constant"}, "after the warm-up");
   options.add("warmup-steps", warmup_steps, "linear warm-up");
@@ -163,6 +170,7 @@ void TrainConfig::validate() const {
         "transfer-steps",
         std::to_string(transfer_steps),
         "0 when pretraining");
+  within("distillation", distillation, 0.0, 1.0);
   within("map-learning-rate", map_learning_rate, 0.0, 100.0);
   within("final-lr-ratio", final_lr_ratio, 0.0, 1.0);
   within("beta1", beta1, 0.0, 0.9999999);
@@ -177,6 +185,9 @@ int64_t TrainConfig::total_steps() const {
 }
 
 std::string TrainConfig::resume_identity() const {
+  // A line that a run without a teacher does not have, as its checkpoints never had it.
+  const std::string distilled =
+      teacher.empty() ? "" : concat("distillation = ", distillation, "\n");
   return concat("sequence-length = ",
                 sequence_length,
                 "\nbatch-size = ",
@@ -185,7 +196,8 @@ std::string TrainConfig::resume_identity() const {
                 seed,
                 "\ntransfer-steps = ",
                 transfer_steps,
-                "\n");
+                "\n",
+                distilled);
 }
 
 }  // namespace t2r::launch

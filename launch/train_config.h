@@ -51,6 +51,8 @@ struct TrainConfig {
   int64_t transfer_steps =
       0;  ///< of `steps`: attention transfer, which trains the feature maps alone
   double transfer_learning_rate = 1e-2;
+  std::string teacher;        ///< folder of a model to learn from beside the text; empty: none
+  double distillation = 1.0;  ///< its share of the loss
   std::string schedule = "cosine";
   int64_t warmup_steps = 0;
   double final_lr_ratio = 0.1;

@@ -70,6 +70,10 @@ Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, Backend& back
           inputs_.train.num_tokens(), config.sequence_length, static_cast<uint64_t>(config.seed)),
       checkpoints_(inputs_.output / "checkpoints", config.keep_checkpoints, communicator_) {
   check_model_fits(model_.config(), backend.placement());
+  if (inputs_.teacher != nullptr) {
+    check_model_fits(inputs_.teacher->config(), backend.placement());
+    inputs_.teacher->parameters().move_to(backend.placement());
+  }
   inputs_.model.format.dtypes.clear();  // checkpoints hold float32
   if (communicator_.rank() == 0) {
     metrics_ = std::make_unique<MetricsLog>(
@@ -78,14 +82,16 @@ Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, Backend& back
   dist::broadcast_parameters(communicator_, arena_.masters());
   arena_.round_masters();
   resume();
-  step_ = backend.make_step({.model = model_,
-                             .arena = arena_,
-                             .optimizer = optimizer_,
-                             .reducer = reducer_,
-                             .communicator = communicator_,
-                             .dropout = config.dropout,
-                             .recompute = config.backend.recomputed(),
-                             .clip_norm = config.clip_norm});
+  step_ = backend.make_step(
+      {.model = model_,
+       .arena = arena_,
+       .optimizer = optimizer_,
+       .reducer = reducer_,
+       .communicator = communicator_,
+       .dropout = config.dropout,
+       .recompute = config.backend.recomputed(),
+       .clip_norm = config.clip_norm,
+       .distillation = {.teacher = inputs_.teacher.get(), .share = config.distillation}});
   loader_ =
       std::make_unique<data::Loader>(inputs_.train,
                                      sampler_,
@@ -132,7 +138,9 @@ StepMetrics Trainer::train_step() {
   const StepTotals totals = step_->run(inputs);
 
   StepMetrics metrics{.step = position_.step + 1, .total_steps = config_.total_steps()};
-  metrics.is_transfer = inputs.is_transfer;
+  metrics.objective = inputs.is_transfer           ? Objective::kTransfer
+                      : inputs_.teacher != nullptr ? Objective::kDistillation
+                                                   : Objective::kText;
   metrics.is_skipped = totals.is_skipped;
   metrics.gradient_norm = totals.gradient_norm;
   metrics.learning_rate = std::max(inputs.update.learning_rate, inputs.update.map_learning_rate);

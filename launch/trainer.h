@@ -24,6 +24,8 @@ namespace t2r::launch {
 /// What a run trains and where it writes; made by `t2r train`.
 struct TrainingInputs {
   model::LoadedModel model;
+  std::unique_ptr<model::DecoderLM> teacher =
+      {};  ///< nullptr: the text is all there is to learn from
   const data::Corpus& train;
   const data::Corpus* valid = nullptr;  ///< nullptr: no evaluation
   std::filesystem::path output;

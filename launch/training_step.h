@@ -42,7 +42,15 @@ struct StepParts {
   double dropout = 0.0;
   model::Recompute recompute = model::Recompute::kNothing;
   double clip_norm = 0.0;  ///< 0: no clipping
+  model::DecoderLM::Distillation distillation =
+      {};  ///< without a teacher: learn from the text alone
 };
+
+/// What a micro-batch adds to the loss that the step minimises, as a sum over its tokens.
+torch::Tensor micro_batch_loss(const StepParts& parts,
+                               bool is_transfer,
+                               const torch::Tensor& inputs_BT,
+                               const torch::Tensor& targets_BT);
 
 /// Forward, backward, reduction over the ranks, and AdamW: the tensor work of one optimizer step.
 class TrainingStep {

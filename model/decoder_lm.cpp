@@ -10,6 +10,7 @@
 #include "base/seed.h"
 #include "model/fused_ops.h"
 #include "model/gpu_ops.h"
+#include "model/loss.h"
 #include "model/recompute.h"
 
 namespace t2r::model {
@@ -228,6 +229,19 @@ Tensor DecoderLM::loss_sum(const Tensor& tokens_BT,
                            const ForwardOptions& options) const {
   const Tensor x = hidden(tokens_BT, options);
   return linear_cross_entropy_sum(x.flatten(0, 1), head_VD_, targets_BT.flatten());
+}
+
+Tensor DecoderLM::distillation_loss_sum(const Tensor& tokens_BT,
+                                        const Tensor& targets_BT,
+                                        const Distillation& distillation,
+                                        const ForwardOptions& options) const {
+  TeacherHead head{.weight_VE = distillation.teacher->head_VD_, .share = distillation.share};
+  {
+    const torch::NoGradGuard no_grad;
+    head.x_NE = distillation.teacher->hidden(tokens_BT).flatten(0, 1);
+  }
+  const Tensor x = hidden(tokens_BT, options);
+  return linear_distillation_sum(x.flatten(0, 1), head_VD_, targets_BT.flatten(), head);
 }
 
 Tensor DecoderLM::transfer_loss_sum(const Tensor& tokens_BT) const {

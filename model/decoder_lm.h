@@ -73,6 +73,19 @@ class DecoderLM {
     return loss_sum(tokens_BT, targets_BT, {});
   }
 
+  /// A model to learn from beside the text, over the same vocabulary.
+  struct Distillation {
+    const DecoderLM* teacher = nullptr;
+    double share = 1.0;  ///< of the loss, 0 to 1
+  };
+
+  /// The same with a teacher: per token (1 - share) times its loss and share times the divergence
+  /// KL(teacher || this). The teacher runs without dropout and gets no gradient.
+  torch::Tensor distillation_loss_sum(const torch::Tensor& tokens_BT,
+                                      const torch::Tensor& targets_BT,
+                                      const Distillation& distillation,
+                                      const ForwardOptions& options) const;
+
   /// Attention transfer: how far each linear layer's attention output is from that of softmax
   /// attention on the same queries, keys and values, with softmax attention carrying the hidden
   /// states. Mean square per head element, summed over layers and tokens, float64 scalar; gradients

@@ -203,84 +203,6 @@ class RotateHeads : public torch::autograd::Function<RotateHeads> {
   }
 };
 
-// Rows of logits that are held at once: about 16 MB. Fewer rows would read and write the gradient
-// of W more often.
-int64_t logits_rows(int64_t vocab_size) {
-  return std::clamp<int64_t>((1 << 22) / vocab_size, 64, 1024);
-}
-
-class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> {
- public:
-  static Tensor forward(AutogradContext* ctx,
-                        const Tensor& x,
-                        const Tensor& weight,
-                        const Tensor& targets) {
-    const bool needs_gradient = x.requires_grad() || weight.requires_grad();
-    const int64_t num_rows = x.size(0), vocab_size = weight.size(0), step = logits_rows(vocab_size);
-    const Tensor grad_x = needs_gradient ? torch::empty_like(x) : Tensor();
-    const Tensor grad_weight = needs_gradient ? torch::empty_like(weight) : Tensor();
-    const Tensor logits_buffer = torch::empty({std::min(step, num_rows), vocab_size}, x.options());
-    const Tensor losses = torch::zeros({num_rows}, x.options());
-    const int64_t* target = targets.data_ptr<int64_t>();
-    const auto& table = kernels::pointwise_kernels();
-    for (int64_t begin = 0; begin < num_rows; begin += step) {
-      const int64_t count = std::min(step, num_rows - begin);
-      Tensor logits = logits_buffer.narrow(0, 0, count), rows = x.narrow(0, begin, count);
-      at::mm_out(logits, rows, weight.t());
-      float *logit = logits.data_ptr<float>(), *loss = losses.data_ptr<float>() + begin;
-      at::parallel_for(0, count, 4, [&](int64_t first, int64_t last) {
-        for (int64_t i = first; i < last; ++i) {
-          float* row = logit + i * vocab_size;
-          if (target[begin + i] >= 0) {
-            loss[i] = needs_gradient
-                          ? table.cross_entropy_row(row, vocab_size, target[begin + i])
-                          : table.cross_entropy_value(row, vocab_size, target[begin + i]);
-          } else if (needs_gradient) {
-            std::fill(row, row + vocab_size, 0.0f);
-          }
-        }
-      });
-      if (needs_gradient) {
-        Tensor grad_rows = grad_x.narrow(0, begin, count), grad_w = grad_weight;
-        at::mm_out(grad_rows, logits, weight);
-        at::addmm_out(grad_w, grad_w, logits.t(), rows, begin == 0 ? 0.0 : 1.0, 1.0);
-      }
-    }
-    ctx->saved_data["grad_x"] = grad_x;
-    ctx->saved_data["grad_weight"] = grad_weight;
-    return losses.sum(torch::kFloat64);
-  }
-
-  static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
-    Tensor grad_x = ctx->saved_data["grad_x"].toTensor(),
-           grad_weight = ctx->saved_data["grad_weight"].toTensor();
-    ctx->saved_data.clear();  // the buffers are handed over: a second backward is refused by
-                              // autograd's own rule
-    const double scale = gradients[0].item<double>();
-    if (scale != 1.0) {
-      grad_x.mul_(scale);
-      grad_weight.mul_(scale);
-    }
-    return {grad_x, grad_weight, Tensor()};
-  }
-};
-
-void check_targets(const Tensor& x, const Tensor& weight, const Tensor& targets) {
-  require(x.dim() == 2 && weight.dim() == 2 && targets.dim() == 1,
-          "cross entropy: x [N, D], weight [V, D], targets [N]");
-  require(x.size(0) == targets.size(0) && x.size(1) == weight.size(1),
-          "cross entropy: sizes of x, weight, targets differ");
-  require(x.scalar_type() == torch::kFloat32 && weight.scalar_type() == torch::kFloat32,
-          "cross entropy: float32 only");
-  require(targets.scalar_type() == torch::kInt64, "cross entropy: targets must be int64");
-  if (targets.numel() > 0 && targets.max().item<int64_t>() >= weight.size(0)) {
-    throw DataError(concat("target token ",
-                           targets.max().item<int64_t>(),
-                           " is outside the vocabulary of ",
-                           weight.size(0)));
-  }
-}
-
 }  // namespace
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
@@ -306,41 +228,6 @@ Tensor rotate_heads(const Tensor& x_BTHd,
   require(cosine_Td.size(0) == x_BTHd.size(1) && cosine_Td.size(1) * 2 == x_BTHd.size(3),
           "rotate_heads: cosine [T, d/2]");
   return RotateHeads::apply(x_BTHd, num_heads, cosine_Td, sine_Td);
-}
-
-Tensor linear_cross_entropy_sum(const Tensor& x_ND,
-                                const Tensor& weight_VD,
-                                const Tensor& targets_N) {
-  if (x_ND.is_cuda()) return gpu::linear_cross_entropy_sum(x_ND, weight_VD, targets_N);
-  check_targets(x_ND, weight_VD, targets_N);
-  return LinearCrossEntropy::apply(
-      x_ND.contiguous(), weight_VD.contiguous(), targets_N.contiguous());
-}
-
-Tensor linear_cross_entropy_values(const Tensor& x_ND,
-                                   const Tensor& weight_VD,
-                                   const Tensor& targets_N) {
-  if (x_ND.is_cuda()) return gpu::linear_cross_entropy_values(x_ND, weight_VD, targets_N);
-  check_targets(x_ND, weight_VD, targets_N);
-  const torch::NoGradGuard no_grad;
-  const Tensor targets = targets_N.contiguous(),
-               losses = torch::zeros({x_ND.size(0)}, x_ND.options());
-  const int64_t vocab_size = weight_VD.size(0), step = logits_rows(vocab_size);
-  const auto& table = kernels::pointwise_kernels();
-  for (int64_t begin = 0; begin < x_ND.size(0); begin += step) {
-    const int64_t count = std::min(step, x_ND.size(0) - begin);
-    const Tensor logits = at::mm(x_ND.narrow(0, begin, count), weight_VD.t());
-    const float* logit = logits.data_ptr<float>();
-    float* loss = losses.data_ptr<float>() + begin;
-    const int64_t* target = targets.data_ptr<int64_t>() + begin;
-    at::parallel_for(0, count, 4, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) {
-        if (target[i] >= 0)
-          loss[i] = table.cross_entropy_value(logit + i * vocab_size, vocab_size, target[i]);
-      }
-    });
-  }
-  return losses;
 }
 
 }  // namespace t2r::model

@@ -22,21 +22,4 @@ torch::Tensor rotate_heads(const torch::Tensor& x_BTHd,
                            const torch::Tensor& cosine_Td,
                            const torch::Tensor& sine_Td);
 
-/// Sum over tokens of -log softmax(x W^T)[target], in nats, as a float64 scalar.
-///
-/// The logits exist for a few rows at a time only, and the gradients are made in the same pass: [N,
-/// vocabulary] is never held. Differentiable in x and W.
-///
-/// @param x_ND        float32
-/// @param weight_VD   float32
-/// @param targets_N   int64; negative targets are left out of the sum
-torch::Tensor linear_cross_entropy_sum(const torch::Tensor& x_ND,
-                                       const torch::Tensor& weight_VD,
-                                       const torch::Tensor& targets_N);
-
-/// The same per token and without gradients: [N] float32, 0 where the target is negative.
-torch::Tensor linear_cross_entropy_values(const torch::Tensor& x_ND,
-                                          const torch::Tensor& weight_VD,
-                                          const torch::Tensor& targets_N);
-
 }  // namespace t2r::model

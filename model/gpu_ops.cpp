@@ -100,6 +100,22 @@ Tensor linear_cross_entropy_values(const Tensor& x_ND,
   return op.call(x_ND, weight_VD, targets_N, /*chunk_rows=*/0);
 }
 
+Tensor linear_distillation_sum(const Tensor& x_ND,
+                               const Tensor& weight_VD,
+                               const Tensor& targets_N,
+                               const TeacherHead& teacher) {
+  using Signature = Tensor(
+      const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, double, int64_t);
+  static const auto op = find<Signature>("linear_distillation_sum");
+  return op.call(x_ND,
+                 weight_VD,
+                 targets_N,
+                 teacher.x_NE,
+                 teacher.weight_VE,
+                 teacher.share,
+                 /*chunk_rows=*/0);
+}
+
 Tensor causal_linear_attention(const FusedAttention& in) {
   using Signature =
       Tensor(const Tensor&, const Tensor&, const Tensor&, int64_t, double, double, double);

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "model/linear_attention.h"
+#include "model/loss.h"
 #include "model/sampling.h"
 
 /// The model's operations on a GPU: operators of libt2r_ops (model/ops), found by name in
@@ -50,6 +51,11 @@ Tensor linear_cross_entropy_sum(const Tensor& x_ND,
 Tensor linear_cross_entropy_values(const Tensor& x_ND,
                                    const Tensor& weight_VD,
                                    const Tensor& targets_N);
+
+Tensor linear_distillation_sum(const Tensor& x_ND,
+                               const Tensor& weight_VD,
+                               const Tensor& targets_N,
+                               const TeacherHead& teacher);
 
 /// Causal linear attention with the map phi(x) = relu(scale W x + b) inside (scale 1 for keys).
 struct MappedAttention {

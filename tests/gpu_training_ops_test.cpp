@@ -450,6 +450,97 @@ TEST(GpuLinearCrossEntropy, BadInputIsRefusedByName) {
   EXPECT_THAT(refusal([](auto&) {}, -1), HasSubstr("chunk_rows is -1, allowed: not negative"));
 }
 
+// --- the loss beside a teacher ----------------------------------------------------------------------------------------------------
+
+struct DistillationCase {
+  LossCase loss;
+  int64_t teacher_width = 40;
+  double share = 0.7;
+};
+
+ops::Teacher make_teacher(const DistillationCase& c, at::ScalarType type) {
+  at::manual_seed(6);
+  return {random({c.loss.rows, c.teacher_width}, type),
+          random({c.loss.vocabulary, c.teacher_width}, type).div(std::sqrt(double(c.teacher_width)) / 2), c.share};
+}
+
+Tensors run_distillation(const LossData& data, const ops::Teacher& teacher, const LossCase& c) {
+  const Tensor x = leaf(data.x), weight = leaf(data.weight);
+  return values_and_gradients({ops::linear_distillation_sum(x, weight, data.targets, teacher, c.chunk_rows)}, {x, weight},
+                              {device_scalar(c.scale)});
+}
+
+void expect_exact_distillation(const DistillationCase& c) {
+  for (const auto& [type, bar] : {std::pair{at::kBFloat16, 1e-2}, std::pair{at::kFloat, kFloatBar}}) {
+    SCOPED_TRACE(testing::Message() << c.loss << " E" << c.teacher_width << " share " << c.share << " " << type);
+    const LossData data = make_loss(c.loss, type);
+    const ops::Teacher teacher = make_teacher(c, type);
+    const Tensor x = exact_leaf(data.x), weight = exact_leaf(data.weight), student = at::log_softmax(at::mm(x, weight.t()), 1);
+    const Tensor log_teacher = at::log_softmax(at::mm(teacher.x_NE.to(at::kDouble), teacher.weight_VE.to(at::kDouble).t()), 1);
+    const Tensor divergence = (log_teacher.exp() * (log_teacher - student)).sum(1) * (data.targets >= 0);
+    const Tensor loss = losses_oracle(x, weight, data.targets).sum() * (1 - c.share) + divergence.sum() * c.share;
+    const Tensors actual = run_distillation(data, teacher, c.loss);
+    EXPECT_EQ(actual[0].scalar_type(), at::kDouble);
+    expect_close(actual, values_and_gradients({loss}, {x, weight}, {device_scalar(c.loss.scale)}), bar);
+    // Without gradients the same sum.
+    EXPECT_TRUE(at::equal(ops::linear_distillation_sum(data.x, data.weight, data.targets, teacher, c.loss.chunk_rows), actual[0]));
+  }
+}
+
+TEST(GpuLinearDistillation, AgreesWithFloat64) {
+  for (const double share : {0.0, 0.3, 1.0}) expect_exact_distillation({.share = share});
+  expect_exact_distillation({.loss = {.scale = 1.0 / 12345.0}});
+  expect_exact_distillation({.loss = {.rows = 1}, .teacher_width = 8});
+  expect_exact_distillation({.loss = {.left_out = false}, .teacher_width = 96});
+}
+
+TEST(GpuLinearDistillation, ChunksAndVocabularies) {  // both rows in shared memory, and beyond it
+  for (const int64_t chunk_rows : {1, 7, 50, 1000}) expect_exact_distillation({.loss = {.chunk_rows = chunk_rows}});
+  for (const int64_t vocabulary : {2, 7, 9, 4097, 8193, 29001, 50257, 120001}) {
+    expect_exact_distillation({.loss = {.rows = 9, .width = 24, .vocabulary = vocabulary, .chunk_rows = 4}});
+  }
+}
+
+TEST(GpuLinearDistillation, AShareOfNothingIsTheCrossEntropyBitForBit) {
+  const LossCase c{.rows = 70, .vocabulary = 5001};
+  const LossData data = make_loss(c, at::kBFloat16);
+  expect_same_bits(run_distillation(data, make_teacher({.loss = c, .share = 0.0}, at::kBFloat16), c), run_loss(data, c));
+}
+
+TEST(GpuLinearDistillation, TheSameModelHasNoDivergenceAndNoGradient) {
+  const LossCase c{.vocabulary = 5001};
+  const LossData data = make_loss(c, at::kBFloat16);
+  const Tensors results = run_distillation(data, {data.x, data.weight, 1.0}, c);
+  EXPECT_LE(std::abs(results[0].item<double>()), 1e-4 * static_cast<double>(c.rows));
+  for (size_t i = 1; i < results.size(); ++i) EXPECT_LE(results[i].abs().max().item<float>(), 1e-4F);
+}
+
+TEST(GpuLinearDistillation, RepeatableAndCaptured) {
+  const DistillationCase c{.loss = {.rows = 256, .width = 128, .vocabulary = 5001, .chunk_rows = 64, .scale = 0.25}, .teacher_width = 64};
+  const LossData data = make_loss(c.loss, at::kBFloat16);
+  const ops::Teacher teacher = make_teacher(c, at::kBFloat16);
+  const Tensor scale = device_scalar(c.loss.scale);
+  expect_repeatable([&] {
+    const Tensor x = leaf(data.x), weight = leaf(data.weight);
+    return values_and_gradients({ops::linear_distillation_sum(x, weight, data.targets, teacher, c.loss.chunk_rows)}, {x, weight}, {scale});
+  });
+}
+
+TEST(GpuLinearDistillation, BadInputIsRefusedByName) {
+  const LossData data = make_loss({}, at::kBFloat16);
+  const auto refusal = [&](const std::function<void(ops::Teacher&)>& spoil) {
+    ops::Teacher teacher = make_teacher({}, at::kBFloat16);
+    spoil(teacher);
+    return message_of([&] { ops::linear_distillation_sum(data.x, data.weight, data.targets, teacher); });
+  };
+  EXPECT_THAT(refusal([](auto& t) { t.x_NE = t.x_NE.cpu(); }), HasSubstr("linear_distillation_sum: teacher_x is on cpu, allowed: cuda:0"));
+  EXPECT_THAT(refusal([](auto& t) { t.x_NE = t.x_NE.unsqueeze(0); }), HasSubstr("teacher_x has 3 dimensions, allowed: 2"));
+  EXPECT_THAT(refusal([](auto& t) { t.x_NE = t.x_NE.slice(0, 1); }), HasSubstr("teacher_x has shape [49, 40], allowed: [50, 40]"));
+  EXPECT_THAT(refusal([](auto& t) { t.weight_VE = t.weight_VE.to(at::kFloat); }), HasSubstr("teacher_weight has dtype Float, allowed: BFloat16"));
+  EXPECT_THAT(refusal([](auto& t) { t.weight_VE = t.weight_VE.slice(0, 1); }), HasSubstr("teacher_weight has shape [999, 40], allowed: [1000, 40]"));
+  EXPECT_THAT(refusal([](auto& t) { t.share = 1.5; }), HasSubstr("share is 1.5, allowed: 0 to 1"));
+}
+
 // --- the embedding --------------------------------------------------------------------------------------------------------------
 
 void expect_exact_embedding(const Tensor& tokens, int64_t vocabulary, int64_t width, bool positions) {

@@ -301,6 +301,32 @@ TEST(DecoderLM, TransferLossIsTheDistanceToSoftmaxAndTrainsMapsAlone) {
   EXPECT_THROW(softmax->transfer_loss_sum(random_tokens(1, 4)), ConfigError);
 }
 
+TEST(DecoderLM, DistillationLearnsTheTeacherOfTheSameVocabulary) {
+  torch::manual_seed(9);
+  const auto teacher = make({"", Family::kLlama, std::nullopt});
+  const auto student = make({"", Family::kGpt2, LinearAttentionConfig{.feature_size = 5}});
+  const Tensor tokens = random_tokens(2, 40), targets = random_tokens(2, 40);
+  const auto loss = [&](const DecoderLM& of, const DecoderLM& to, double share) {
+    return of.distillation_loss_sum(tokens, targets, {&to, share}, {}).item<double>();
+  };
+  EXPECT_NEAR(loss(*teacher, *teacher, 1.0), 0.0, 1e-3);
+  EXPECT_NEAR(
+      loss(*student, *teacher, 0.0), student->loss_sum(tokens, targets).item<double>(), 1e-3);
+  const double first = loss(*student, *teacher, 1.0);
+  for (int step = 0; step < 40; ++step) {
+    student->distillation_loss_sum(tokens, targets, {teacher.get(), 1.0}, {}).backward();
+    const torch::NoGradGuard no_grad;
+    for (Parameter& parameter : student->parameters().all()) {
+      parameter.value.sub_(parameter.value.grad() *
+                           (0.05 / (1e-6 + parameter.value.grad().norm().item<double>())));
+      parameter.value.mutable_grad().reset();
+    }
+  }
+  EXPECT_LT(loss(*student, *teacher, 1.0), 0.7 * first);
+  for (const Parameter& parameter : teacher->parameters().all())
+    EXPECT_FALSE(parameter.value.grad().defined());
+}
+
 TEST(DecoderLM, StateOfLinearLayersIsConstant) {
   const auto model =
       make(variants()[5]);  // llama t2r: 3 layers, 2 key/value heads, 5 features, 6 values

@@ -1,4 +1,5 @@
 #include "model/fused_ops.h"
+#include "model/loss.h"
 
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -103,6 +104,40 @@ TEST(FusedOps, LinearCrossEntropyEqualsLogSoftmax) {
     EXPECT_NEAR(values.sum(torch::kFloat64).item<double>(),
                 plain.item<double>(),
                 2e-6 * std::abs(plain.item<double>()));
+  }
+}
+
+TEST(FusedOps, LinearDistillationEqualsCrossEntropyAndDivergence) {
+  torch::manual_seed(5);
+  for (const int64_t vocab : {3, 50, 40000}) {  // 40000: several blocks of rows
+    const Tensor x = torch::randn({130, 8}, torch::kFloat32).requires_grad_(true);
+    const Tensor w = torch::randn({vocab, 8}, torch::kFloat32).requires_grad_(true);
+    TeacherHead teacher{torch::randn({130, 5}, torch::kFloat32),
+                        torch::randn({vocab, 5}, torch::kFloat32)};
+    Tensor targets = torch::randint(vocab, {130}, torch::kInt64);
+    targets[5] = -1;
+    const Tensor counts = (targets >= 0).to(torch::kFloat64);
+    for (const double share : {0.0, 0.3, 1.0}) {
+      SCOPED_TRACE(testing::Message() << vocab << " share " << share);
+      teacher.share = share;
+      const Tensor exact_x = x.detach().to(torch::kFloat64).requires_grad_(true),
+                   exact_w = w.detach().to(torch::kFloat64).requires_grad_(true);
+      const Tensor student = at::linear(exact_x, exact_w).log_softmax(-1);
+      const Tensor log_teacher =
+          at::linear(teacher.x_NE.to(torch::kFloat64), teacher.weight_VE.to(torch::kFloat64))
+              .log_softmax(-1);
+      const Tensor divergence = (log_teacher.exp() * (log_teacher - student)).sum(1);
+      const Tensor cross_entropy =
+          at::nll_loss(student, targets, {}, at::Reduction::Sum, /*ignore_index=*/-1);
+      const Tensor plain = cross_entropy * (1.0 - share) + (divergence * counts).sum() * share;
+      const Tensor fused = linear_distillation_sum(x, w, targets, teacher);
+      EXPECT_EQ(fused.scalar_type(), torch::kFloat64);
+      EXPECT_NEAR(fused.item<double>(), plain.item<double>(), 3e-6 * plain.item<double>());
+      const auto actual = torch::autograd::grad({fused * 0.5}, {x, w});
+      const auto expected = torch::autograd::grad({plain * 0.5}, {exact_x, exact_w});
+      EXPECT_LE(max_relative_error(actual[0], expected[0].to(torch::kFloat32)), 3e-5);
+      EXPECT_LE(max_relative_error(actual[1], expected[1].to(torch::kFloat32)), 3e-5);
+    }
   }
 }
 

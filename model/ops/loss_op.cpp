@@ -35,11 +35,14 @@ int64_t default_chunk_rows(int64_t num_rows, int64_t row_bytes) {
   return (rows + kRowsMultiple - 1) / kRowsMultiple * kRowsMultiple;
 }
 
-Pass run(const Tensor& x, const Tensor& weight, const Tensor& targets, int64_t chunk_rows, bool want_grad_x, bool want_grad_weight) {
+/// `teacher` without tensors: none.
+Pass run(const Tensor& x, const Tensor& weight, const Tensor& targets, const Teacher& teacher, int64_t chunk_rows, bool want_grad_x,
+         bool want_grad_weight) {
   const c10::cuda::CUDAGuard guard(x.device());
   const at::NoGradGuard no_grad;
   const int64_t num_rows = x.size(0), vocabulary = weight.size(0), columns = kernels::cuda::padded_columns(vocabulary);
-  const int64_t wanted = chunk_rows > 0 ? chunk_rows : default_chunk_rows(num_rows, columns * x.element_size());
+  const int64_t num_models = teacher.x_NE.defined() ? 2 : 1;
+  const int64_t wanted = chunk_rows > 0 ? chunk_rows : default_chunk_rows(num_rows, columns * x.element_size() * num_models);
   const int64_t step = std::min(wanted, num_rows);
   Pass pass;
   pass.losses = at::empty({num_rows}, x.options().dtype(at::kFloat));
@@ -48,18 +51,23 @@ Pass run(const Tensor& x, const Tensor& weight, const Tensor& targets, int64_t c
     const auto options = weight.options().dtype(at::kFloat);
     pass.grad_weight = num_rows > 0 ? at::empty(weight.sizes(), options) : at::zeros(weight.sizes(), options);
   }
-  const Tensor buffer = at::empty({step, columns}, x.options());
+  const Tensor buffer = at::empty({num_models, step, columns}, x.options());
   CrossEntropy a;
   a.columns = vocabulary;
   a.bf16_logits = x.scalar_type() == at::kBFloat16;
   a.gradient = want_grad_x || want_grad_weight;
   a.logits = mutable_pointer<void>(buffer);
+  if (num_models == 2) {
+    a.teacher_logits = pointer<void>(buffer[1]);
+    a.teacher_share = static_cast<float>(teacher.share);
+  }
   const auto shared_bytes = static_cast<int>(at::cuda::getCurrentDeviceProperties()->sharedMemPerBlockOptin);
   for (int64_t begin = 0; begin < num_rows; begin += step) {
     a.rows = std::min(step, num_rows - begin);
-    const Tensor logits = buffer.narrow(0, 0, a.rows).narrow(1, 0, vocabulary);
-    const Tensor rows = x.narrow(0, begin, a.rows);
+    const auto logits_of = [&](int64_t which) { return buffer[which].narrow(0, 0, a.rows).narrow(1, 0, vocabulary); };
+    const Tensor logits = logits_of(0), rows = x.narrow(0, begin, a.rows);
     matmul_lt({.a = rows, .b = weight.t(), .out = logits});
+    if (num_models == 2) matmul_lt({.a = teacher.x_NE.narrow(0, begin, a.rows), .b = teacher.weight_VE.t(), .out = logits_of(1)});
     a.targets = pointer<int64_t>(targets) + begin;
     a.losses = mutable_pointer<float>(pass.losses) + begin;
     check_launch(kernels::cuda::cross_entropy(a, shared_bytes, c10::cuda::getCurrentCUDAStream()), "the cross-entropy kernel");
@@ -87,8 +95,9 @@ Tensor scaled(const Tensor& gradient, at::ScalarType type, const Tensor& factor)
 
 class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> {
  public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Tensor& targets, int64_t chunk_rows) {
-    const Pass pass = run(x, weight, targets, chunk_rows, x.requires_grad(), weight.requires_grad());
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Tensor& targets, const Teacher& teacher,
+                        int64_t chunk_rows) {
+    const Pass pass = run(x, weight, targets, teacher, chunk_rows, x.requires_grad(), weight.requires_grad());
     ctx->saved_data["grad_x"] = pass.grad_x;
     ctx->saved_data["grad_weight"] = pass.grad_weight;
     ctx->saved_data["type"] = static_cast<int64_t>(weight.scalar_type());
@@ -104,7 +113,7 @@ class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> 
     const c10::cuda::CUDAGuard guard(factor.device());
     if (grad_x.defined()) grad_x = scaled(grad_x, type, factor);
     if (grad_weight.defined()) grad_weight = scaled(grad_weight, type, factor);
-    return {grad_x, grad_weight, Tensor(), Tensor()};
+    return {grad_x, grad_weight, Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -120,30 +129,53 @@ void check_loss(const char* op, const Tensor& x, const Tensor& weight, const Ten
   TORCH_CHECK(chunk_rows >= 0, "t2r: ", op, ": chunk_rows is ", chunk_rows, ", allowed: not negative");
 }
 
+Tensor loss_sum(const Tensor& x, const Tensor& weight, const Tensor& targets, const Teacher& teacher, int64_t chunk_rows) {
+  if (at::GradMode::is_enabled() && (x.requires_grad() || weight.requires_grad())) {
+    return LinearCrossEntropy::apply(x.contiguous(), weight.contiguous(), targets.contiguous(), teacher, chunk_rows);
+  }
+  return run(x.contiguous(), weight.contiguous(), targets.contiguous(), teacher, chunk_rows, false, false).losses.sum(at::kDouble);
+}
+
+/// linear_distillation_sum as it is registered.
+Tensor registered_distillation_sum(const Tensor& x, const Tensor& weight, const Tensor& targets, const Tensor& teacher_x,
+                                   const Tensor& teacher_weight, double share, int64_t chunk_rows) {
+  return linear_distillation_sum(x, weight, targets, {teacher_x, teacher_weight, share}, chunk_rows);
+}
+
 }  // namespace
 
 Tensor linear_cross_entropy_values(const Tensor& x, const Tensor& weight, const Tensor& targets, int64_t chunk_rows) {
   check_loss("linear_cross_entropy_values", x, weight, targets, chunk_rows);
-  const at::NoGradGuard no_grad;
-  return run(x.contiguous(), weight.contiguous(), targets.contiguous(), chunk_rows, false, false).losses;
+  return run(x.contiguous(), weight.contiguous(), targets.contiguous(), {}, chunk_rows, false, false).losses;
 }
 
 Tensor linear_cross_entropy_sum(const Tensor& x, const Tensor& weight, const Tensor& targets, int64_t chunk_rows) {
   check_loss("linear_cross_entropy_sum", x, weight, targets, chunk_rows);
-  if (at::GradMode::is_enabled() && (x.requires_grad() || weight.requires_grad())) {
-    return LinearCrossEntropy::apply(x.contiguous(), weight.contiguous(), targets.contiguous(), chunk_rows);
-  }
-  return linear_cross_entropy_values(x, weight, targets, chunk_rows).sum(at::kDouble);
+  return loss_sum(x, weight, targets, {}, chunk_rows);
+}
+
+Tensor linear_distillation_sum(const Tensor& x, const Tensor& weight, const Tensor& targets, const Teacher& teacher, int64_t chunk_rows) {
+  constexpr auto op = "linear_distillation_sum";
+  check_loss(op, x, weight, targets, chunk_rows);
+  TORCH_CHECK(teacher.x_NE.dim() == 2, "t2r: ", op, ": teacher_x has ", teacher.x_NE.dim(), " dimensions, allowed: 2");
+  check_other(teacher.x_NE, op, "teacher_x", {x.size(0), teacher.x_NE.size(1)}, x.scalar_type(), x);
+  check_other(teacher.weight_VE, op, "teacher_weight", {weight.size(0), teacher.x_NE.size(1)}, x.scalar_type(), x);
+  TORCH_CHECK(teacher.share >= 0.0 && teacher.share <= 1.0, "t2r: ", op, ": share is ", teacher.share, ", allowed: 0 to 1");
+  return loss_sum(x, weight, targets, {teacher.x_NE.detach().contiguous(), teacher.weight_VE.detach().contiguous(), teacher.share}, chunk_rows);
 }
 
 TORCH_LIBRARY_FRAGMENT(t2r, library) {
   library.def("linear_cross_entropy_sum(Tensor x, Tensor weight, Tensor targets, *, int chunk_rows=0) -> Tensor");
   library.def("linear_cross_entropy_values(Tensor x, Tensor weight, Tensor targets, *, int chunk_rows=0) -> Tensor");
+  library.def(
+      "linear_distillation_sum(Tensor x, Tensor weight, Tensor targets, Tensor teacher_x, Tensor teacher_weight, float share, *, "
+      "int chunk_rows=0) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(t2r, CompositeImplicitAutograd, library) {
   library.impl("linear_cross_entropy_sum", linear_cross_entropy_sum);
   library.impl("linear_cross_entropy_values", linear_cross_entropy_values);
+  library.impl("linear_distillation_sum", registered_distillation_sum);
 }
 
 }  // namespace t2r::ops

@@ -19,7 +19,20 @@ using at::Tensor;
 /// @throws c10::Error  naming argument, value and what is allowed; nothing has been launched
 Tensor linear_cross_entropy_sum(const Tensor& x_ND, const Tensor& weight_VD, const Tensor& targets_N, int64_t chunk_rows = 0);
 
-/// The same per token and without gradients: [N] float32, 0 where the target is negative.
+/// Where a student's distribution comes from besides the text: a teacher's, softmax(x W^T), over the same vocabulary.
+struct Teacher {
+  Tensor x_NE;       ///< the student's dtype, any width; no gradient reaches it
+  Tensor weight_VE;
+  double share = 1.0;  ///< of the loss, 0 to 1
+};
+
+/// linear_cross_entropy_sum beside a teacher: per token (1 - share) times the cross-entropy and share times the divergence
+/// KL(teacher || student), both of tokens whose target counts. The rest as above; both models' logits share the memory.
+/// Registered as torch.ops.t2r.linear_distillation_sum. Source: Hinton et al. 2015, at temperature 1.
+Tensor linear_distillation_sum(const Tensor& x_ND, const Tensor& weight_VD, const Tensor& targets_N, const Teacher& teacher,
+                               int64_t chunk_rows = 0);
+
+/// linear_cross_entropy_sum per token and without gradients: [N] float32, 0 where the target is negative.
 /// Registered as torch.ops.t2r.linear_cross_entropy_values.
 Tensor linear_cross_entropy_values(const Tensor& x_ND, const Tensor& weight_VD, const Tensor& targets_N, int64_t chunk_rows = 0);
 

@@ -140,6 +140,24 @@ class Resuming(GpuCase):
             self.assertLess(relative(on_gpu, on_cpu), 1e-4)
 
 
+    def test_distillation(self):
+        teacher = self.train("teacher", "--steps", 30, "--precision", "float32", "--model.attention", "softmax") / "checkpoints" / "latest"
+        converted = self.folder / "converted"
+        self.must("convert", "--model", teacher, "--output", converted, "--feature-size", 16)
+
+        def losses(name, *more):
+            output = self.folder / f"distilled-{name}"
+            self.must("train", "--output", output, "--model", converted, "--teacher", teacher, "--distillation", 0.5, "--train-data",
+                      self.folder / "train", "--sequence-length", 32, "--batch-size", 8, "--steps", 12, *more)
+            return step_losses(output)
+
+        on_cpu = losses("cpu", "--device", "cpu")
+        on_gpu = losses("cuda", "--precision", "float32")
+        for step in on_cpu:
+            self.assertLess(relative(on_gpu[step], on_cpu[step]), 1e-5, f"step {step}")
+        self.assertEqual(losses("captured", "--dropout", 0.1), losses("launched", "--dropout", 0.1, "--cuda-graph=false"))
+
+
 class Generation(GpuCase):
     """Captured steps, launched ones and the CPU write the same text."""
     KINDS = {"t2r": [], "softmax": ["--model.attention", "softmax"], "mixed": ["--model.softmax-layers", 1],

@@ -191,6 +191,71 @@ class Resume(Case):
             self.assertEqual(json.loads((copy / "checkpoints/latest/manifest.json").read_text())["step"], 7)
 
 
+class Distillation(Case):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        teaching = cls.folder / "teaching"
+        cls.must(*cls.train_arguments(cls, teaching, "--steps", 40, "--model.attention", "softmax", "--model.family", "gpt2"))
+        cls.teacher = teaching / "checkpoints" / "latest"
+        cls.converted = cls.folder / "converted"
+        cls.must("convert", "--model", cls.teacher, "--output", cls.converted, "--feature-size", 8)
+
+    def finetune(self, output, model, *more):
+        return ["train", "--output", output, "--model", model, "--train-data", self.folder / "train", "--valid-data", self.folder / "valid",
+                "--sequence-length", 32, "--batch-size", 8, "--learning-rate", 3e-3, *more]
+
+    def distill(self, output, *more, model=None):
+        return self.finetune(output, model or self.converted, "--teacher", self.teacher, *more)
+
+    def test_a_model_that_is_its_teacher_has_nothing_to_learn(self):
+        output = self.folder / "itself"
+        self.must(*self.distill(output, "--steps", 1, model=self.teacher))
+        self.assertLess(abs(float(step_losses(output)[1])), 1e-6)
+
+    def test_the_student_comes_nearer_to_its_teacher(self):
+        # A fresh one: on such a small text a converted model has lost next to nothing.
+        result = self.must(*self.train_arguments(self.folder / "student", "--steps", 60, "--teacher", self.teacher))
+        self.assertIn(" parameters has 1 of the loss", result.stderr)
+        losses = step_losses(self.folder / "student")
+        self.assertLess(float(losses[60]), 0.5 * float(losses[1]))
+
+    def test_shares_add_up(self):
+        loss = {}
+        for share in (0, 0.25, 1):
+            output = self.folder / f"share-{share}"
+            self.must(*self.distill(output, "--steps", 1, "--distillation", share))
+            loss[share] = float(step_losses(output)[1])
+        self.assertLess(relative(loss[0.25], 0.75 * loss[0] + 0.25 * loss[1]), 1e-5)
+        self.must(*self.finetune(self.folder / "text-alone", self.converted, "--steps", 1))
+        self.assertLess(relative(step_losses(self.folder / "text-alone")[1], loss[0]), 1e-6)
+
+    def test_ranks_and_resuming(self):
+        options = ["--dropout", 0.1, "--schedule", "constant", "--checkpoint-every", 5]
+        whole, parts = self.folder / "whole", self.folder / "parts"
+        self.must(*self.distill(whole, *options, "--steps", 10), ranks=2)
+        self.must(*self.distill(parts, *options, "--steps", 5), ranks=2)
+        self.must(*self.distill(parts, *options, "--steps", 10, "--resume"), ranks=2)
+        self.assertEqual(step_losses(whole), step_losses(parts))
+        self.assertEqual(weights(whole), weights(parts))
+        self.fails(run(*self.distill(parts, *options, "--steps", 12, "--resume", "--distillation", 0.5)), 78, "made with other options",
+                   "distillation = 1", "distillation = 0.5")
+
+    def test_bad_input(self):
+        never = self.folder / "never"
+        self.fails(run(*self.distill(never, "--steps", 1, "--distillation", 1.5)), 78, "distillation = 1.5, allowed: 0 to 1")
+        self.fails(run(*self.distill(never, "--steps", 1, "--teacher", self.folder / "nowhere")), 78, "nowhere is not a folder")
+        self.fails(run(*self.train_arguments(never, "--steps", 1, "--sequence-length", 64, "--teacher", self.teacher)), 78,
+                   "sequence-length = 64, allowed with this teacher: 1 to 32, its learned positions")
+        other = self.folder / "other.model"
+        self.must("prepare", "vocab", "--inputs", self.folder / "valid.txt", "--output", other, "--vocab-size", 300)
+        self.must("prepare", "lm", "--inputs", self.folder / "valid.txt", "--tokenizer", other, "--output", self.folder / "other")
+        self.fails(run("train", "--output", never, "--train-data", self.folder / "other", "--model.layers", 1, "--steps", 1,
+                       "--sequence-length", 32, "--teacher", self.teacher), 78,
+                   "the teacher's vocabulary has 320 entries, the model's 300", "must have the model's tokenizer")
+        self.assertFalse((never / "checkpoints").exists())
+
+
 class Signals(Case):
     def wait_for_step(self, output, step, timeout=60):
         deadline = time.time() + timeout

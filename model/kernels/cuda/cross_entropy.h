@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-/// Cross-entropy of rows of logits, and its gradient in their place. No LibTorch.
+/// Cross-entropy of rows of logits, or what it becomes beside a teacher, and its gradient in their place. No LibTorch.
 namespace t2r::kernels::cuda {
 
 /// Columns of memory per row of logits: rows begin at multiples of 16 bytes, whatever the vocabulary is.
@@ -18,10 +18,14 @@ struct CrossEntropy {
   void* logits = nullptr;            ///< [rows][padded_columns(columns)], 16-byte aligned; after it softmax - onehot, rounded
   const int64_t* targets = nullptr;  ///< negative: no loss, a gradient of zeros; `columns` or more: a loss of NaN
   float* losses = nullptr;           ///< [rows]: -log softmax(row)[target], in nats
+  /// A teacher's logits, as `logits` lie, or none. With them a row's loss is (1 - teacher_share) times the one above and teacher_share
+  /// times the divergence KL(softmax(teacher) || softmax(row)), and the gradient follows.
+  const void* teacher_logits = nullptr;
+  float teacher_share = 0.0F;
 };
 
-/// A row is read once and kept in shared memory where the device has enough for it (`shared_bytes` for a block), else it is read
-/// again. Launches one kernel on `stream`; no allocation, no synchronisation; deterministic.
+/// A row (with a teacher's, both) is read once and kept in shared memory where the device has enough for it (`shared_bytes` for a
+/// block), else it is read again. Launches one kernel on `stream`; no allocation, no synchronisation; deterministic.
 cudaError_t cross_entropy(const CrossEntropy& arguments, int shared_bytes, cudaStream_t stream);
 
 /// to = from * *factor, in float32; `factor` is in device memory. Where to == from and the factor is 1 nothing is written.
