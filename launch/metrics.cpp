@@ -95,10 +95,13 @@ void MetricsLog::step(const StepMetrics& m) {
                       seconds;
   const double step_seconds =
       timed_steps_ > 0 ? timed_seconds_ / static_cast<double>(timed_steps_) : m.seconds;
+  char perplexity[40] = "";  // of the text's own loss alone
+  if (m.objective == Objective::kText)
+    std::snprintf(perplexity, sizeof(perplexity), "  ppl %.2f", std::exp(m.loss));
   char text[400];
   std::snprintf(text,
                 sizeof(text),
-                "step %lld/%lld  epoch %.2f  %s %.4f (max %.4f)  ppl %.2f  norm %.3f  lr %.2e  "
+                "step %lld/%lld  epoch %.2f  %s %.4f (max %.4f)%s  norm %.3f  lr %.2e  "
                 "%.0f tok/s (%.0f a rank)  "
                 "%.0f ms  wait %.1f%%  comm %.1f%%  skipped %lld  eta %s",
                 static_cast<long long>(m.step),
@@ -107,7 +110,7 @@ void MetricsLog::step(const StepMetrics& m) {
                 loss_name(m.objective),
                 m.loss,
                 m.loss_max_rank,
-                m.objective == Objective::kText ? std::exp(m.loss) : NAN,
+                perplexity,
                 m.gradient_norm,
                 m.learning_rate,
                 rate,

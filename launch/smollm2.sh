@@ -11,7 +11,7 @@ t2r-query-transfer-distill t2r75-transfer-distill hedgehog-query-transfer-distil
 
 usage() {
   cat <<EOF
-Usage: launch/smollm2.sh [--tokens N] [--output DIR] [--extra-text FILE]... [VARIANT...]
+Usage: launch/smollm2.sh [--tokens N] [--distill-tokens N] [--output DIR] [--extra-text FILE]... [VARIANT...]
 
 Finetunes SmolLM2-135M (data/get_model.sh) on WikiText-2 in each VARIANT with N tokens (default 9830400) and prints the
 perplexity on WikiText-2's validation and test text, of the step with the best validation. Meant for a GPU; a minute a variant on an H200.
@@ -28,7 +28,8 @@ VARIANT (default: all)
   elu                 elu + 1 instead of a learned map
   scratch             the T2R model without pretraining
   t2r-query-transfer-distill, t2r75-transfer-distill, hedgehog-query-transfer-distill
-                      with N tokens more: the finetuned softmax model is what is converted, and the teacher
+                      the finetuned softmax model is converted, with as many tokens again (or --distill-tokens; the rows are called
+                      VARIANT-NM then), and is the teacher: its next-token distributions are learned instead of the text's tokens
 T2R takes the place of the built binary. What DIR (default runs/smollm2) holds already is not made again.
 EOF
 }
@@ -49,22 +50,27 @@ prepare() {
   fi
 }
 
-# train NAME [OPTION...]: a run of TOKENS tokens in $OUT/NAME.
+# train NAME [OPTION...]: a run of the caller's $tokens in $OUT/NAME.
 train() {
   local name=$1
   shift
   training_shards
   echo "== $name"
   "$T2R" train --config launch/smollm2/finetune.toml --output "$OUT/$name" --train-data "${SHARDS[@]}" \
-    --valid-data "$OUT/shards/valid" --tokenizer "$MODEL" --tokens "$TOKENS" --resume "$@"
+    --valid-data "$OUT/shards/valid" --tokenizer "$MODEL" --tokens "$tokens" --resume "$@"
 }
 
 run_variant() {
-  local name=$1 base=${1%-distill} started=$SECONDS transfer=$((TOKENS / 16384 / 4)) origin='' options=()
+  local name=$1 base=${1%-distill} started=$SECONDS tokens=$TOKENS transfer origin='' options=()
   local t2r=(--feature-map t2r --feature-size 32) PRETRAINED=$MODEL
+  if [[ $1 == *-distill && -n $DISTILL_TOKENS ]]; then
+    tokens=$DISTILL_TOKENS
+    name+=-$((tokens / 1000000))M
+  fi
   ! grep -qs "^{\"name\": \"$name\"" "$OUT/results.jsonl" || return 0
+  transfer=$((tokens / 16384 / 4))
   ((transfer <= 400)) || transfer=400
-  if [[ $name == *-distill ]]; then
+  if [[ $1 == *-distill ]]; then
     [[ -e $OUT/softmax/checkpoints/best ]] || run_variant softmax
     PRETRAINED=$OUT/softmax/checkpoints/best
     origin=-finetuned
@@ -86,16 +92,17 @@ run_variant() {
   case $base in
     t2r* | hedgehog* | elu) train "$name" --model "$OUT/swapped-${base%-transfer}$origin" "${options[@]}" ;;
   esac
-  measure "$name" "$OUT/$name/checkpoints/best" "$TOKENS" $((SECONDS - started))
+  measure "$name" "$OUT/$name/checkpoints/best" "$tokens" $((SECONDS - started))
 }
 
 main() {
   local variants=() name
-  OUT=runs/smollm2 TOKENS=9830400 EXTRA=()
+  OUT=runs/smollm2 TOKENS=9830400 DISTILL_TOKENS='' EXTRA=()
   while (($#)); do
     case $1 in
       -h | --help) usage; exit 0 ;;
       --tokens) TOKENS=${2:?--tokens needs a number}; shift 2 ;;
+      --distill-tokens) DISTILL_TOKENS=${2:?--distill-tokens needs a number}; shift 2 ;;
       --output) OUT=${2:?--output needs a folder}; shift 2 ;;
       --extra-text) EXTRA+=("$(realpath "${2:?--extra-text needs a file}")"); shift 2 ;;
       -*) t2r_fail 64 "unknown option $1; see --help" ;;

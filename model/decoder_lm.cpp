@@ -8,7 +8,6 @@
 
 #include "base/error.h"
 #include "base/seed.h"
-#include "model/fused_ops.h"
 #include "model/gpu_ops.h"
 #include "model/loss.h"
 #include "model/recompute.h"

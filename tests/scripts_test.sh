@@ -428,7 +428,10 @@ SmolLM2IsDistilledFromItsFinetunedSelf() {
     expect 0 "" grep -E "^convert --model $best --output .*/swapped-t2r75-finetuned .*--keep-softmax-every 4$" "$calls" &&
     expect 0 "" grep -E "^train .*/t2r75-transfer .*--model .*/swapped-t2r75 --transfer-steps 150$" "$calls" &&
     expect 0 "" grep -E "^train .*/t2r75-transfer-distill .*/swapped-t2r75-finetuned --teacher $best --transfer-steps 150$" "$calls" &&
-    expect 0 "^3$" grep -c "^train" "$calls"
+    expect 0 "^3$" grep -c "^train" "$calls" || return 1
+  expect 0 "^\\| t2r75-transfer-distill-39M \\| 39.3M " env T2R="$TMP/fake_t2r" T2R_MODEL="$TMP/smol_model" "$root/launch/smollm2.sh" \
+    --distill-tokens 39321600 t2r75-transfer-distill &&
+    expect 0 "" grep -E "^train .*/t2r75-transfer-distill-39M .*--tokens 39321600 .*/swapped-t2r75-finetuned --teacher $best --transfer-steps 400$" "$calls"
 }
 
 PaperSmallMakesEverythingOnce() {

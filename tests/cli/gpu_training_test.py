@@ -141,8 +141,8 @@ class Resuming(GpuCase):
 
 
     def test_distillation(self):
-        teacher = self.train("teacher", "--steps", 30, "--precision", "float32", "--model.attention", "softmax") / "checkpoints" / "latest"
-        converted = self.folder / "converted"
+        teacher = self.train("distilling", "--steps", 30, "--precision", "float32", "--model.attention", "softmax") / "checkpoints" / "latest"
+        converted = self.folder / "to-distill"
         self.must("convert", "--model", teacher, "--output", converted, "--feature-size", 16)
 
         def losses(name, *more):
