@@ -5,7 +5,7 @@ find_package(PkgConfig REQUIRED)
 
 # LibTorch's wheel asks for a CUDA toolkit whenever it was built with CUDA, GPU or not; the list keeps nvcc 13 from
 # being asked for architectures that it has dropped.
-set(TORCH_CUDA_ARCH_LIST "8.0;9.0a" CACHE STRING "CUDA architectures, in Torch's notation")
+set(TORCH_CUDA_ARCH_LIST "8.0+PTX;9.0a" CACHE STRING "CUDA architectures, in Torch's notation")
 find_package(Torch 2.4 REQUIRED)
 
 # CUDA code is built where LibTorch has CUDA, whose package has then found a toolkit and its compiler.

@@ -125,6 +125,7 @@ void print_cross(const std::vector<CrossShape>& shapes, const Ceilings& ceilings
         std::printf("|\n");
       } catch (const c10::Error& error) {
         std::printf("| cannot: %s |\n", error.what_without_backtrace());
+        if (name == peers.front().first) throw;
       }
       std::fflush(stdout);
     }

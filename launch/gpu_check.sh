@@ -110,6 +110,7 @@ main() {
       exit 0 ;;
     "" | -*) usage >&2; exit 64 ;;
   esac
+  [[ $# == 1 || "$#,${2:-}" == 2,--no-bench ]] || fail 64 "unknown arguments ${*:2}; see --help"
   local build=$1 kernels torch tests nccl_tests bench library script packed=''
   tests=$(find_file "$build" t2r_gpu_tests)
   nccl_tests=$(find_file "$build" t2r_dist_nccl_tests)

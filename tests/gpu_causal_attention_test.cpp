@@ -222,6 +222,17 @@ TEST(GpuCausal, DocumentsDoNotSeeEachOther) {
                at::kBFloat16, 1e-2);
 }
 
+TEST(GpuCausal, DocumentsOfGroupedHeadsInEveryShape) {
+  for (const int64_t head_size : {32, 64, 128}) {
+    for (const int64_t features : {32, 64, 128}) {
+      for (const bool map : {true, false}) {
+        expect_exact({.length = 333, .query_heads = 4, .key_heads = map ? 1 : 2, .head_size = head_size, .features = features, .map = map,
+                      .state = true, .documents = true}, at::kBFloat16, 1e-2);
+      }
+    }
+  }
+}
+
 TEST(GpuCausal, SlicesOfAFusedProjection) { expect_exact({.length = 257, .query_heads = 3, .state_heads = 3, .key_heads = 3, .value_heads = 3, .fused_qkv = true}); }
 
 TEST(GpuCausal, AFusedProjectionGetsOneGradient) {
@@ -268,6 +279,25 @@ TEST(GpuCausal, OneSequenceCutIntoSegments) {
         expect_exact({.batch = 1, .length = 5000, .head_size = head_size, .features = features, .map = map, .state = true, .v_mean = 4.0}, at::kBFloat16, 1e-2);
       }
     }
+  }
+}
+
+TEST(GpuCausal, GroupedQueriesOfOneSequenceCutIntoSegments) {
+  for (const bool documents : {false, true}) {
+    expect_exact({.batch = 1, .length = 5000, .query_heads = 6, .state = true, .documents = documents}, at::kBFloat16, 1e-2);
+  }
+}
+
+TEST(GpuCausal, SecondDerivativesAreRefused) {
+  for (const auto type : {at::kBFloat16, at::kFloat}) {
+    const Problem p = make_problem({}, type);
+    const Tensor q = p.leaves[0].clone().requires_grad_();
+    CausalInputs in = p.inputs;
+    in.q_BTHd = q;
+    const Tensor loss = causal(in).o_BTHd.sum();
+    EXPECT_THAT(message_of([&] { torch::autograd::grad({loss}, {q}, {}, /*retain_graph=*/true, /*create_graph=*/true); }),
+                HasSubstr("causal: second derivatives are not there"));
+    EXPECT_NO_THROW(torch::autograd::grad({loss}, {q}));
   }
 }
 

@@ -38,7 +38,8 @@ DecoderConfig config_of(Family family, std::optional<LinearAttentionConfig> line
 
 std::vector<Variant> variants() {
   const LinearAttentionConfig t2r{.feature_size = 16}, mixed{.feature_size = 16, .softmax_layers = {1}},
-      elu{.feature_map = "elu", .feature_size = 32}, hedgehog{.feature_map = "hedgehog", .feature_size = 64}, per_query{.feature_size = 16, .map_per_query_head = true};
+      elu{.feature_map = "elu", .feature_size = 32}, hedgehog{.feature_map = "hedgehog", .feature_size = 64},
+      odd{.feature_map = "hedgehog", .feature_size = 36}, per_query{.feature_size = 16, .map_per_query_head = true};
   std::vector<Variant> all;
   for (const Family family : {Family::kGpt2, Family::kLlama}) {
     all.push_back({"softmax", config_of(family, std::nullopt)});
@@ -46,6 +47,7 @@ std::vector<Variant> variants() {
     all.push_back({"mixed", config_of(family, mixed)});
     all.push_back({"elu", config_of(family, elu)});
     all.push_back({"hedgehog", config_of(family, hedgehog)});
+    all.push_back({"hedgehog, 36 features: no whole units of 16 bytes", config_of(family, odd)});
   }
   all.push_back({"a map per query head", config_of(Family::kLlama, per_query)});
   return all;

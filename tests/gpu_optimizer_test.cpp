@@ -85,7 +85,7 @@ void step(const Problem& p, const Host& host) {
   adamw(p.tensors, kSettings);
 }
 
-/// AdamW in float64 with the decisions of Trainer::update_parameters().
+/// AdamW in float64 with the decisions of HostStep::update_parameters().
 class Oracle {
  public:
   explicit Oracle(const Problem& p)

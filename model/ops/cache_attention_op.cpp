@@ -13,7 +13,6 @@ namespace {
 
 using kernels::cuda::CacheAttention;
 using kernels::cuda::kMaxCacheHead;
-using kernels::cuda::View;
 
 void check_on_device(const Tensor& tensor, const char* name, at::ScalarType type, const Tensor& q) {
   TORCH_CHECK(tensor.device() == q.device(), "t2r: ", name, " is on ", tensor.device(), ", q is on ", q.device(), ", allowed: one device");
@@ -51,8 +50,6 @@ void check_inputs(const CacheAttentionInputs& in) {
               batch * query_heads);
   TORCH_CHECK(in.scale > 0, "t2r: scale is ", in.scale, ", allowed: positive");
 }
-
-View token_view_of(const Tensor& tensor) { return {const_cast<void*>(tensor.const_data_ptr()), tensor.stride(0), 0, tensor.stride(1)}; }
 
 }  // namespace
 

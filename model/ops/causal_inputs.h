@@ -19,7 +19,9 @@ struct CausalInputs {
   Tensor v_BTHd;
   std::optional<Tensor> weight_HKd = {};  ///< the map: phi(x) = relu(scale W x + b), scale = 1 for keys
   std::optional<Tensor> bias_HK = {};
-  std::optional<Tensor> document_start_BT = {};  ///< int32: index of the first token of each token's document
+  /// int32: index of the first token of each token's document; negative for one that began before this call, and only its tokens
+  /// see the initial state.
+  std::optional<Tensor> document_start_BT = {};
   std::optional<Tensor> initial_s_BHKd = {};     ///< float32 (float64 for float64 inputs)
   std::optional<Tensor> initial_z_BHK = {};
   double scale = 1.0;

@@ -44,7 +44,7 @@ CausalArguments common_arguments(const Problem& p, bool backward) {
   CausalArguments a;
   a.shape = p.shape;
   a.rule = {static_cast<float>(p.scale), static_cast<float>(p.floor), static_cast<float>(p.added)};
-  a.plan = kernels::cuda::plan_causal(p.shape, p.document_start.defined(), backward, current_device());
+  a.plan = kernels::cuda::plan_causal(p.shape, p.weight.defined(), p.document_start.defined(), backward, current_device());
   a.q = view_of(p.q);
   a.k = view_of(p.k);
   a.v = view_of(p.v);
@@ -202,12 +202,6 @@ Gradients backward_simt(const Problem& p, const Tensor& states, const Tensor& gr
   return g;
 }
 
-/// Gradients of query heads that share `heads` heads, added up over dimension `dimension`.
-Tensor add_groups(const Tensor& gradient, int64_t dimension, int64_t heads) {
-  if (!gradient.defined() || gradient.size(dimension) == heads) return gradient;
-  return gradient.unflatten(dimension, {heads, gradient.size(dimension) / heads}).sum(dimension + 1);
-}
-
 ForwardResult forward_any(const Problem& p, bool save, bool want_state) {
   if (p.tensor_cores()) return forward_bf16(p, save, want_state);
   return p.q.scalar_type() == at::kDouble ? forward_simt<double>(p, save) : forward_simt<float>(p, save);
@@ -249,6 +243,7 @@ class Causal : public torch::autograd::Function<Causal> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
+    refuse_second_derivatives("causal");
     const auto saved = ctx->get_saved_variables();
     const c10::cuda::CUDAGuard guard(saved[0].device());
     const Problem p = problem(saved[0], saved[1], saved[2], saved[3], saved[4], saved[5], saved[6], saved[7],
@@ -309,6 +304,7 @@ class CausalQkv : public torch::autograd::Function<CausalQkv> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
+    refuse_second_derivatives("causal_qkv");
     const auto saved = ctx->get_saved_variables();
     const Tensor& qkv = saved[0];
     const c10::cuda::CUDAGuard guard(qkv.device());
@@ -361,19 +357,31 @@ CausalOutputs causal_padded(CausalInputs in, bool want_state) {
   }
   CausalOutputs out = causal_any(in, want_state);
   if (want_state) {
-    out.s_BHKd = out.s_BHKd.slice(2, 0, features);
-    out.z_BHK = out.z_BHK.slice(2, 0, features);
+    out.s_BHKd = out.s_BHKd.slice(2, 0, features).contiguous();  // as every state is, and decode_step asks for
+    out.z_BHK = out.z_BHK.slice(2, 0, features).contiguous();
   }
   return out;
 }
 
-/// Whether one kernel serves bfloat16 inputs with a map.
-bool is_fused(const CausalInputs& in) {
-  const Shape shape = check_causal(in);
+/// Whether this device has a tensor-core kernel for the shape.
+bool has_kernel(const Shape& shape, bool has_map) {
+  return kernels::cuda::plan_causal(shape, has_map, false, false, current_device()).engine != kernels::cuda::Engine::kNone;
+}
+
+/// As check_bf16_strides(), of all three.
+void check_strides(const CausalInputs& in) {
   check_bf16_strides(in.q_BTHd, "q");
   check_bf16_strides(in.k_BTHd, "k");
   check_bf16_strides(in.v_BTHd, "v");
-  return kernels::cuda::plan_causal(shape, false, false, {}).engine != kernels::cuda::Engine::kNone;
+}
+
+/// The same without a map: features by tensor operations.
+CausalInputs with_features(CausalInputs in) {
+  const Tensor weight = *in.weight_HKd, bias = *in.bias_HK;
+  in.weight_HKd = in.bias_HK = std::nullopt;
+  in.q_BTHd = map_features(in.q_BTHd, weight, bias, in.scale);
+  in.k_BTHd = map_features(in.k_BTHd, weight, bias, 1.0);
+  return in;
 }
 
 CausalOutputs causal_any(CausalInputs in, bool want_state) {
@@ -381,11 +389,16 @@ CausalOutputs causal_any(CausalInputs in, bool want_state) {
   const bool has_map = in.weight_HKd.has_value();
   const auto type = in.q_BTHd.scalar_type();
   if (type == at::kBFloat16) {
-    if (!has_map && shape.feature_size % 8 != 0) return causal_padded(in, want_state);
-    check_bf16_strides(in.q_BTHd, "q");
-    check_bf16_strides(in.k_BTHd, "k");
     check_bf16_strides(in.v_BTHd, "v");
-    if (kernels::cuda::plan_causal(shape, false, false, {}).engine != kernels::cuda::Engine::kNone) return run(in, want_state);
+    if (!has_map && shape.feature_size % 8 != 0) return causal_padded(in, want_state);
+    check_strides(in);
+    if (has_kernel(shape, has_map)) return run(in, want_state);
+    if (has_map && has_kernel(shape, false)) {  // without the map it fits into this device's shared memory
+      in = with_features(in);
+      in.q_BTHd = in.q_BTHd.contiguous();
+      in.k_BTHd = in.k_BTHd.contiguous();
+      return causal_any(in, want_state);
+    }
     // Too large for the tensor-core kernels: the float32 ones, one rounding at the end.
     for (Tensor* tensor : {&in.q_BTHd, &in.k_BTHd, &in.v_BTHd}) *tensor = tensor->to(at::kFloat);
     if (has_map) in.weight_HKd = in.weight_HKd->to(at::kFloat), in.bias_HK = in.bias_HK->to(at::kFloat);
@@ -393,12 +406,7 @@ CausalOutputs causal_any(CausalInputs in, bool want_state) {
     out.o_BTHd = out.o_BTHd.to(type);
     return out;
   }
-  if (has_map) {
-    const Tensor weight = *in.weight_HKd, bias = *in.bias_HK;
-    in.weight_HKd = in.bias_HK = std::nullopt;
-    in.q_BTHd = map_features(in.q_BTHd, weight, bias, in.scale);
-    in.k_BTHd = map_features(in.k_BTHd, weight, bias, 1.0);
-  }
+  if (has_map) in = with_features(in);
   for (Tensor* tensor : {&in.q_BTHd, &in.k_BTHd, &in.v_BTHd}) {
     if (tensor->stride(3) != 1) *tensor = tensor->contiguous();
   }
@@ -426,7 +434,7 @@ bool has_features_passes(int64_t features, int64_t head_size) {
                     .value_heads = 1,
                     .head_size = static_cast<int>(head_size),
                     .feature_size = static_cast<int>(features)};
-  return features % 8 == 0 && kernels::cuda::plan_causal(shape, false, false, {}).engine != kernels::cuda::Engine::kNone;
+  return features % 8 == 0 && has_kernel(shape, /*has_map=*/false);
 }
 
 FeaturesForward causal_features_forward(const CausalInputs& in, bool save) {
@@ -468,8 +476,10 @@ Tensor op_causal_qkv(const Tensor& qkv, const Tensor& weight, const Tensor& bias
                      double added) {
   const auto [q, k, v] = qkv_parts(qkv, query_heads);
   const CausalInputs inputs{q, k, v, weight, bias, {}, {}, {}, scale, floor, added};
+  const Shape shape = check_causal(inputs);
   // The kernels for float32 take given features: the general operator makes them.
-  if (qkv.scalar_type() != at::kBFloat16 || !is_fused(inputs)) return causal_any(inputs, false).o_BTHd;
+  if (qkv.scalar_type() != at::kBFloat16 || !has_kernel(shape, /*has_map=*/true)) return causal_any(inputs, false).o_BTHd;
+  check_strides(inputs);
   return CausalQkv::apply(qkv, *contiguous_and_aligned(weight), bias.contiguous(), query_heads, scale, floor, added, needs_gradient(inputs));
 }
 

@@ -181,12 +181,6 @@ Gradients backward_any(const Problem& p, const Tensor& state, const Tensor& grad
   return p.q.scalar_type() == at::kDouble ? backward_simt<double>(p, state, grad_o) : backward_simt<float>(p, state, grad_o);
 }
 
-/// Gradients [B, S, Hs, .] of states that share `heads` heads, added up.
-Tensor add_groups(const Tensor& gradient, int64_t heads) {
-  if (gradient.size(2) == heads) return gradient;
-  return gradient.unflatten(2, {heads, gradient.size(2) / heads}).sum(3);
-}
-
 class Cross : public torch::autograd::Function<Cross> {
  public:
   static Tensor forward(AutogradContext* ctx,
@@ -212,6 +206,7 @@ class Cross : public torch::autograd::Function<Cross> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
+    refuse_second_derivatives("cross");
     const auto saved = ctx->get_saved_variables();
     const c10::cuda::CUDAGuard guard(saved[0].device());
     const auto optional = [](const Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; };
@@ -220,7 +215,7 @@ class Cross : public torch::autograd::Function<Cross> {
                                ctx->saved_data["added"].toDouble(), ctx->saved_data["absolute"].toBool()});
     const Tensor grad_o = gradients[0].defined() ? readable_bf16(gradients[0]) : at::zeros_like(new_output(p));
     const Gradients g = backward_any(p, saved[6], grad_o);
-    return {g.q,      add_groups(g.k, p.shape.key_heads), add_groups(g.v, p.shape.value_heads), g.weight, g.bias, Tensor(), Tensor(),
+    return {g.q,      add_groups(g.k, 2, p.shape.key_heads), add_groups(g.v, 2, p.shape.value_heads), g.weight, g.bias, Tensor(), Tensor(),
             Tensor(), Tensor(), Tensor()};
   }
 
@@ -248,8 +243,10 @@ Tensor cross_bf16(CrossInputs in, const Shape& shape) {
   check_bf16_strides(in.q_BTHd, "q");
   check_bf16_strides(in.k_BSHd, "k");
   check_bf16_strides(in.v_BSHd, "v");
-  if (kernels::cuda::plan_cross(shape, static_cast<int>(in.k_BSHd.size(1)), false, {}).padded_features != 0) return run(in);
-  // Too large for the tensor-core kernels: the float32 ones, one rounding at the end.
+  const auto device = current_device();
+  const bool has_memory = device.shared_bytes >= kernels::cuda::kAmpereSharedBytes;  // launch_cross_kernel() needs no more
+  if (has_memory && kernels::cuda::plan_cross(shape, static_cast<int>(in.k_BSHd.size(1)), false, device).padded_features != 0) return run(in);
+  // Too large for the tensor-core kernels or this device: the float32 ones, one rounding at the end.
   for (Tensor* tensor : {&in.q_BTHd, &in.k_BSHd, &in.v_BSHd}) *tensor = tensor->to(at::kFloat);
   if (has_map) in.weight_HKd = in.weight_HKd->to(at::kFloat), in.bias_HK = in.bias_HK->to(at::kFloat);
   return cross(in).to(at::kBFloat16);

@@ -13,7 +13,6 @@ namespace {
 
 using kernels::cuda::DecodeArguments;
 using kernels::cuda::Shape;
-using kernels::cuda::View;
 
 constexpr int64_t kMaxFeatures = 128;
 
@@ -66,9 +65,6 @@ Shape check_decode(const DecodeInputs& in) {
   check_rule(in.scale, in.floor, in.added);
   return shape;
 }
-
-/// One token: [batch, head, column].
-View token_view_of(const Tensor& tensor) { return {const_cast<void*>(tensor.const_data_ptr()), tensor.stride(0), 0, tensor.stride(1)}; }
 
 }  // namespace
 

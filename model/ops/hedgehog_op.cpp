@@ -136,6 +136,7 @@ class Features : public torch::autograd::Function<Features> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
+    refuse_second_derivatives("hedgehog_features");
     const auto saved = ctx->get_saved_variables();
     const Tensor &q = saved[0], &k = saved[1], &weight = saved[2], &bias = saved[3];
     const c10::cuda::CUDAGuard guard(q.device());
@@ -164,6 +165,7 @@ class PairOfSoftmaxes : public torch::autograd::Function<PairOfSoftmaxes> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
+    refuse_second_derivatives("hedgehog_features");
     const Tensor y = ctx->get_saved_variables()[0], grad_phi = gradients[0].contiguous(), grad_y = at::empty_like(y);
     const c10::cuda::CUDAGuard guard(y.device());
     kernels::cuda::SoftmaxPair a = arguments(y);
@@ -211,6 +213,7 @@ class CausalHedgehog : public torch::autograd::Function<CausalHedgehog> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
+    refuse_second_derivatives("causal_hedgehog");
     const auto saved = ctx->get_saved_variables();
     const Tensor &qkv = saved[0], &weight = saved[1], &bias = saved[2];
     const c10::cuda::CUDAGuard guard(qkv.device());

@@ -105,7 +105,8 @@ class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> 
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
-    TORCH_CHECK(ctx->saved_data.count("type") == 1, "t2r: linear_cross_entropy_sum: backward ran before, allowed: once per forward");
+    refuse_second_derivatives("the loss of a linear head");
+    TORCH_CHECK(ctx->saved_data.count("type") == 1, "t2r: the loss of a linear head: backward ran before, allowed: once per forward");
     const auto type = static_cast<at::ScalarType>(ctx->saved_data["type"].toInt());
     Tensor grad_x = ctx->saved_data["grad_x"].toTensor(), grad_weight = ctx->saved_data["grad_weight"].toTensor();
     ctx->saved_data.clear();  // the buffers are handed over

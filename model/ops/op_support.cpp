@@ -28,4 +28,9 @@ Tensor map_features(const Tensor& x, const Tensor& weight, const Tensor& bias, d
   return at::relu(map_products(x, weight, bias, scale)).contiguous();
 }
 
+at::Tensor add_groups(const at::Tensor& gradient, int64_t dimension, int64_t heads) {
+  if (!gradient.defined() || gradient.size(dimension) == heads) return gradient;
+  return gradient.unflatten(dimension, {heads, gradient.size(dimension) / heads}).sum(dimension + 1);
+}
+
 }  // namespace t2r::ops

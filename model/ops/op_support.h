@@ -1,15 +1,18 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/cuda/CUDAContextLight.h>
 #include <c10/util/Exception.h>
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <optional>
 #include <string_view>
 
 #include "model/kernels/cuda/causal_attention.h"
+#include "model/kernels/cuda/causal_memory.h"
 
 /// What the operators share on their way from tensors to kernels.
 namespace t2r::ops {
@@ -41,12 +44,15 @@ inline void check_launch(cudaError_t error, const char* what) {
   TORCH_CHECK(error == cudaSuccess, "t2r: ", what, " failed: ", cudaGetErrorString(error));
 }
 
-/// The current device. T2R_CUDA_KERNELS=sm80 keeps to the portable kernels (for tests).
+/// The current device. T2R_CUDA_KERNELS=sm80 keeps to the portable kernels, and to an A100's shared memory (for tests).
 inline kernels::cuda::Device current_device() {
   const char* const wanted = std::getenv("T2R_CUDA_KERNELS");
   const cudaDeviceProp* const device = at::cuda::getCurrentDeviceProperties();
   const bool portable = wanted != nullptr && std::string_view(wanted) == "sm80";
-  return {.multiprocessors = device->multiProcessorCount, .hopper = device->major == 9 && device->minor == 0 && !portable};
+  const int shared_bytes = static_cast<int>(device->sharedMemPerBlockOptin);
+  return {.multiprocessors = device->multiProcessorCount,
+          .hopper = device->major == 9 && device->minor == 0 && !portable,
+          .shared_bytes = portable ? std::min(shared_bytes, kernels::cuda::kAmpereSharedBytes) : shared_bytes};
 }
 
 template <class T>
@@ -72,12 +78,25 @@ inline kernels::cuda::View view_of(const at::Tensor& tensor) {
   return {const_cast<void*>(tensor.const_data_ptr()), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
 }
 
+/// One token's heads: [batch, head, column].
+inline kernels::cuda::View token_view_of(const at::Tensor& tensor) {
+  return {const_cast<void*>(tensor.const_data_ptr()), tensor.stride(0), 0, tensor.stride(1)};
+}
+
 inline bool is_aligned(const at::Tensor& tensor) { return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0; }
 
 /// The same, in memory that 16-byte copies can read.
 inline OptionalTensor contiguous_and_aligned(const OptionalTensor& tensor) {
   const OptionalTensor result = contiguous(tensor);
   return result.has_value() && !is_aligned(*result) ? OptionalTensor(result->clone()) : result;
+}
+
+/// Gradients of heads that share `heads` heads, added up over dimension `dimension`; an undefined one stays that.
+at::Tensor add_groups(const at::Tensor& gradient, int64_t dimension, int64_t heads);
+
+/// For backward functions, whose kernels autograd does not see. @throws c10::Error  under create_graph
+inline void refuse_second_derivatives(const char* op) {
+  TORCH_CHECK(!at::GradMode::is_enabled(), "t2r: ", op, ": second derivatives are not there, allowed: backward without create_graph");
 }
 
 /// A gradient of four dimensions, which may come with any strides, as 16-byte copies can read it.

@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kThreads) squares_kernel(const Gradient* gradi
   if (threadIdx.x == 0) partials[blockIdx.x] = total;
 }
 
-/// As Trainer::update_parameters() decides.
+/// As HostStep::update_parameters() decides.
 __global__ void __launch_bounds__(kThreads) decide_kernel(const double* partials, double* control, double beta1, double beta2) {
   static_assert(kNormPartials % kThreads == 0);
   double sum = 0.0;

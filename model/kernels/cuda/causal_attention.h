@@ -38,11 +38,12 @@ struct Rule {
 struct Device {
   int multiprocessors = 1;
   bool hopper = false;  ///< wgmma: compute capability 9.0 and a build for sm_90a
+  int shared_bytes = 0;  ///< that a block can have
 };
 
 enum class Engine {
   kNone,   ///< no tensor-core kernel serves the shape
-  kSm80,   ///< mma.sync: every GPU since Ampere, every shape but 128 x 128
+  kSm80,   ///< mma.sync: every GPU since Ampere that has the shared memory (causal_memory.h), every shape but 128 x 128
   kSm90,   ///< wgmma: head size 64 or 128, at most 64 features, no document boundaries
 };
 
@@ -52,6 +53,7 @@ struct Plan {
   int padded_features = 0;
   int chunk = 0;
   int chunks = 0;    ///< per sequence
+  int stages = 0;    ///< chunks of inputs that the portable backward keeps in flight
   int segments = 1;
   int chunks_per_segment = 0;
   int64_t state_record_bytes = 0;  ///< one saved state: S (what its kernels hold of it, in bf16), z in float32
@@ -66,7 +68,7 @@ struct CausalArguments {
   View q, k, v, o;            ///< with a map: q, k are inputs of the map; without: the features
   const void* weight = nullptr;  ///< [state_heads, feature_size, head_size]; null: no map
   const void* bias = nullptr;    ///< [state_heads, feature_size]
-  const int* document_start = nullptr;  ///< [batch, length]: index of the first token of each token's document
+  const int* document_start = nullptr;  ///< [batch, length]: index of the first token of each token's document; negative: before this call
   const float* initial_s = nullptr;     ///< [batch, state_heads, feature_size, head_size]
   const float* initial_z = nullptr;     ///< [batch, state_heads, feature_size]
   float* final_s = nullptr;
@@ -85,7 +87,7 @@ struct CausalArguments {
 };
 
 /// How a problem of this shape is computed; forward and backward of one problem agree on everything but `segments`.
-Plan plan_causal(const Shape& shape, bool documents, bool backward, const Device& device);
+Plan plan_causal(const Shape& shape, bool has_map, bool documents, bool backward, const Device& device);
 
 /// d W and d b of the map: the sums of what every block of threads left behind.
 struct PartsSum {

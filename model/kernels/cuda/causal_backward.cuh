@@ -1,34 +1,9 @@
 #pragma once
 
 #include "model/kernels/cuda/causal_common.cuh"
+#include "model/kernels/cuda/causal_memory.h"
 
 namespace t2r::kernels::cuda {
-
-/// Shared memory of the backward kernel, in bytes from its start.
-template <int kHead, int kFeatures, int kChunk, bool kMap>
-struct BackwardMemory {
-  static constexpr int kInput = kMap ? kHead : kFeatures;
-  static constexpr int kQ = 0;
-  static constexpr int kK = kQ + kChunk * kInput * 2;
-  static constexpr int kV = kK + kChunk * kInput * 2;
-  static constexpr int kGradO = kV + kChunk * kHead * 2;
-  static constexpr int kStage = kGradO + kChunk * kHead * 2;
-  static constexpr int kFeatureTile = kChunk * kFeatures * 2;
-  static constexpr int kRecord = 4 * kFeatures * kHead + 4 * kFeatures;  // S or dS: hi, lo, z in float32
-  static constexpr int kRest = (kMap ? kFeatures * kHead * 2 : 0) + (kMap ? 3 : 2) * kFeatureTile + 2 * kRecord +
-                               4 * kFeatures + 4 * kChunk + (kMap ? kChunk * kHead * 2 : 0);
-  static constexpr int kStages = 2 * kStage + kRest <= 227 * 1024 ? 2 : 1;
-  static constexpr int kWeight = kStages * kStage;
-  static constexpr int kPhiK = kWeight + (kMap ? kFeatures * kHead * 2 : 0);  // later d y of the keys
-  static constexpr int kScaledPhiQ = kPhiK + kFeatureTile;                    // R = phi(q) / denominator
-  static constexpr int kGradYQ = kScaledPhiQ + kFeatureTile;
-  static constexpr int kState = kGradYQ + (kMap ? kFeatureTile : 0);
-  static constexpr int kGradState = kState + kRecord;
-  static constexpr int kBias = kGradState + kRecord;
-  static constexpr int kE = kBias + 4 * kFeatures;
-  static constexpr int kScratch = kE + 4 * kChunk;
-  static constexpr int kBytes = kScratch + (kMap ? kChunk * kHead * 2 : 0);
-};
 
 /// Gradients of causal_forward_kernel. With a_ts = phi(q_t) . phi(k_s), D_t the denominator, r_t = phi(q_t) / D_t:
 ///
@@ -41,9 +16,9 @@ struct BackwardMemory {
 /// d o . o is recomputed from the very products that it must cancel against (d o . v_s summed with the weights), so v's mean
 /// drops out, whatever its size; o itself is not read. Chunks are walked from the last to the first; S comes from forward's
 /// records. Per chunk: features | rows: e, d q, R | columns: d k, d v | dS, d W; barriers between the four.
-template <int kHead, int kFeatures, int kChunk, bool kMap, BackwardPart kPart>
+template <int kHead, int kFeatures, int kChunk, bool kMap, int kStages, BackwardPart kPart>
 __global__ void __launch_bounds__(kChunk * 2, 1) causal_backward_kernel(const __grid_constant__ CausalArguments a) {
-  using Memory = BackwardMemory<kHead, kFeatures, kChunk, kMap>;
+  using Memory = BackwardMemory<kHead, kFeatures, kChunk, kMap, kStages>;
   constexpr int kWarps = kChunk / 16, kInput = Memory::kInput, kSteps = kFeatures / 16, kThreads = kChunk * 2;
   constexpr bool kRowPart = kPart != BackwardPart::kColumns, kColumnPart = kPart != BackwardPart::kRows;
   extern __shared__ __align__(128) unsigned char memory[];
@@ -80,7 +55,7 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_backward_kernel(const __
 
   const auto copy_chunk = [&](int chunk) {
     if (chunk >= chunk_begin) {
-      const uint32_t stage = base + (chunk % Memory::kStages) * Memory::kStage;
+      const uint32_t stage = base + (chunk % kStages) * Memory::kStage;
       const int64_t first = int64_t{chunk} * kChunk;
       const int valid = min(kChunk, shape.length - static_cast<int>(first));
       copy_rows_async(Tile<kInput>{stage + Memory::kQ}, q + first * a.q.token_stride, a.q.token_stride, row0, valid, input_units, lane);
@@ -145,7 +120,7 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_backward_kernel(const __
   publish_state();
 
   for (int chunk = chunk_end - 1; chunk >= chunk_begin; --chunk) {
-    const uint32_t stage = base + (chunk % Memory::kStages) * Memory::kStage;
+    const uint32_t stage = base + (chunk % kStages) * Memory::kStage;
     const Tile<kInput> q_tile{stage + Memory::kQ}, k_tile{stage + Memory::kK};
     const Tile<kHead> v_tile{stage + Memory::kV}, grad_o_tile{stage + Memory::kGradO};
     const Tile<kFeatures> phi_k{kMap ? base + Memory::kPhiK : stage + Memory::kK};
@@ -192,7 +167,7 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_backward_kernel(const __
       }
     }
     __syncthreads();
-    if constexpr (Memory::kStages == 2) copy_chunk(chunk - 1);
+    if constexpr (kStages == 2) copy_chunk(chunk - 1);
 
     if constexpr (kRowPart) {
       constexpr int kBlocks = kChunk / 16;
@@ -368,7 +343,7 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_backward_kernel(const __
       scaled_phi_q.store_pair(high, n, lane & 3, pack(phi_high.x * inverse_high, phi_high.y * inverse_high));
     }
     __syncthreads();
-    if constexpr (Memory::kStages == 2) copy_state(chunk - 1);
+    if constexpr (kStages == 2) copy_state(chunk - 1);
 
     if constexpr (kColumnPart) {
       float dv[kHead / 8][4] = {};
@@ -528,8 +503,8 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_backward_kernel(const __
       }
     }
     publish_state();
-    if constexpr (kColumnPart || Memory::kStages == 1) __syncthreads();  // d y of the keys and e are overwritten next
-    if constexpr (Memory::kStages == 1) {
+    if constexpr (kColumnPart || kStages == 1) __syncthreads();  // d y of the keys and e are overwritten next
+    if constexpr (kStages == 1) {
       copy_chunk(chunk - 1);
       copy_state(chunk - 1);
     }
@@ -565,22 +540,35 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_backward_kernel(const __
   }
 }
 
-template <int kHead, int kFeatures, int kChunk, bool kMap>
-cudaError_t launch_backward(const CausalArguments& a, cudaStream_t stream) {
-  using Memory = BackwardMemory<kHead, kFeatures, kChunk, kMap>;
-  static_assert(Memory::kBytes <= 227 * 1024);
+template <int kHead, int kFeatures, int kChunk, bool kMap, int kStages>
+cudaError_t launch_staged_backward(const CausalArguments& a, cudaStream_t stream) {
+  constexpr int kBytes = BackwardMemory<kHead, kFeatures, kChunk, kMap, kStages>::kBytes;
+  static_assert(kBytes <= kHopperSharedBytes);
   const dim3 grid(a.shape.batch * a.shape.query_heads, a.plan.segments);
   const auto launch = [&](auto* kernel) {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Memory::kBytes);
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
     if (error != cudaSuccess) return error;
-    kernel<<<grid, kChunk * 2, Memory::kBytes, stream>>>(a);
+    kernel<<<grid, kChunk * 2, kBytes, stream>>>(a);
     return cudaGetLastError();
   };
-  if (a.plan.segments == 1) return launch(causal_backward_kernel<kHead, kFeatures, kChunk, kMap, BackwardPart::kAll>);
-  cudaError_t error = launch(causal_backward_kernel<kHead, kFeatures, kChunk, kMap, BackwardPart::kRows>);
+  if (a.plan.segments == 1) return launch(causal_backward_kernel<kHead, kFeatures, kChunk, kMap, kStages, BackwardPart::kAll>);
+  cudaError_t error = launch(causal_backward_kernel<kHead, kFeatures, kChunk, kMap, kStages, BackwardPart::kRows>);
   if (error == cudaSuccess) error = scan_segments(a, true, stream);
   if (error != cudaSuccess) return error;
-  return launch(causal_backward_kernel<kHead, kFeatures, kChunk, kMap, BackwardPart::kColumns>);
+  return launch(causal_backward_kernel<kHead, kFeatures, kChunk, kMap, kStages, BackwardPart::kColumns>);
+}
+
+template <int kHead, int kFeatures, int kChunk, bool kMap>
+cudaError_t launch_backward(const CausalArguments& a, cudaStream_t stream) {
+  constexpr int kTwo = BackwardMemory<kHead, kFeatures, kChunk, kMap, 2>::kBytes, kOne = BackwardMemory<kHead, kFeatures, kChunk, kMap, 1>::kBytes;
+  if constexpr (kTwo <= kHopperSharedBytes) {
+    if (a.plan.stages == 2) return launch_staged_backward<kHead, kFeatures, kChunk, kMap, 2>(a, stream);
+  }
+  // What two stages do not fit on, Hopper or an A100, may have room for one.
+  if constexpr (kTwo > kHopperSharedBytes || (kTwo > kAmpereSharedBytes && kOne <= kAmpereSharedBytes)) {
+    if (a.plan.stages == 1) return launch_staged_backward<kHead, kFeatures, kChunk, kMap, 1>(a, stream);
+  }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace t2r::kernels::cuda

@@ -3,6 +3,7 @@
 #include "model/kernels/cuda/causal_common.cuh"
 #include "model/kernels/cuda/causal_features_backward.h"
 #include "model/kernels/cuda/causal_instances.h"
+#include "model/kernels/cuda/causal_memory.h"
 
 namespace t2r::kernels::cuda {
 namespace {
@@ -80,16 +81,42 @@ __global__ void __launch_bounds__(kSumThreads) sum_parts_kernel(const __grid_con
   static_cast<__nv_bfloat16*>(is_weight ? a.grad_weight : a.grad_bias)[index] = sum;
 }
 
+struct Tiling {
+  int chunk = 0, stages = 0;
+};
+
+/// The longest chunks that fit into `shared_bytes`; chunk 0: none do.
+constexpr Tiling tiling_of(int head_size, int features, bool has_map, int shared_bytes) {
+#define T2R_TRY_SHORT(HEAD, FEATURES, CHUNK, MAP)                                                   \
+  if (head_size == HEAD && features == FEATURES && has_map == MAP) {                                \
+    const int stages = backward_stages<HEAD, FEATURES, CHUNK, MAP>(shared_bytes);                   \
+    if (stages > 0) return {CHUNK, stages};                                                         \
+  }
+#define T2R_TRY(HEAD, FEATURES, CHUNK) T2R_TRY_SHORT(HEAD, FEATURES, CHUNK, true) T2R_TRY_SHORT(HEAD, FEATURES, CHUNK, false)
+  T2R_FOR_EACH_CAUSAL(T2R_TRY)
+  T2R_FOR_EACH_SHORT_CAUSAL(T2R_TRY_SHORT)
+#undef T2R_TRY
+#undef T2R_TRY_SHORT
+  return {};
+}
+
+/// A kernel takes every shape with given features on an A100, and all with a map on Hopper.
+#define T2R_CHECK(HEAD, FEATURES, CHUNK)                                         \
+  static_assert(tiling_of(HEAD, FEATURES, false, kAmpereSharedBytes).chunk > 0); \
+  static_assert(tiling_of(HEAD, FEATURES, true, kHopperSharedBytes).chunk == CHUNK);
+T2R_FOR_EACH_CAUSAL(T2R_CHECK)
+#undef T2R_CHECK
+static_assert(tiling_of(64, 32, true, kAmpereSharedBytes).chunk == 128, "the paper's shape");
+
 }  // namespace
 
-Plan plan_causal(const Shape& shape, bool documents, bool backward, const Device& device) {
+Plan plan_causal(const Shape& shape, bool has_map, bool documents, bool backward, const Device& device) {
   Plan plan;
   const int padded = shape.feature_size <= 32 ? 32 : shape.feature_size <= 64 ? 64 : 128;
-#define T2R_MATCH(HEAD, FEATURES, CHUNK) \
-  if (shape.head_size == HEAD && padded == FEATURES) plan.chunk = CHUNK;
-  T2R_FOR_EACH_CAUSAL(T2R_MATCH)
-#undef T2R_MATCH
-  if (plan.chunk == 0) return plan;
+  const Tiling tiling = tiling_of(shape.head_size, padded, has_map, device.shared_bytes);
+  if (tiling.chunk == 0) return plan;
+  plan.chunk = tiling.chunk;
+  plan.stages = tiling.stages;
   plan.engine = device.hopper && !documents && shape.head_size >= 64 && padded <= 64 ? Engine::kSm90 : Engine::kSm80;
   plan.padded_features = padded;
   if (plan.engine == Engine::kSm90) plan.chunk = 64;
@@ -112,9 +139,14 @@ Plan plan_causal(const Shape& shape, bool documents, bool backward, const Device
 }
 
 #define T2R_LAUNCH(HEAD, FEATURES, CHUNK)                                                            \
-  if (a.shape.head_size == HEAD && a.plan.padded_features == FEATURES) {                             \
+  if (a.shape.head_size == HEAD && a.plan.padded_features == FEATURES && a.plan.chunk == CHUNK) {    \
     return a.weight != nullptr ? T2R_PASS<HEAD, FEATURES, CHUNK, true>(a, stream)                    \
                                : T2R_PASS<HEAD, FEATURES, CHUNK, false>(a, stream);                  \
+  }
+
+#define T2R_LAUNCH_SHORT(HEAD, FEATURES, CHUNK, MAP)                                                                       \
+  if (a.shape.head_size == HEAD && a.plan.padded_features == FEATURES && a.plan.chunk == CHUNK && (a.weight != nullptr) == MAP) { \
+    return T2R_PASS<HEAD, FEATURES, CHUNK, MAP>(a, stream);                                                                \
   }
 
 #define T2R_LAUNCH_SM90(HEAD, FEATURES, PASS)                                                                        \
@@ -129,6 +161,7 @@ cudaError_t causal_forward_bf16(const CausalArguments& a, cudaStream_t stream) {
   T2R_LAUNCH_SM90(128, 64, launch_forward_wide)
 #define T2R_PASS launch_forward
   T2R_FOR_EACH_CAUSAL(T2R_LAUNCH)
+  T2R_FOR_EACH_SHORT_CAUSAL(T2R_LAUNCH_SHORT)
 #undef T2R_PASS
   return cudaErrorInvalidValue;
 }
@@ -141,6 +174,7 @@ cudaError_t causal_backward_bf16(const CausalArguments& a, cudaStream_t stream) 
   if (has_causal_features_backward(a)) return causal_features_backward(a, stream);
 #define T2R_PASS launch_backward
   T2R_FOR_EACH_CAUSAL(T2R_LAUNCH)
+  T2R_FOR_EACH_SHORT_CAUSAL(T2R_LAUNCH_SHORT)
 #undef T2R_PASS
   return cudaErrorInvalidValue;
 }

@@ -1,28 +1,9 @@
 #pragma once
 
 #include "model/kernels/cuda/causal_common.cuh"
+#include "model/kernels/cuda/causal_memory.h"
 
 namespace t2r::kernels::cuda {
-
-/// Shared memory of the forward kernel, in bytes from its start.
-template <int kHead, int kFeatures, int kChunk, bool kMap>
-struct ForwardMemory {
-  static constexpr int kInput = kMap ? kHead : kFeatures;  // columns of q and k
-  static constexpr int kQ = 0;
-  static constexpr int kK = kQ + kChunk * kInput * 2;
-  static constexpr int kV = kK + kChunk * kInput * 2;
-  static constexpr int kStage = kV + kChunk * kHead * 2;
-  static constexpr int kStages = 2;
-  static constexpr int kWeight = kStages * kStage;
-  static constexpr int kPhiK = kWeight + (kMap ? kFeatures * kHead * 2 : 0);
-  static constexpr int kScratch = kPhiK + (kMap ? kChunk * kFeatures * 2 : 0);  // the rows of q serve if they are wide enough
-  static constexpr bool kOwnScratch = kInput < kHead;
-  static constexpr int kState = kScratch + (kOwnScratch ? kChunk * kHead * 2 : 0);  // a state record: S hi, S lo, z
-  static constexpr int kZ = kState + 4 * kFeatures * kHead;
-  static constexpr int kZSplit = kZ + 4 * kFeatures;
-  static constexpr int kBias = kZSplit + 4 * kFeatures;
-  static constexpr int kBytes = kBias + (kMap ? 4 * kFeatures : 0);  // 64 x 128 given features: two blocks just fit a multiprocessor
-};
 
 /// One block of threads walks one segment of one sequence and query head, chunk by chunk; warp i owns 16 rows of a chunk.
 /// With `kSumsOnly` it writes the segment's own sums of phi(k) v^T and phi(k) and nothing else.
@@ -262,7 +243,6 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_forward_kernel(const __g
 template <int kHead, int kFeatures, int kChunk, bool kMap>
 cudaError_t launch_forward(const CausalArguments& a, cudaStream_t stream) {
   using Memory = ForwardMemory<kHead, kFeatures, kChunk, kMap>;
-  static_assert(Memory::kBytes <= 227 * 1024);
   const dim3 grid(a.shape.batch * a.shape.query_heads, a.plan.segments);
   const auto launch = [&](auto* kernel, dim3 blocks) {
     const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Memory::kBytes);

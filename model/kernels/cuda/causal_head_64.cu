@@ -7,5 +7,6 @@ namespace t2r::kernels::cuda {
 T2R_INSTANTIATE_CAUSAL(64, 32, 128)
 T2R_INSTANTIATE_CAUSAL(64, 64, 128)
 T2R_INSTANTIATE_CAUSAL(64, 128, 64)
+T2R_INSTANTIATE_SHORT_CAUSAL(64, 64, 64, true)
 
 }  // namespace t2r::kernels::cuda

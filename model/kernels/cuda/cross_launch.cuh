@@ -3,14 +3,15 @@
 #include "model/kernels/cuda/cross_backward.cuh"
 #include "model/kernels/cuda/cross_forward.cuh"
 #include "model/kernels/cuda/cross_instances.h"
+#include "model/kernels/cuda/causal_memory.h"
 #include "model/kernels/cuda/launch_early.cuh"
 
 namespace t2r::kernels::cuda {
 
 template <class Memory>
 cudaError_t launch_cross_kernel(void (*kernel)(CrossArguments, CrossPart), CrossPart part, const CrossArguments& a, cudaStream_t stream) {
-  static_assert(Memory::kBytes <= 163 * 1024, "what every GPU since Ampere's A100 has");
-  static_assert(Memory::kClusterBytes <= 227 * 1024, "what Hopper has");
+  static_assert(Memory::kBytes <= kAmpereSharedBytes);
+  static_assert(Memory::kClusterBytes <= kHopperSharedBytes);
   const int segments = part == CrossPart::kSource ? a.plan.source.segments : a.plan.queries.segments;
   const bool cluster = a.plan.whole && segments > 1;
   const int bytes = cluster ? Memory::kClusterBytes : Memory::kBytes;
