@@ -1,10 +1,15 @@
 #pragma once
 
+#include <c10/util/Exception.h>
+
 #include <exception>
+#include <optional>
 #include <string>
+#include <utility>
 
 #include "base/error.h"
 #include "dist/communicator.h"
+#include "launch/gpu_memory.h"
 
 namespace t2r::launch {
 
@@ -22,6 +27,11 @@ LocalOutcome attempt(const Action& action) {
     return {};
   } catch (const Error& error) {
     return {static_cast<int>(error.exit_code()), error.what()};
+  } catch (const c10::OutOfMemoryError& error) {
+    const GpuMemoryError ours(error, "; try a smaller --batch-size or --micro-batch-size");
+    return {static_cast<int>(ours.exit_code()), ours.what()};
+  } catch (const c10::Error& error) {
+    return {static_cast<int>(ExitCode::kInternal), error.what_without_backtrace()};
   } catch (const std::exception& error) {
     return {static_cast<int>(ExitCode::kInternal), error.what()};
   }
@@ -37,6 +47,15 @@ template <class Action>
 void on_all_ranks(dist::Communicator& communicator, const Action& action) {
   const LocalOutcome first = agree(communicator, attempt(action));
   if (first.exit_code != 0) throw Error(static_cast<ExitCode>(first.exit_code), first.message);
+}
+
+/// What `make` returns, if it does on every rank; else throws on all of them. Collective: every
+/// rank, same order.
+template <class Make>
+auto made_on_all_ranks(dist::Communicator& communicator, const Make& make) {
+  std::optional<decltype(make())> made;
+  on_all_ranks(communicator, [&] { made.emplace(make()); });
+  return std::move(*made);
 }
 
 /// Runs `action` on rank 0 alone and throws on all ranks if it throws. Collective: every rank, same

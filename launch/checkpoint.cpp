@@ -197,6 +197,10 @@ bool CheckpointStore::empty() const {
   return names_newest_first().empty();
 }
 
+bool CheckpointStore::has_best() const {
+  return fs::exists(folder_ / kBest);
+}
+
 void CheckpointStore::save(const CheckpointContent& content,
                            const TrainingPosition& position,
                            bool is_best) {

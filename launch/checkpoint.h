@@ -58,6 +58,9 @@ class CheckpointStore {
   /// Whether the folder holds any checkpoint. Local.
   bool empty() const;
 
+  /// Whether one of them is marked as the best. Local.
+  bool has_best() const;
+
  private:
   std::vector<std::string> names_newest_first() const;
   void publish(const std::filesystem::path& temporary, const std::string& name, bool is_best);

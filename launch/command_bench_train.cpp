@@ -72,22 +72,29 @@ double data_sheet_tflops(const std::string& device) {
   return 0.0;
 }
 
+/// Columns of an attention layer's products per head column: half of the context twice for softmax;
+/// for linear attention update and read of the state, and the map of q and k (Hedgehog's has half
+/// as many rows as features).
+double attention_columns(const model::DecoderConfig& config, int64_t layer, int64_t length) {
+  if (!config.is_linear_layer(layer)) return static_cast<double>(length);
+  const auto features = static_cast<double>(config.linear->feature_size);
+  const std::string& map = config.linear->feature_map;
+  return (map == "t2r" ? 4.0 : map == "hedgehog" ? 3.0 : 2.0) * features;
+}
+
 /// Useful operations of training per token: 6 for every parameter in a product, and attention's,
-/// forward and twice that backward: softmax sees half of the context, linear attention one state
-/// (map of q and k, update, read).
+/// forward and twice that backward.
 double flops_per_token(const model::DecoderConfig& config, int64_t num_parameters, int64_t length) {
   const auto heads = static_cast<double>(config.num_heads),
              dim = static_cast<double>(config.head_dim);
   double parameters = static_cast<double>(num_parameters);
   if (!config.tied_embeddings)
     parameters -= static_cast<double>(config.vocab_size * config.hidden_size);
+  if (config.family == model::Family::kGpt2)  // looked up, not multiplied by
+    parameters -= static_cast<double>(config.max_positions * config.hidden_size);
   double attention = 0.0;
-  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-    const double columns = config.is_linear_layer(layer)
-                               ? 4.0 * static_cast<double>(config.linear->feature_size)
-                               : static_cast<double>(length);
-    attention += 3.0 * 2.0 * heads * dim * columns;
-  }
+  for (int64_t layer = 0; layer < config.num_layers; ++layer)
+    attention += 3.0 * 2.0 * heads * dim * attention_columns(config, layer, length);
   return 6.0 * parameters + attention;
 }
 
@@ -115,8 +122,8 @@ std::vector<data::Batch> make_batches(const BenchOptions& options,
 }
 
 struct Report {
-  std::vector<double> seconds;   ///< per step, of the slowest rank
-  double exposed_seconds = 0.0;  ///< mean, where the backend knows
+  std::vector<double> seconds;            ///< per step, of the slowest rank
+  std::optional<double> exposed_seconds;  ///< mean, where the backend knows
   std::vector<TrainingStep::Phase> phases;
   std::vector<KernelTime> kernels;  ///< of rank 0, one step
   int64_t peak_bytes = 0;           ///< of the rank with the most
@@ -142,8 +149,11 @@ Report measure(const BenchOptions& options,
     if (totals.is_skipped) throw NumericError(concat("step ", i, " was not finite"));
     if (i < options.warmup_steps) continue;
     report.seconds.push_back(seconds);
-    report.exposed_seconds +=
-        totals.exposed_communication_seconds / static_cast<double>(options.steps);
+    if (totals.exposed_communication_seconds.has_value()) {
+      report.exposed_seconds =
+          report.exposed_seconds.value_or(0.0) +
+          *totals.exposed_communication_seconds / static_cast<double>(options.steps);
+    }
   }
   report.peak_bytes = backend.peak_memory_bytes();
   const Tensor slowest = torch::tensor(report.seconds, torch::kFloat64);
@@ -187,6 +197,7 @@ void print_report(const BenchOptions& options,
                                 {"tflops_per_rank", achieved},
                                 {"peak_memory_bytes", report.peak_bytes}};
     if (peak > 0.0) json["mfu"] = achieved / peak;
+    if (report.exposed_seconds.has_value()) json["exposed_seconds"] = *report.exposed_seconds;
     for (const TrainingStep::Phase& phase : report.phases)
       json["phases"][phase.name] = phase.seconds;
     for (const KernelTime& kernel : report.kernels)
@@ -225,6 +236,8 @@ void print_report(const BenchOptions& options,
   }
   for (const TrainingStep::Phase& phase : report.phases)
     std::cout << "  " << phase.name << ": " << milliseconds(phase.seconds) << "\n";
+  if (report.phases.empty())
+    std::cout << "  phases: not measured; only a captured step of one micro-batch has them\n";
   for (size_t i = 0; i < std::min(report.kernels.size(), kNumListedKernels); ++i) {
     const KernelTime& kernel = report.kernels[i];
     std::snprintf(line,
@@ -235,8 +248,8 @@ void print_report(const BenchOptions& options,
                   kernel.name.c_str());
     std::cout << line;
   }
-  if (report.exposed_seconds > 0.0)
-    std::cout << "  exposed all-reduce: " << milliseconds(report.exposed_seconds) << "\n";
+  if (report.exposed_seconds.has_value())
+    std::cout << "  exposed all-reduce: " << milliseconds(*report.exposed_seconds) << "\n";
   std::cout << "model: " << model.parameters().num_scalars() << " parameters; "
             << options.batch_size << " x " << options.sequence_length << " tokens a step and rank; "
             << backend.description() << "\n";

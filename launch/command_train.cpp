@@ -21,6 +21,19 @@ namespace {
 
 namespace fs = std::filesystem;
 
+void check_tokenizer(const data::Tokenizer& tokenizer,
+                     const std::string& path,
+                     const data::Corpus& corpus) {
+  if (tokenizer.hash() == corpus.tokenizer_hash()) return;
+  throw ConfigError(concat("the shards were made with another tokenizer (",
+                           corpus.tokenizer_hash(),
+                           ") than ",
+                           path,
+                           " (",
+                           tokenizer.hash(),
+                           "); run `t2r prepare lm` with this one"));
+}
+
 // The tokenizer of the run: its files, after a check that it is the one the shards were made with.
 std::vector<fs::path> tokenizer_files(const TrainConfig& config, const data::Corpus& corpus) {
   const std::string path = !config.tokenizer.empty() ? config.tokenizer : config.model;
@@ -29,15 +42,7 @@ std::vector<fs::path> tokenizer_files(const TrainConfig& config, const data::Cor
       fs::is_directory(path) ? companion_files(path) : std::vector<fs::path>{};
   if (config.tokenizer.empty() && companions.empty()) return {};
   const auto tokenizer = data::open_tokenizer(path);
-  if (tokenizer->hash() != corpus.tokenizer_hash()) {
-    throw ConfigError(concat("the shards were made with another tokenizer (",
-                             corpus.tokenizer_hash(),
-                             ") than ",
-                             path,
-                             " (",
-                             tokenizer->hash(),
-                             "); run `t2r prepare lm` with this one"));
-  }
+  check_tokenizer(*tokenizer, path, corpus);
   return companions.empty() ? tokenizer->files() : companions;
 }
 
@@ -62,7 +67,8 @@ model::LoadedModel make_model(const TrainConfig& config, const data::Corpus& tra
 }
 
 std::unique_ptr<model::DecoderLM> load_teacher(const TrainConfig& config,
-                                               const model::DecoderLM& student) {
+                                               const model::DecoderLM& student,
+                                               const data::Corpus& train) {
   if (config.teacher.empty()) return nullptr;
   std::unique_ptr<model::DecoderLM> teacher = model::load_model(config.teacher).model;
   const int64_t vocab_size = teacher->config().vocab_size;
@@ -80,6 +86,8 @@ std::unique_ptr<model::DecoderLM> load_teacher(const TrainConfig& config,
                              teacher->num_positions(),
                              ", its learned positions"));
   }
+  if (!companion_files(config.teacher).empty())
+    check_tokenizer(*data::open_tokenizer(config.teacher), config.teacher, train);
   return teacher;
 }
 
@@ -152,7 +160,7 @@ int run_train(const Invocation& invocation) {
                         .valid = valid.has_value() ? &*valid : nullptr,
                         .output = folder.path(),
                         .tokenizer_files = tokenizer_files(config, train)};
-  inputs.teacher = load_teacher(config, *inputs.model.model);
+  inputs.teacher = load_teacher(config, *inputs.model.model, train);
   log_start(session, config, inputs);
   on_first_rank(communicator,
                 [&] { write_file_durably(folder.path() / "config.toml", options.dump()); });

@@ -103,6 +103,8 @@ class GpuStep : public TrainingStep {
   std::vector<Phase> time_phases(const StepInputs& inputs) override {
     if (!uses_graph_) return {};
     const c10::cuda::CUDAStreamGuard guard(stream_);
+    stage(
+        {.batches = inputs.batches, .update = {.number = inputs.update.number}});  // rates of zero
     const Kind kind = kind_of(inputs, 0);
     Program& whole = programs_.at(kind);
     const auto forward = capture([&] { loss_of(kind, whole.tokens); });
@@ -123,8 +125,6 @@ class GpuStep : public TrainingStep {
                  both_seconds = seconds_of(*forward_backward),
                  whole_seconds = seconds_of(*whole.graph),
                  reduction_seconds = reduction != nullptr ? seconds_of(*reduction) : 0.0;
-    stage(
-        {.batches = inputs.batches, .update = {.number = inputs.update.number}});  // rates of zero
     const double update_seconds = seconds_of(*update);
     return {{"forward, with the gradient of the logits", forward_seconds},
             {"backward", both_seconds - forward_seconds},
@@ -281,7 +281,8 @@ class GpuStep : public TrainingStep {
     loss.backward();
     board_.device_sum(Board::kLoss).add_(loss.detach());
     if (!kind.is_last) return;
-    parts_.reducer.finish_step();
+    const dist::ReductionReport report = parts_.reducer.finish_step();
+    if (!uses_graph_) exposed_seconds_ = report.exposed_seconds;
     agree_on_totals();
     update();
   }
@@ -331,7 +332,8 @@ class GpuStep : public TrainingStep {
             .loss_max_rank = board_.largest_mean(),
             .is_stop_requested = board_.result(Board::kStop) > 0.0,
             .gradient_norm = board_.result(control::kGradientNorm),
-            .is_skipped = board_.result(control::kIsSkipped) != 0.0};
+            .is_skipped = board_.result(control::kIsSkipped) != 0.0,
+            .exposed_communication_seconds = exposed_seconds_};
   }
 
   StepParts parts_;
@@ -339,6 +341,7 @@ class GpuStep : public TrainingStep {
   c10::cuda::CUDAStream stream_;
   Board board_;
   Tensor spans_;
+  std::optional<double> exposed_seconds_;
   at::cuda::MempoolId_t pool_{0, 0};
   std::map<Kind, Program> programs_;
 };

@@ -66,23 +66,24 @@ void MetricsLog::write(const std::string& json) {
 }
 
 void MetricsLog::step(const StepMetrics& m) {
-  write(object({{"event", m.objective == Objective::kTransfer ? "\"transfer_step\"" : "\"step\""},
-                {"step", std::to_string(m.step)},
-                {"epoch", number(m.epoch)},
-                {"loss", number(m.loss)},
-                {"loss_max_rank", number(m.loss_max_rank)},
-                {"grad_norm", number(m.gradient_norm)},
-                {"lr", number(m.learning_rate)},
-                {"tokens", std::to_string(m.num_tokens)},
-                {"seconds", number(m.seconds)},
-                {"data_wait_seconds", number(m.data_wait_seconds)},
-                {"exposed_communication_seconds", number(m.exposed_communication_seconds)},
-                {"skipped", m.is_skipped ? "true" : "false"}}));
+  write(object(
+      {{"event", m.objective == Objective::kTransfer ? "\"transfer_step\"" : "\"step\""},
+       {"step", std::to_string(m.step)},
+       {"epoch", number(m.epoch)},
+       {"loss", number(m.loss)},
+       {"loss_max_rank", number(m.loss_max_rank)},
+       {"grad_norm", number(m.gradient_norm)},
+       {"lr", number(m.learning_rate)},
+       {"tokens", std::to_string(m.num_tokens)},
+       {"seconds", number(m.seconds)},
+       {"data_wait_seconds", number(m.data_wait_seconds)},
+       {"exposed_communication_seconds", number(m.exposed_communication_seconds.value_or(NAN))},
+       {"skipped", m.is_skipped ? "true" : "false"}}));
   if (++num_seen_ > kWarmupSteps) {
     window_tokens_ += m.num_tokens;
     window_seconds_ += m.seconds;
     window_wait_ += m.data_wait_seconds;
-    window_exposed_ += m.exposed_communication_seconds;
+    window_exposed_ += m.exposed_communication_seconds.value_or(NAN);
     timed_seconds_ += m.seconds;
     ++timed_steps_;
   }
@@ -98,12 +99,16 @@ void MetricsLog::step(const StepMetrics& m) {
   char perplexity[40] = "";  // of the text's own loss alone
   if (m.objective == Objective::kText)
     std::snprintf(perplexity, sizeof(perplexity), "  ppl %.2f", std::exp(m.loss));
+  char communication[16] = "-";
+  if (!std::isnan(window_exposed_))
+    std::snprintf(
+        communication, sizeof(communication), "%.1f%%", 100.0 * window_exposed_ / seconds);
   char text[400];
   std::snprintf(text,
                 sizeof(text),
                 "step %lld/%lld  epoch %.2f  %s %.4f (max %.4f)%s  norm %.3f  lr %.2e  "
                 "%.0f tok/s (%.0f a rank)  "
-                "%.0f ms  wait %.1f%%  comm %.1f%%  skipped %lld  eta %s",
+                "%.0f ms  wait %.1f%%  comm %s  skipped %lld  eta %s",
                 static_cast<long long>(m.step),
                 static_cast<long long>(m.total_steps),
                 m.epoch,
@@ -117,7 +122,7 @@ void MetricsLog::step(const StepMetrics& m) {
                 rate / world_size_,
                 1e3 * m.seconds,
                 100.0 * window_wait_ / seconds,
-                100.0 * window_exposed_ / seconds,
+                communication,
                 static_cast<long long>(m.num_skipped),
                 duration(step_seconds * static_cast<double>(m.total_steps - m.step)).c_str());
   window_tokens_ = 0;

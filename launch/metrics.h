@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -30,7 +31,7 @@ struct StepMetrics {
   int64_t num_tokens = 0;  ///< of this step, all ranks
   double seconds = 0.0;
   double data_wait_seconds = 0.0;
-  double exposed_communication_seconds = 0.0;
+  std::optional<double> exposed_communication_seconds = {};  ///< none: not known
   bool is_skipped = false;
   int64_t num_skipped = 0;  ///< so far
 };

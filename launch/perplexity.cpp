@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "launch/agreement.h"
 
 namespace t2r::launch {
 namespace {
@@ -79,12 +80,14 @@ PerplexityResult score_corpus(const model::DecoderLM& model,
     batch.clear();
   };
   const auto world = static_cast<size_t>(communicator.size());
-  for (size_t i = communicator.rank(); i < windows.size(); i += world) {
-    if (!batch.empty() && batch.front().length != windows[i].length) flush();
-    batch.push_back(windows[i]);
-    if (static_cast<int64_t>(batch.size()) == protocol.batch_size) flush();
-  }
-  flush();
+  on_all_ranks(communicator, [&] {
+    for (size_t i = communicator.rank(); i < windows.size(); i += world) {
+      if (!batch.empty() && batch.front().length != windows[i].length) flush();
+      batch.push_back(windows[i]);
+      if (static_cast<int64_t>(batch.size()) == protocol.batch_size) flush();
+    }
+    flush();
+  });
   communicator.all_reduce(totals, dist::Reduction::kSum);
   return {total[0], static_cast<int64_t>(total[1])};
 }

@@ -71,7 +71,7 @@ run_variant() {
   transfer=$((tokens / 16384 / 4))
   ((transfer <= 400)) || transfer=400
   if [[ $1 == *-distill ]]; then
-    [[ -e $OUT/softmax/checkpoints/best ]] || run_variant softmax
+    run_variant softmax  # to its end, if it is not there
     PRETRAINED=$OUT/softmax/checkpoints/best
     origin=-finetuned
     options=(--teacher "$PRETRAINED")

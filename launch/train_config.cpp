@@ -171,6 +171,10 @@ void TrainConfig::validate() const {
         std::to_string(transfer_steps),
         "0 when pretraining");
   within("distillation", distillation, 0.0, 1.0);
+  check(!teacher.empty() || distillation == 1.0,
+        "distillation",
+        concat(distillation),
+        "1 without a teacher");
   within("map-learning-rate", map_learning_rate, 0.0, 100.0);
   within("final-lr-ratio", final_lr_ratio, 0.0, 1.0);
   within("beta1", beta1, 0.0, 0.9999999);
@@ -185,9 +189,6 @@ int64_t TrainConfig::total_steps() const {
 }
 
 std::string TrainConfig::resume_identity() const {
-  // A line that a run without a teacher does not have, as its checkpoints never had it.
-  const std::string distilled =
-      teacher.empty() ? "" : concat("distillation = ", distillation, "\n");
   return concat("sequence-length = ",
                 sequence_length,
                 "\nbatch-size = ",
@@ -196,8 +197,7 @@ std::string TrainConfig::resume_identity() const {
                 seed,
                 "\ntransfer-steps = ",
                 transfer_steps,
-                "\n",
-                distilled);
+                "\n");
 }
 
 }  // namespace t2r::launch

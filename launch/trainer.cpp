@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "base/seed.h"
 #include "dist/parameter_sync.h"
+#include "launch/agreement.h"
 #include "launch/perplexity.h"
 #include "launch/stop_signal.h"
 
@@ -50,8 +51,15 @@ Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, Backend& back
       inputs_(std::move(inputs)),
       communicator_(backend.communicator()),
       model_(*inputs_.model.model),
-      arena_(model_.parameters(), backend.placement()),
-      optimizer_(arena_, {config.beta1, config.beta2, config.eps, config.weight_decay}),
+      arena_(made_on_all_ranks(
+          communicator_,
+          [&] { return model::ParameterArena(model_.parameters(), backend.placement()); })),
+      optimizer_(made_on_all_ranks(
+          communicator_,
+          [&] {
+            return model::AdamW(arena_,
+                                {config.beta1, config.beta2, config.eps, config.weight_decay});
+          })),
       reducer_(gradient_slices(arena_),
                arena_.gradients(),
                communicator_,
@@ -61,6 +69,7 @@ Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, Backend& back
                 config.final_lr_ratio,
                 config.warmup_steps,
                 config.total_steps() - config.transfer_steps},
+      map_schedule_(schedule_),
       transfer_schedule_{"cosine",
                          config.transfer_learning_rate,
                          0.0,
@@ -69,11 +78,9 @@ Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, Backend& back
       sampler_(
           inputs_.train.num_tokens(), config.sequence_length, static_cast<uint64_t>(config.seed)),
       checkpoints_(inputs_.output / "checkpoints", config.keep_checkpoints, communicator_) {
+  if (config.map_learning_rate > 0.0) map_schedule_.peak = config.map_learning_rate;
   check_model_fits(model_.config(), backend.placement());
-  if (inputs_.teacher != nullptr) {
-    check_model_fits(inputs_.teacher->config(), backend.placement());
-    inputs_.teacher->parameters().move_to(backend.placement());
-  }
+  if (inputs_.teacher != nullptr) place_teacher(backend.placement());
   inputs_.model.format.dtypes.clear();  // checkpoints hold float32
   if (communicator_.rank() == 0) {
     metrics_ = std::make_unique<MetricsLog>(
@@ -98,6 +105,17 @@ Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, Backend& back
                                      batch_plan(config, communicator_),
                                      data::LoaderOptions{.cursor = position_.sample_cursor,
                                                          .allocate = backend.batch_allocator()});
+}
+
+void Trainer::place_teacher(const model::Placement& placement) {
+  check_model_fits(inputs_.teacher->config(), placement);
+  teacher_hash_ = inputs_.teacher->parameters().content_hash();
+  const std::vector<std::string> hashes = communicator_.all_gather(teacher_hash_);
+  for (size_t rank = 0; rank < hashes.size(); ++rank) {
+    if (hashes[rank] != hashes.front())
+      throw ConfigError(concat("the teacher has other weights on rank ", rank, " than on rank 0"));
+  }
+  on_all_ranks(communicator_, [&] { inputs_.teacher->parameters().move_to(placement); });
 }
 
 Trainer::Outcome Trainer::run() {
@@ -143,16 +161,17 @@ StepMetrics Trainer::train_step() {
                                                    : Objective::kText;
   metrics.is_skipped = totals.is_skipped;
   metrics.gradient_norm = totals.gradient_norm;
-  metrics.learning_rate = std::max(inputs.update.learning_rate, inputs.update.map_learning_rate);
+  metrics.learning_rate =
+      inputs.is_transfer ? inputs.update.map_learning_rate : inputs.update.learning_rate;
   if (totals.is_skipped) {
     ++num_skipped_in_row_;
     ++num_skipped_;
   } else {
     num_skipped_in_row_ = 0;
     position_.num_updates = inputs.update.number;
-    if (position_.step + 1 == config_.transfer_steps) start_finetuning();
   }
   position_.step += 1;
+  if (position_.step == config_.transfer_steps) start_finetuning();
   position_.sample_cursor += config_.batch_size;
   position_.num_tokens += totals.num_tokens;
   is_stop_requested_ = totals.is_stop_requested;
@@ -201,26 +220,20 @@ void Trainer::start_finetuning() {
 model::AdamW::Step Trainer::learning_rates() const {
   const int64_t step = position_.step + 1;
   if (is_transfer_step()) return {.map_learning_rate = transfer_schedule_.rate(step)};
-  const double map_ratio =
-      config_.map_learning_rate > 0.0 ? config_.map_learning_rate / config_.learning_rate : 1.0;
-  const double rate = schedule_.rate(step - config_.transfer_steps);
-  return {.learning_rate = rate, .map_learning_rate = rate * map_ratio};
+  const int64_t finetuning_step = step - config_.transfer_steps;
+  return {.learning_rate = schedule_.rate(finetuning_step),
+          .map_learning_rate = map_schedule_.rate(finetuning_step)};
 }
 
 void Trainer::evaluate() {
-  last_evaluated_step_ = position_.step;
   if (inputs_.valid == nullptr) return;
-  const int64_t length = config_.sequence_length;
-  const PerplexityResult result =
-      score_corpus(model_,
-                   *inputs_.valid,
-                   {.context = length, .scored = length, .max_tokens = config_.eval_tokens},
-                   communicator_);
+  const PerplexityResult result = score();
+  last_evaluated_step_ = position_.step;
   const bool is_best = !position_.has_best || result.loss() < position_.best_loss;
+  is_best_pending_ = is_best;
   if (is_best) {
     position_.best_loss = result.loss();
     position_.has_best = true;
-    is_best_pending_ = true;
   }
   if (metrics_) {
     metrics_->finish_line();
@@ -239,27 +252,48 @@ void Trainer::evaluate() {
                    " per token (",
                    result.num_tokens,
                    " tokens, windows of ",
-                   length,
+                   config_.sequence_length,
                    ")",
                    is_best ? ", the best so far" : ""));
   if (is_best && config_.checkpoint_every > 0) save();
 }
 
+PerplexityResult Trainer::score() {
+  const int64_t length = config_.sequence_length;
+  PerplexityProtocol protocol{
+      .context = length, .scored = length, .max_tokens = config_.eval_tokens};
+  protocol.batch_size =
+      std::min(protocol.batch_size, batch_plan(config_, communicator_).micro_batch);
+  try {
+    return score_corpus(model_, *inputs_.valid, protocol, communicator_);
+  } catch (const Error&) {  // the same on every rank; what was trained is not lost with it
+    save();
+    throw;
+  }
+}
+
 CheckpointContent Trainer::checkpoint_content() {
-  return {
-      .model = model_,
-      .format = inputs_.model.format,
-      .arena = arena_,
-      .optimizer = optimizer_,
-      .identity = config_.resume_identity() + "train-data = " + inputs_.train.content_hash() + "\n",
-      .copies = inputs_.tokenizer_files};
+  std::string identity =
+      config_.resume_identity() + "train-data = " + inputs_.train.content_hash() + "\n";
+  if (inputs_.teacher != nullptr)
+    identity +=
+        concat("teacher = ", teacher_hash_, "\ndistillation = ", config_.distillation, "\n");
+  return {.model = model_,
+          .format = inputs_.model.format,
+          .arena = arena_,
+          .optimizer = optimizer_,
+          .identity = std::move(identity),
+          .copies = inputs_.tokenizer_files};
 }
 
 void Trainer::save() {
   if (last_saved_step_ == position_.step) return;
   dist::check_replicas_equal(communicator_, arena_.masters(), "parameters");
+  // The best, or, where the best could not be or was not to be saved, the first that was.
+  const bool is_scored = inputs_.valid != nullptr && last_evaluated_step_ == position_.step,
+             is_best = is_scored && (is_best_pending_ || !checkpoints_.has_best());
   try {
-    checkpoints_.save(checkpoint_content(), position_, is_best_pending_);
+    checkpoints_.save(checkpoint_content(), position_, is_best);
   } catch (const WriteError& error) {
     ++num_failed_saves_;
     log::warning(concat(error.what(),

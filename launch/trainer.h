@@ -14,6 +14,7 @@
 #include "launch/checkpoint.h"
 #include "launch/lr_schedule.h"
 #include "launch/metrics.h"
+#include "launch/perplexity.h"
 #include "launch/train_config.h"
 #include "launch/training_step.h"
 #include "model/adamw.h"
@@ -58,7 +59,9 @@ class Trainer {
   void start_finetuning();
   bool is_transfer_step() const { return position_.step < config_.transfer_steps; }
   model::AdamW::Step learning_rates() const;
+  void place_teacher(const model::Placement& placement);
   void evaluate();
+  PerplexityResult score();
   void save();
   CheckpointContent checkpoint_content();
   void resume();
@@ -70,7 +73,8 @@ class Trainer {
   model::ParameterArena arena_;
   model::AdamW optimizer_;
   dist::GradientReducer reducer_;
-  LrSchedule schedule_, transfer_schedule_;
+  LrSchedule schedule_, map_schedule_, transfer_schedule_;
+  std::string teacher_hash_;
   data::Sampler sampler_;
   CheckpointStore checkpoints_;
   std::unique_ptr<TrainingStep> step_;
@@ -79,8 +83,7 @@ class Trainer {
 
   TrainingPosition position_;
   bool is_stop_requested_ = false;
-  bool is_best_pending_ =
-      false;  ///< the newest evaluation was the best: the next checkpoint becomes `best`
+  bool is_best_pending_ = false;  ///< the newest evaluation was the best and has not been saved
   int64_t num_skipped_ = 0, num_skipped_in_row_ = 0, num_failed_saves_ = 0;
   int64_t last_saved_step_ = -1, last_evaluated_step_ = -1;
 };

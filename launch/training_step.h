@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "data/batch.h"
@@ -29,7 +30,7 @@ struct StepTotals {
   bool is_stop_requested = false;  ///< on any rank
   double gradient_norm = 0.0;      ///< of the mean loss, before clipping
   bool is_skipped = false;         ///< loss or gradients were not finite: nothing was updated
-  double exposed_communication_seconds = 0.0;
+  std::optional<double> exposed_communication_seconds = {};  ///< none: a captured step does not say
 };
 
 /// The objects that a step works on; they outlive it.
@@ -66,8 +67,8 @@ class TrainingStep {
   };
 
   /// Times the parts of a step that run() has taken before, each alone, on inputs of one
-  /// micro-batch; empty where the parts cannot be told apart. Leaves the parameters as they are,
-  /// the moments not. Collective: every rank, same order.
+  /// micro-batch; empty where the parts cannot be told apart. Leaves the parameters as they are (at
+  /// rates of zero), the moments not. Collective: every rank, same order.
   virtual std::vector<Phase> time_phases(const StepInputs&) { return {}; }
 };
 

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/hash.h"
 
 namespace t2r::model {
 torch::Tensor ParameterSet::add(const std::string& name,
@@ -51,6 +52,16 @@ void ParameterSet::move_to(const Placement& placement) {
   const torch::NoGradGuard no_grad;
   for (Parameter& parameter : parameters_)
     parameter.value.set_data(parameter.value.detach().to(placement.device, placement.dtype));
+}
+
+std::string ParameterSet::content_hash() const {
+  Hasher hasher;
+  for (const Parameter& parameter : parameters_) {
+    const torch::Tensor exact = parameter.master.defined() ? parameter.master : parameter.value;
+    const torch::Tensor host = exact.detach().cpu().contiguous();
+    hasher.update(host.data_ptr(), host.nbytes());
+  }
+  return hasher.hex();
 }
 
 ParameterArena::ParameterArena(ParameterSet& parameters, const Placement& placement)

@@ -63,6 +63,9 @@ class ParameterSet {
   /// Number of scalars; with `only_new`, of those that T2R added.
   int64_t num_scalars(bool only_new = false) const;
 
+  /// Hash of every exact value, in order: equal for the same weights wherever they came from.
+  std::string content_hash() const;
+
   /// Marks the pieces of the parameter added last as T2R's own.
   void mark_last_as_new();
 

@@ -151,10 +151,13 @@ class Resuming(GpuCase):
                       self.folder / "train", "--sequence-length", 32, "--batch-size", 8, "--steps", 12, *more)
             return step_losses(output)
 
-        on_cpu = losses("cpu", "--device", "cpu")
-        on_gpu = losses("cuda", "--precision", "float32")
-        for step in on_cpu:
-            self.assertLess(relative(on_gpu[step], on_cpu[step]), 1e-5, f"step {step}")
+        for stage, bar in (("alone", 1e-5), ("behind transfer", 1e-4)):
+            more = [] if stage == "alone" else ["--transfer-steps", 4]
+            on_cpu = losses(f"cpu-{stage}", "--device", "cpu", *more)
+            on_gpu = losses(f"cuda-{stage}", "--precision", "float32", *more)
+            self.assertEqual(len(on_cpu), 12 - len(more) * 2)
+            for step in on_cpu:
+                self.assertLess(relative(on_gpu[step], on_cpu[step]), bar, f"{stage}, step {step}")
         self.assertEqual(losses("captured", "--dropout", 0.1), losses("launched", "--dropout", 0.1, "--cuda-graph=false"))
 
 
@@ -294,6 +297,13 @@ class TwoGpus(GpuCase):
         two = step_losses(self.train("two-bf16", "--steps", 20, ranks=2))
         for step in one:
             self.assertLess(relative(two[step], one[step]), 2e-3, f"step {step}")
+
+    def test_two_ranks_learn_from_a_teacher_what_one_learns(self):
+        teacher = self.train("teaching", "--steps", 30, "--precision", "float32", "--model.attention", "softmax") / "checkpoints" / "latest"
+        extra = ["--steps", 10, "--precision", "float32", "--teacher", teacher, "--distillation", 0.5]
+        one, two = (step_losses(self.train(f"taught-{ranks}", *extra, ranks=ranks)) for ranks in (1, 2))
+        for step in one:
+            self.assertLess(relative(two[step], one[step]), 1e-6, f"step {step}")
 
     def test_a_captured_step_is_the_step(self):
         captured = step_losses(self.train("captured-2", "--steps", 10, "--dropout", 0.1, ranks=2))
