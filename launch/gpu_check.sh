@@ -10,7 +10,7 @@ Usage: launch/gpu_check.sh BUILD [--no-bench]
 The first runs, on a machine with a GPU, every GPU test of BUILD (a build folder, e.g. build/gpu, or a packed one), on all
 kernels that the GPU can run, loads the operators into Python, tests NCCL on one rank and, where mpirun is, on two that share
 a GPU (which must be refused) and on as many as there are GPUs (at most 4), and prints 't2r bench attention'. It ends with 0 if
-all tests passed. The second copies what that needs, stripped, to DIR (about 70 MB): take DIR and this script to a machine that
+all tests passed. The second copies what that needs, stripped, to DIR (about 90 MB): take DIR and this script to a machine that
 has only python3 with the same version of torch.
 EOF
 }

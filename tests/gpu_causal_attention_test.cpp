@@ -198,6 +198,21 @@ TEST(GpuCausal, ValuesFarFromZero) {
   }
 }
 
+TEST(GpuCausal, TheLongestSequence) {  // against the operator in float64, which the oracle has tested
+  for (const auto& [head_size, features] : {std::pair<int64_t, int64_t>{64, 32}, {128, 64}}) {
+    for (const double mean : {0.0, 4.0}) {
+      const Case c{.batch = 1, .length = 32768, .query_heads = 1, .state_heads = 1, .key_heads = 1, .value_heads = 1, .head_size = head_size,
+                   .features = features, .v_mean = mean};
+      SCOPED_TRACE(testing::Message() << c);
+      const Problem p = make_problem(c, at::kBFloat16);
+      const Result actual = run(p, c, false, [](const CausalInputs& in) { return causal(in); });
+      const Result exact = run(p, c, true, [](CausalInputs in) { return causal(in); });
+      EXPECT_LE(relative_error(actual.outputs.o_BTHd, exact.outputs.o_BTHd), 1e-2) << "o";
+      for (size_t i = 0; i < p.names.size(); ++i) EXPECT_LE(relative_error(actual.gradients[i], exact.gradients[i]), 1e-2) << p.names[i];
+    }
+  }
+}
+
 TEST(GpuCausal, HeadAndFeatureSizes) {
   for (const int64_t head_size : {32, 64, 128}) {
     for (const int64_t features : {4, 17, 32, 64, 100, 128}) {
