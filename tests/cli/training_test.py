@@ -376,6 +376,21 @@ class Output(Case):
         self.assertEqual(names, ["best", "latest", "step-00000010", "step-00000012"])
         self.assertEqual(os.readlink(output / "checkpoints/latest"), "step-00000012")
 
+    def test_an_evaluation_that_fails_does_not_take_the_training_with_it(self):
+        for ranks in (1, 2):
+            output, valid = self.folder / f"unread-{ranks}", self.folder / f"valid-{ranks}"
+            shutil.copytree(self.folder / "valid", valid)
+            process = start(*self.train_arguments(output, "--steps", 60, "--valid-data", valid), ranks=ranks)
+            while not (output / "metrics.jsonl").exists() or not step_losses(output):
+                self.assertIsNone(process.poll(), "the run ended before its data could be damaged")
+                time.sleep(0.002)
+            shard = next(valid.glob("*.h5"))
+            os.truncate(shard, shard.stat().st_size // 2)
+            text, _ = process.communicate(timeout=120)
+            self.assertEqual(process.returncode, 65, text)
+            self.assertIn(shard.name, text)
+            self.assertEqual(os.readlink(output / "checkpoints" / "latest"), "step-00000060")
+
     def test_best_is_what_was_saved_with_the_best_evaluation(self):
         output = self.folder / "worse-at-the-end"
         self.must(*self.train_arguments(output, "--steps", 40, "--eval-every", 20, "--checkpoint-every", 20, "--schedule", "constant",
