@@ -83,7 +83,7 @@ void MetricsLog::step(const StepMetrics& m) {
     window_tokens_ += m.num_tokens;
     window_seconds_ += m.seconds;
     window_wait_ += m.data_wait_seconds;
-    window_exposed_ += m.exposed_communication_seconds.value_or(NAN);
+    window_exposed_ += m.exposed_communication_seconds.value_or(0.0);
     timed_seconds_ += m.seconds;
     ++timed_steps_;
   }
@@ -100,7 +100,7 @@ void MetricsLog::step(const StepMetrics& m) {
   if (m.objective == Objective::kText)
     std::snprintf(perplexity, sizeof(perplexity), "  ppl %.2f", std::exp(m.loss));
   char communication[16] = "-";
-  if (!std::isnan(window_exposed_))
+  if (m.exposed_communication_seconds.has_value())
     std::snprintf(
         communication, sizeof(communication), "%.1f%%", 100.0 * window_exposed_ / seconds);
   char text[400];
