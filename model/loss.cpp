@@ -32,9 +32,45 @@ struct RowBlock {
   bool needs_gradient;
 };
 
-/// Sum of a loss of x W^T's rows, a block of rows at a time.
-///
-/// `loss` is called with every block (RowBlock), in order.
+struct Pass {
+  Tensor losses;               ///< [N]
+  Tensor grad_x, grad_weight;  ///< of their sum; undefined ones were not asked for
+};
+
+/// A loss of x W^T's rows: `loss` is called with every block (RowBlock), in order.
+template <class Loss>
+Pass run(const Tensor& x,
+         const Tensor& weight,
+         const Tensor& targets,
+         const Loss& loss,
+         bool needs_gradient) {
+  const int64_t num_rows = x.size(0), vocab_size = weight.size(0), step = logits_rows(vocab_size);
+  Pass pass{.losses = torch::zeros({num_rows}, x.options())};
+  if (needs_gradient) {
+    pass.grad_x = torch::empty_like(x);
+    pass.grad_weight = torch::empty_like(weight);
+  }
+  const Tensor logits_buffer = torch::empty({std::min(step, num_rows), vocab_size}, x.options());
+  for (int64_t begin = 0; begin < num_rows; begin += step) {
+    const int64_t count = std::min(step, num_rows - begin);
+    Tensor logits = logits_buffer.narrow(0, 0, count), rows = x.narrow(0, begin, count);
+    at::mm_out(logits, rows, weight.t());
+    loss({.logits = logits,
+          .losses = pass.losses.narrow(0, begin, count),
+          .targets = targets.narrow(0, begin, count),
+          .begin = begin,
+          .needs_gradient = needs_gradient});
+    if (needs_gradient) {
+      Tensor grad_rows = pass.grad_x.narrow(0, begin, count);
+      at::mm_out(grad_rows, logits, weight);
+      at::addmm_out(
+          pass.grad_weight, pass.grad_weight, logits.t(), rows, begin == 0 ? 0.0 : 1.0, 1.0);
+    }
+  }
+  return pass;
+}
+
+/// The sum of such a loss over the rows.
 template <class Loss>
 class LinearLoss : public torch::autograd::Function<LinearLoss<Loss>> {
  public:
@@ -43,30 +79,10 @@ class LinearLoss : public torch::autograd::Function<LinearLoss<Loss>> {
                         const Tensor& weight,
                         const Tensor& targets,
                         const Loss& loss) {
-    const bool needs_gradient = x.requires_grad() || weight.requires_grad();
-    const int64_t num_rows = x.size(0), vocab_size = weight.size(0), step = logits_rows(vocab_size);
-    const Tensor grad_x = needs_gradient ? torch::empty_like(x) : Tensor();
-    const Tensor grad_weight = needs_gradient ? torch::empty_like(weight) : Tensor();
-    const Tensor logits_buffer = torch::empty({std::min(step, num_rows), vocab_size}, x.options());
-    const Tensor losses = torch::zeros({num_rows}, x.options());
-    for (int64_t begin = 0; begin < num_rows; begin += step) {
-      const int64_t count = std::min(step, num_rows - begin);
-      Tensor logits = logits_buffer.narrow(0, 0, count), rows = x.narrow(0, begin, count);
-      at::mm_out(logits, rows, weight.t());
-      loss({.logits = logits,
-            .losses = losses.narrow(0, begin, count),
-            .targets = targets.narrow(0, begin, count),
-            .begin = begin,
-            .needs_gradient = needs_gradient});
-      if (needs_gradient) {
-        Tensor grad_rows = grad_x.narrow(0, begin, count), grad_w = grad_weight;
-        at::mm_out(grad_rows, logits, weight);
-        at::addmm_out(grad_w, grad_w, logits.t(), rows, begin == 0 ? 0.0 : 1.0, 1.0);
-      }
-    }
-    ctx->saved_data["grad_x"] = grad_x;
-    ctx->saved_data["grad_weight"] = grad_weight;
-    return losses.sum(torch::kFloat64);
+    const Pass pass = run(x, weight, targets, loss, x.requires_grad() || weight.requires_grad());
+    ctx->saved_data["grad_x"] = pass.grad_x;
+    ctx->saved_data["grad_weight"] = pass.grad_weight;
+    return pass.losses.sum(torch::kFloat64);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
@@ -179,24 +195,12 @@ Tensor linear_cross_entropy_values(const Tensor& x_ND,
   if (x_ND.is_cuda()) return gpu::linear_cross_entropy_values(x_ND, weight_VD, targets_N);
   check_targets(x_ND, weight_VD, targets_N);
   const torch::NoGradGuard no_grad;
-  const Tensor targets = targets_N.contiguous(),
-               losses = torch::zeros({x_ND.size(0)}, x_ND.options());
-  const int64_t vocab_size = weight_VD.size(0), step = logits_rows(vocab_size);
-  const auto& table = kernels::pointwise_kernels();
-  for (int64_t begin = 0; begin < x_ND.size(0); begin += step) {
-    const int64_t count = std::min(step, x_ND.size(0) - begin);
-    const Tensor logits = at::mm(x_ND.narrow(0, begin, count), weight_VD.t());
-    const float* logit = logits.data_ptr<float>();
-    float* loss = losses.data_ptr<float>() + begin;
-    const int64_t* target = targets.data_ptr<int64_t>() + begin;
-    at::parallel_for(0, count, 4, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) {
-        if (target[i] >= 0)
-          loss[i] = table.cross_entropy_value(logit + i * vocab_size, vocab_size, target[i]);
-      }
-    });
-  }
-  return losses;
+  return run(x_ND,
+             weight_VD,
+             targets_N.contiguous(),
+             CrossEntropyLoss(),
+             /*needs_gradient=*/false)
+      .losses;
 }
 
 }  // namespace t2r::model

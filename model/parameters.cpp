@@ -57,8 +57,7 @@ void ParameterSet::move_to(const Placement& placement) {
 std::string ParameterSet::content_hash() const {
   Hasher hasher;
   for (const Parameter& parameter : parameters_) {
-    const torch::Tensor exact = parameter.master.defined() ? parameter.master : parameter.value;
-    const torch::Tensor host = exact.detach().cpu().contiguous();
+    const torch::Tensor host = parameter.exact_value().cpu().contiguous();
     hasher.update(host.data_ptr(), host.nbytes());
   }
   return hasher.hex();

@@ -25,10 +25,12 @@ struct Parameter {
   int64_t group = 0;   ///< layer it belongs to: 0 embeddings, 1.. blocks, last: final norm and head
   bool decays = true;  ///< weight decay applies: matrices, not biases and norms
 
-  /// Rows of the exact value: of the master, where there is one.
+  /// The master, where there is one.
+  torch::Tensor exact_value() const { return (master.defined() ? master : value).detach(); }
+
+  /// Rows of the exact value.
   torch::Tensor piece_value(const ParameterPiece& piece) const {
-    const torch::Tensor& exact = master.defined() ? master : value;
-    return exact.detach().narrow(0, piece.begin_row, piece.end_row - piece.begin_row);
+    return exact_value().narrow(0, piece.begin_row, piece.end_row - piece.begin_row);
   }
 };
 

@@ -389,16 +389,14 @@ CausalOutputs causal_any(CausalInputs in, bool want_state) {
   const bool has_map = in.weight_HKd.has_value();
   const auto type = in.q_BTHd.scalar_type();
   if (type == at::kBFloat16) {
-    check_bf16_strides(in.v_BTHd, "v");
-    if (!has_map && shape.feature_size % 8 != 0) return causal_padded(in, want_state);
+    if (!has_map && shape.feature_size % 8 != 0) {
+      check_bf16_strides(in.v_BTHd, "v");
+      return causal_padded(in, want_state);
+    }
     check_strides(in);
     if (has_kernel(shape, has_map)) return run(in, want_state);
-    if (has_map && has_kernel(shape, false)) {  // without the map it fits into this device's shared memory
-      in = with_features(in);
-      in.q_BTHd = in.q_BTHd.contiguous();
-      in.k_BTHd = in.k_BTHd.contiguous();
-      return causal_any(in, want_state);
-    }
+    // Without the map it may fit into this device's shared memory.
+    if (has_map && has_kernel(shape, false)) return causal_any(with_features(in), want_state);
     // Too large for the tensor-core kernels: the float32 ones, one rounding at the end.
     for (Tensor* tensor : {&in.q_BTHd, &in.k_BTHd, &in.v_BTHd}) *tensor = tensor->to(at::kFloat);
     if (has_map) in.weight_HKd = in.weight_HKd->to(at::kFloat), in.bias_HK = in.bias_HK->to(at::kFloat);

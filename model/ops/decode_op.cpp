@@ -75,8 +75,7 @@ Tensor decode_step(const DecodeInputs& in) {
   const Tensor q = with_contiguous_columns(in.q_BHd), k = with_contiguous_columns(in.k_BHd), v = with_contiguous_columns(in.v_BHd);
   Tensor weight, bias;
   if (in.weight_HKd.has_value()) {
-    weight = in.weight_HKd->contiguous();
-    if (!is_aligned(weight)) weight = weight.clone();
+    weight = *contiguous_and_aligned(in.weight_HKd);
     bias = in.bias_HK->contiguous();
   }
   const Tensor o = at::empty({a.shape.batch, a.shape.query_heads, a.shape.head_size}, q.options().requires_grad(false));

@@ -120,8 +120,7 @@ MapGradients backward_map(const Tensor& q, const Tensor& k, const Tensor& weight
   a.grad_bias = mutable_pointer<void>(result.bias);
   check_launch(kernels::cuda::hedgehog_backward(a, c10::cuda::getCurrentCUDAStream()), "the backward kernel of Hedgehog's map");
   for (int i = 0; i < 2; ++i) {
-    const int64_t heads = a.tensors[i].x_heads;
-    if (shares[i].defined()) grad_x[i]->copy_(shares[i].unflatten(2, {heads, shares[i].size(2) / heads}).sum(3));
+    if (shares[i].defined()) grad_x[i]->copy_(add_groups(shares[i], 2, a.tensors[i].x_heads));
   }
   return result;
 }

@@ -138,16 +138,12 @@ Plan plan_causal(const Shape& shape, bool has_map, bool documents, bool backward
   return plan;
 }
 
-#define T2R_LAUNCH(HEAD, FEATURES, CHUNK)                                                            \
-  if (a.shape.head_size == HEAD && a.plan.padded_features == FEATURES && a.plan.chunk == CHUNK) {    \
-    return a.weight != nullptr ? T2R_PASS<HEAD, FEATURES, CHUNK, true>(a, stream)                    \
-                               : T2R_PASS<HEAD, FEATURES, CHUNK, false>(a, stream);                  \
-  }
-
 #define T2R_LAUNCH_SHORT(HEAD, FEATURES, CHUNK, MAP)                                                                       \
   if (a.shape.head_size == HEAD && a.plan.padded_features == FEATURES && a.plan.chunk == CHUNK && (a.weight != nullptr) == MAP) { \
     return T2R_PASS<HEAD, FEATURES, CHUNK, MAP>(a, stream);                                                                \
   }
+
+#define T2R_LAUNCH(HEAD, FEATURES, CHUNK) T2R_LAUNCH_SHORT(HEAD, FEATURES, CHUNK, true) T2R_LAUNCH_SHORT(HEAD, FEATURES, CHUNK, false)
 
 #define T2R_LAUNCH_SM90(HEAD, FEATURES, PASS)                                                                        \
   if (a.plan.engine == Engine::kSm90 && a.shape.head_size == HEAD && a.plan.padded_features == FEATURES) {              \
