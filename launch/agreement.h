@@ -28,7 +28,7 @@ LocalOutcome attempt(const Action& action) {
   } catch (const Error& error) {
     return {static_cast<int>(error.exit_code()), error.what()};
   } catch (const c10::OutOfMemoryError& error) {
-    const GpuMemoryError ours(error, "; try a smaller --batch-size or --micro-batch-size");
+    const GpuMemoryError ours(error);
     return {static_cast<int>(ours.exit_code()), ours.what()};
   } catch (const c10::Error& error) {
     return {static_cast<int>(ExitCode::kInternal), error.what_without_backtrace()};

@@ -9,11 +9,13 @@
 
 namespace t2r::launch {
 
-/// The GPU has no memory left. Says what it was for, ending in what to try; in brackets LibTorch's
-/// first sentence.
+/// The GPU has no memory left. Says what it was for, if that is known, ending in what to try; in
+/// brackets LibTorch's first sentence.
 class GpuMemoryError : public Error {
  public:
-  GpuMemoryError(const c10::OutOfMemoryError& error, const std::string& what_for)
+  explicit GpuMemoryError(
+      const c10::OutOfMemoryError& error,
+      const std::string& what_for = "; try a smaller --batch-size or --micro-batch-size")
       : Error(ExitCode::kInternal, text(error.what_without_backtrace(), what_for)) {}
 
  private:

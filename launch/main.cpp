@@ -97,7 +97,7 @@ int main(int argc, char** argv) {
   } catch (const Error& error) {
     dist::abort_job(error.what(), static_cast<int>(error.exit_code()));
   } catch (const c10::OutOfMemoryError& error) {
-    const launch::GpuMemoryError ours(error, "; try a smaller --batch-size or --micro-batch-size");
+    const launch::GpuMemoryError ours(error);
     dist::abort_job(ours.what(), static_cast<int>(ours.exit_code()));
   } catch (const c10::Error& error) {
     dist::abort_job(concat("internal error: ", error.what_without_backtrace()),

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <optional>
 #include <sstream>
 
 #include "base/error.h"
@@ -49,11 +48,9 @@ data::Corpus open_corpus(const std::vector<std::string>& names,
                          const dist::World& world,
                          dist::Communicator& communicator) {
   const std::vector<std::filesystem::path> paths(names.begin(), names.end());
-  std::optional<data::Corpus> corpus;
-  on_all_ranks(communicator, [&] {
-    corpus.emplace(paths, data::CorpusOptions{.verify = world.local_rank() == 0});
+  return made_on_all_ranks(communicator, [&] {
+    return data::Corpus(paths, data::CorpusOptions{.verify = world.local_rank() == 0});
   });
-  return std::move(*corpus);
 }
 
 }  // namespace t2r::launch

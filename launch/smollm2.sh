@@ -63,19 +63,19 @@ train() {
 run_variant() {
   local name=$1 base=${1%-distill} started=$SECONDS tokens=$TOKENS transfer origin='' options=()
   local t2r=(--feature-map t2r --feature-size 32) PRETRAINED=$MODEL
-  if [[ $1 == *-distill && -n $DISTILL_TOKENS ]]; then
-    tokens=$DISTILL_TOKENS
-    name+=-$((tokens / 1000000))M
+  if [[ $name == *-distill ]]; then
+    PRETRAINED=$OUT/softmax/checkpoints/best
+    origin=-finetuned
+    options=(--teacher "$PRETRAINED")
+    if [[ -n $DISTILL_TOKENS ]]; then
+      tokens=$DISTILL_TOKENS
+      name+=-$((tokens / 1000000))M
+    fi
   fi
   ! grep -qs "^{\"name\": \"$name\"" "$OUT/results.jsonl" || return 0
   transfer=$((tokens / 16384 / 4))
   ((transfer <= 400)) || transfer=400
-  if [[ $1 == *-distill ]]; then
-    run_variant softmax  # to its end, if it is not there
-    PRETRAINED=$OUT/softmax/checkpoints/best
-    origin=-finetuned
-    options=(--teacher "$PRETRAINED")
-  fi
+  [[ -z $origin ]] || run_variant softmax  # to its end, if it is not there
   case $base in
     as-is) measure "$name" "$MODEL" 0 0; return ;;
     softmax) train "$name" --model "$MODEL" --learning-rate 1e-4 --map-learning-rate 0 ;;

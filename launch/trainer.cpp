@@ -290,8 +290,8 @@ void Trainer::save() {
   if (last_saved_step_ == position_.step) return;
   dist::check_replicas_equal(communicator_, arena_.masters(), "parameters");
   // The best, or, where the best could not be or was not to be saved, the first that was.
-  const bool is_scored = inputs_.valid != nullptr && last_evaluated_step_ == position_.step,
-             is_best = is_scored && (is_best_pending_ || !checkpoints_.has_best());
+  const bool is_best =
+      last_evaluated_step_ == position_.step && (is_best_pending_ || !checkpoints_.has_best());
   try {
     checkpoints_.save(checkpoint_content(), position_, is_best);
   } catch (const WriteError& error) {
