@@ -25,6 +25,9 @@ Tensor map_products(const Tensor& x, const Tensor& weight, const Tensor& bias, d
 }
 
 Tensor map_features(const Tensor& x, const Tensor& weight, const Tensor& bias, double scale) {
+  if (x.scalar_type() == at::kBFloat16) {
+    return map_features(x.to(at::kFloat), weight.to(at::kFloat), bias.to(at::kFloat), scale).to(at::kBFloat16);
+  }
   return at::relu(map_products(x, weight, bias, scale)).contiguous();
 }
 
