@@ -138,7 +138,8 @@ class GpuStep : public TrainingStep {
   /// Micro-batches of one kind share a graph.
   struct Kind {
     int64_t batch_size, length;
-    bool is_first, is_last, is_transfer;
+    bool is_first, is_last;
+    Objective objective;
     auto operator<=>(const Kind&) const = default;
   };
 
@@ -168,7 +169,7 @@ class GpuStep : public TrainingStep {
   static Kind kind_of(const StepInputs& inputs, size_t i) {
     const data::Batch& batch = inputs.batches[i];
     return {
-        batch.batch_size, batch.length, i == 0, i + 1 == inputs.batches.size(), inputs.is_transfer};
+        batch.batch_size, batch.length, i == 0, i + 1 == inputs.batches.size(), inputs.objective};
   }
 
   /// tokens [2, B, T]; the buffer outlives the step.
@@ -187,6 +188,7 @@ class GpuStep : public TrainingStep {
     for (size_t i = 0; i < inputs.batches.size(); ++i)
       is_missing = is_missing || !programs_.contains(kind_of(inputs, i));
     if (!is_missing) return;
+    on_all_ranks(parts_.communicator, [&] { forget_other_stages(inputs.objective); });
     const auto for_missing = [&](const auto& body) {
       on_all_ranks(parts_.communicator, [&] {
         explaining_out_of_memory(inputs, [&] {
@@ -204,6 +206,14 @@ class GpuStep : public TrainingStep {
       Program& program = programs_.at(kind);
       if (program.graph == nullptr) program.graph = capture([&] { enqueue(kind, program.tokens); });
     });
+  }
+
+  /// A stage that has ended leaves its memory to the next.
+  void forget_other_stages(Objective objective) {
+    const auto is_other = [&](const auto& item) { return item.first.objective != objective; };
+    if (std::erase_if(programs_, is_other) == 0) return;
+    pool_ = {0, 0};
+    c10::cuda::CUDACachingAllocator::emptyCache();
   }
 
   template <class Body>
@@ -270,7 +280,7 @@ class GpuStep : public TrainingStep {
   }
 
   Tensor loss_of(const Kind& kind, const Tensor& tokens) const {
-    return micro_batch_loss(parts_, kind.is_transfer, tokens[0], tokens[1]);
+    return micro_batch_loss(parts_, kind.objective, tokens[0], tokens[1]);
   }
 
   /// The work of one micro-batch, and of the whole step behind the last one.

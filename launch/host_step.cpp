@@ -39,7 +39,7 @@ class HostStep : public TrainingStep {
       const data::Batch& batch = inputs.batches[i];
       parts_.reducer.begin_micro_step(/*is_last=*/i + 1 == inputs.batches.size());
       const Tensor loss = micro_batch_loss(parts_,
-                                           inputs.is_transfer,
+                                           inputs.objective,
                                            view_of(batch.buffer.inputs, batch),
                                            view_of(batch.buffer.targets, batch));
       loss.backward();

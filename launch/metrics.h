@@ -8,16 +8,10 @@
 #include <utility>
 #include <vector>
 
+#include "launch/objective.h"
 #include "launch/progress.h"
 
 namespace t2r::launch {
-
-/// What a step's loss is.
-enum class Objective {
-  kText,          ///< cross-entropy, nats per token
-  kDistillation,  ///< in part or all of it a divergence from the teacher, nats per token
-  kTransfer,      ///< attention transfer's mean square
-};
 
 /// What is known about one optimizer step.
 struct StepMetrics {

@@ -156,13 +156,11 @@ StepMetrics Trainer::train_step() {
   const StepTotals totals = step_->run(inputs);
 
   StepMetrics metrics{.step = position_.step + 1, .total_steps = config_.total_steps()};
-  metrics.objective = inputs.is_transfer           ? Objective::kTransfer
-                      : inputs_.teacher != nullptr ? Objective::kDistillation
-                                                   : Objective::kText;
+  metrics.objective = inputs.objective;
   metrics.is_skipped = totals.is_skipped;
   metrics.gradient_norm = totals.gradient_norm;
-  metrics.learning_rate =
-      inputs.is_transfer ? inputs.update.map_learning_rate : inputs.update.learning_rate;
+  metrics.learning_rate = inputs.objective == Objective::kTransfer ? inputs.update.map_learning_rate
+                                                                   : inputs.update.learning_rate;
   if (totals.is_skipped) {
     ++num_skipped_in_row_;
     ++num_skipped_;
@@ -198,7 +196,7 @@ std::vector<data::Batch> Trainer::next_batches() {
 
 StepInputs Trainer::step_inputs(const std::vector<data::Batch>& batches) const {
   StepInputs inputs{.batches = batches,
-                    .is_transfer = is_transfer_step(),
+                    .objective = objective(),
                     .is_stop_requested = stop_requested(),
                     .update = learning_rates()};
   // The dropout of a step depends on the step alone, so a resumed run needs no generator state.
@@ -210,6 +208,11 @@ StepInputs Trainer::step_inputs(const std::vector<data::Batch>& batches) const {
   return inputs;
 }
 
+Objective Trainer::objective() const {
+  if (position_.step < config_.transfer_steps) return Objective::kTransfer;
+  return inputs_.teacher != nullptr ? Objective::kDistillation : Objective::kText;
+}
+
 // Finetuning starts with a fresh optimizer.
 void Trainer::start_finetuning() {
   optimizer_.first_moment().zero_();
@@ -219,7 +222,8 @@ void Trainer::start_finetuning() {
 
 model::AdamW::Step Trainer::learning_rates() const {
   const int64_t step = position_.step + 1;
-  if (is_transfer_step()) return {.map_learning_rate = transfer_schedule_.rate(step)};
+  if (objective() == Objective::kTransfer)
+    return {.map_learning_rate = transfer_schedule_.rate(step)};
   const int64_t finetuning_step = step - config_.transfer_steps;
   return {.learning_rate = schedule_.rate(finetuning_step),
           .map_learning_rate = map_schedule_.rate(finetuning_step)};

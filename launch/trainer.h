@@ -57,7 +57,7 @@ class Trainer {
   std::vector<data::Batch> next_batches();
   StepInputs step_inputs(const std::vector<data::Batch>& batches) const;
   void start_finetuning();
-  bool is_transfer_step() const { return position_.step < config_.transfer_steps; }
+  Objective objective() const;
   model::AdamW::Step learning_rates() const;
   void place_teacher(const model::Placement& placement);
   void evaluate();

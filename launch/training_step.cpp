@@ -1,17 +1,25 @@
 #include "launch/training_step.h"
 
+#include "base/error.h"
+
 namespace t2r::launch {
 
 torch::Tensor micro_batch_loss(const StepParts& parts,
-                               bool is_transfer,
+                               Objective objective,
                                const torch::Tensor& inputs_BT,
                                const torch::Tensor& targets_BT) {
-  if (is_transfer) return parts.model.transfer_loss_sum(inputs_BT);
   const model::DecoderLM::ForwardOptions options{.dropout = parts.dropout,
                                                  .recompute = parts.recompute};
-  return parts.distillation.teacher != nullptr
-             ? parts.model.distillation_loss_sum(inputs_BT, targets_BT, parts.distillation, options)
-             : parts.model.loss_sum(inputs_BT, targets_BT, options);
+  switch (objective) {
+    case Objective::kText:
+      return parts.model.loss_sum(inputs_BT, targets_BT, options);
+    case Objective::kDistillation:
+      require(parts.distillation.teacher != nullptr, "a step learns from a teacher that is not there");
+      return parts.model.distillation_loss_sum(inputs_BT, targets_BT, parts.distillation, options);
+    case Objective::kTransfer:
+      return parts.model.transfer_loss_sum(inputs_BT);
+  }
+  throw ContractError("objective is out of range");
 }
 
 }  // namespace t2r::launch

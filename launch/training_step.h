@@ -8,6 +8,7 @@
 #include "data/batch.h"
 #include "dist/communicator.h"
 #include "dist/gradient_reducer.h"
+#include "launch/objective.h"
 #include "model/adamw.h"
 #include "model/decoder_lm.h"
 
@@ -17,7 +18,7 @@ namespace t2r::launch {
 struct StepInputs {
   const std::vector<data::Batch>& batches;  ///< this rank's micro-batches, in order
   uint64_t dropout_seed = 0;
-  bool is_transfer = false;        ///< attention transfer instead of the language-model loss
+  Objective objective = Objective::kText;
   bool is_stop_requested = false;  ///< on this rank
   model::AdamW::Step update;       ///< rates; `number` is the update's, if it is not skipped
 };
@@ -42,14 +43,13 @@ struct StepParts {
   dist::Communicator& communicator;
   double dropout = 0.0;
   model::Recompute recompute = model::Recompute::kNothing;
-  double clip_norm = 0.0;  ///< 0: no clipping
-  model::DecoderLM::Distillation distillation =
-      {};  ///< without a teacher: learn from the text alone
+  double clip_norm = 0.0;                            ///< 0: no clipping
+  model::DecoderLM::Distillation distillation = {};  ///< of Objective::kDistillation
 };
 
 /// What a micro-batch adds to the loss that the step minimises, as a sum over its tokens.
 torch::Tensor micro_batch_loss(const StepParts& parts,
-                               bool is_transfer,
+                               Objective objective,
                                const torch::Tensor& inputs_BT,
                                const torch::Tensor& targets_BT);
 
