@@ -6,8 +6,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 # shellcheck source=launch/experiment.sh
 source "$T2R_ROOT/launch/experiment.sh"
 
-readonly VARIANTS="as-is softmax t2r t2r-transfer t2r-query-transfer t2r75 t2r75-transfer hedgehog-query-transfer elu scratch \
-t2r-query-transfer-distill t2r75-transfer-distill hedgehog-query-transfer-distill"
+readonly VARIANTS="as-is softmax t2r t2r-transfer t2r-query-transfer t2r75 t2r75-transfer hedgehog-query-transfer \
+hedgehog75-query-transfer elu scratch t2r-query-transfer-distill t2r75-transfer-distill hedgehog-query-transfer-distill \
+hedgehog75-query-transfer-distill"
 
 usage() {
   cat <<EOF
@@ -25,9 +26,10 @@ VARIANT (default: all)
   t2r-query-transfer  the same with a map per query head
   t2r75, t2r75-transfer   every fourth layer from the top keeps softmax
   hedgehog-query-transfer Hedgehog's map, 128 features, per query head, with transfer
+  hedgehog75-query-transfer   the same, every fourth layer from the top keeps softmax
   elu                 elu + 1 instead of a learned map
   scratch             the T2R model without pretraining
-  t2r-query-transfer-distill, t2r75-transfer-distill, hedgehog-query-transfer-distill
+  t2r-query-transfer-distill, t2r75-transfer-distill, hedgehog-query-transfer-distill, hedgehog75-query-transfer-distill
                       the finetuned softmax model is converted, with as many tokens again (or --distill-tokens; the rows are called
                       VARIANT-NM then), and is the teacher: its next-token distributions are learned instead of the text's tokens
 T2R takes the place of the built binary. What DIR (default runs/smollm2) holds already is not made again.
@@ -62,7 +64,7 @@ train() {
 
 run_variant() {
   local name=$1 base=${1%-distill} started=$SECONDS tokens=$TOKENS transfer origin='' options=()
-  local t2r=(--feature-map t2r --feature-size 32) PRETRAINED=$MODEL
+  local t2r=(--feature-map t2r --feature-size 32) hedgehog=(--feature-map hedgehog --map-per-query-head) PRETRAINED=$MODEL
   if [[ $name == *-distill ]]; then
     PRETRAINED=$OUT/softmax/checkpoints/best
     origin=-finetuned
@@ -82,7 +84,8 @@ run_variant() {
     t2r | t2r-transfer) convert "t2r$origin" "${t2r[@]}" ;;
     t2r-query-transfer) convert "t2r-query$origin" "${t2r[@]}" --map-per-query-head ;;
     t2r75 | t2r75-transfer) convert "t2r75$origin" "${t2r[@]}" --keep-softmax-every 4 ;;
-    hedgehog-query-transfer) convert "hedgehog-query$origin" --feature-map hedgehog --map-per-query-head ;;
+    hedgehog-query-transfer) convert "hedgehog-query$origin" "${hedgehog[@]}" ;;
+    hedgehog75-query-transfer) convert "hedgehog75-query$origin" "${hedgehog[@]}" --keep-softmax-every 4 ;;
     elu) convert elu --feature-map elu ;;
     scratch)
       train scratch --learning-rate 1e-3 --map-learning-rate 0 --model.family llama --model.layers 30 --model.hidden-size 576 \
