@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs all GPU tests and benchmarks of a build, also on a machine without a network or a compiler.
 set -euo pipefail
+readonly PYTHON=${T2R_PYTHON:-python3}  # launch/env.sh says which has torch
 
 usage() {
   cat <<EOF
@@ -98,7 +99,7 @@ check_nccl() {
 check_training() {
   local test=$1/gpu_training_test.py
   [[ -e $test ]] || test=$(dirname "${BASH_SOURCE[0]}")/../tests/cli/gpu_training_test.py
-  T2R_BINARY=$(realpath "$(find_file "$1" t2r)") T2R_SOURCE_DIR=$PWD PYTHONDONTWRITEBYTECODE=1 python3 "$test"
+  T2R_BINARY=$(realpath "$(find_file "$1" t2r)") T2R_SOURCE_DIR=$PWD PYTHONDONTWRITEBYTECODE=1 "$PYTHON" "$test"
 }
 
 main() {
@@ -120,7 +121,7 @@ main() {
   [[ -e $script ]] || script=$(dirname "${BASH_SOURCE[0]}")/../tests/load_from_python.py
   nvidia-smi --query-gpu=name,driver_version --format=csv,noheader || fail 1 "no GPU here: nvidia-smi does not run"
   [[ ! -e $build/load_from_python.py ]] || packed=$build  # libraries that were packed
-  torch=$(python3 -c 'import os, torch; print(os.path.dirname(torch.__file__))') || fail 1 "python3 has no torch"
+  torch=$("$PYTHON" -c 'import os, torch; print(os.path.dirname(torch.__file__))') || fail 1 "$PYTHON has no torch"
   LD_LIBRARY_PATH=${packed:+$packed:}$(dirname "$library"):$torch/lib:$torch/../nvidia/nccl/lib:/usr/local/cuda/lib64:${LD_LIBRARY_PATH:-}
   # A symbolised trace for every refused input would take half a minute each.
   export LD_LIBRARY_PATH TORCH_SHOW_CPP_STACKTRACES=0 TORCH_DISABLE_ADDR2LINE=1 OMP_NUM_THREADS=1
@@ -132,12 +133,12 @@ main() {
     export OMPI_MCA_mca_base_component_path=$mpi/components OMPI_MCA_plm=isolated OMPI_MCA_ess_singleton_isolated=1
   fi
   local failed=0
-  for kernels in default sm80; do
+  for kernels in default sm80 sm86; do
     echo "== GPU tests, T2R_CUDA_KERNELS=$kernels"
     T2R_CUDA_KERNELS=$kernels "$tests" --gtest_brief=1 || failed=1
   done
   echo "== the operators in Python"
-  python3 "$script" "$library" || failed=1
+  "$PYTHON" "$script" "$library" || failed=1
   check_nccl "$nccl_tests" || failed=1
   echo "== training, as a user runs it"
   check_training "$build" || failed=1

@@ -357,7 +357,8 @@ void Attention::make_output_major() {
 }
 
 int64_t Attention::most_step_rows() const {
-  return std::min(qkv_.most_step_rows(), output_.most_step_rows());
+  return std::min(qkv_.most_step_rows(/*is_behind_norm=*/true),
+                  output_.most_step_rows(/*is_behind_norm=*/false));
 }
 
 Tensor Attention::join_heads(const Tensor& o_BTHd) const {

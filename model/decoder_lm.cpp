@@ -312,7 +312,7 @@ void DecoderLM::reserve(DecoderState& state, int64_t tokens) const {
 void DecoderLM::prepare_generation() {
   for (Block& block : blocks_) block.attention.merge_feature_map();
   if (!device().is_cuda()) return;
-  most_step_rows_ = Linear{.weight = head_VD_}.most_step_rows();
+  most_step_rows_ = Linear{.weight = head_VD_}.most_step_rows(/*is_behind_norm=*/true);
   for (Block& block : blocks_) {
     block.attention.make_output_major();
     block.mlp.make_output_major();

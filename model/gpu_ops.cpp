@@ -2,8 +2,6 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 
-#include <algorithm>
-
 #include "base/error.h"
 #include "model/kernels/cuda/step_limits.h"
 
@@ -300,10 +298,9 @@ Tensor step_linear(const StepLinear& in) {
                  in.float_output);
 }
 
-int64_t most_step_rows(int64_t inputs) {
-  if (inputs % 8 != 0 || inputs > t2r::kernels::cuda::kMaxStepInputs) return 0;
-  return std::min<int64_t>(t2r::kernels::cuda::kMaxStepRows,
-                           t2r::kernels::cuda::kMaxStepSize / inputs);
+int64_t most_step_rows(int64_t inputs, int64_t norms, bool pairs) {
+  static const auto op = find<int64_t(int64_t, int64_t, bool)>("most_step_rows");
+  return op.call(inputs, norms, pairs);
 }
 
 void draw_token(const Tensor& logits_NV,

@@ -131,8 +131,9 @@ struct StepLinear {
 };
 Tensor step_linear(const StepLinear& inputs);
 
-/// The most rows that step_linear takes with so many inputs; 0: none.
-int64_t most_step_rows(int64_t inputs);
+/// The most rows that step_linear takes with so many inputs on the current device, behind `norms`
+/// vectors, with `pairs` (swiglu or RoPE) or without; 0: none.
+int64_t most_step_rows(int64_t inputs, int64_t norms, bool pairs);
 
 /// The most probable or drawn tokens (model/sampling.h) become tokens_N, and row position % R of
 /// history_RN; -1 there where nothing could be drawn.

@@ -42,14 +42,15 @@ void Linear::make_output_major() {
   is_input_major = false;
 }
 
-int64_t Linear::most_step_rows() const {
+int64_t Linear::most_step_rows(bool is_behind_norm) const {
   const auto is_aligned = [](const Tensor& tensor) {
     return !tensor.defined() || reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
   };
   const bool serves = !is_input_major && weight.is_cuda() &&
                       weight.scalar_type() == torch::kBFloat16 && is_aligned(weight) &&
                       is_aligned(bias);
-  return serves ? gpu::most_step_rows(weight.size(1)) : 0;
+  if (!serves) return 0;
+  return gpu::most_step_rows(weight.size(1), is_behind_norm ? 2 : 0, is_behind_norm);
 }
 
 Linear add_linear(const DecoderConfig& config,
@@ -158,7 +159,8 @@ void Mlp::make_output_major() {
 
 int64_t Mlp::most_step_rows() const {
   if (activation_ != (is_gated_ ? Activation::kSilu : Activation::kGeluTanh)) return 0;
-  return std::min(up_.most_step_rows(), down_.most_step_rows());
+  return std::min(up_.most_step_rows(/*is_behind_norm=*/true),
+                  down_.most_step_rows(/*is_behind_norm=*/false));
 }
 
 }  // namespace t2r::model

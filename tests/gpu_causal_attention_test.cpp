@@ -1,4 +1,4 @@
-// The GPU operators against the float64 oracle, on any GPU since Ampere. Run with T2R_CUDA_KERNELS=sm80 as well, a Hopper GPU
+// The GPU operators against the float64 oracle, on any GPU since Ampere. Run with T2R_CUDA_KERNELS=sm80 and sm86 as well, a Hopper GPU
 // tests both families of kernels.
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "model/gpu_ops.h"
+#include "model/kernels/cuda/causal_simt.h"
 #include "model/linear_attention_naive.h"
 #include "model/ops/causal_op.h"
 #include "tests/gpu_support.h"
@@ -164,10 +165,17 @@ Result run(const Problem& p, const Case& c, bool exact, const Function& function
   return result;
 }
 
+int64_t simt_bytes(const Case& c, at::ScalarType type) {
+  const kernels::cuda::Shape shape{.head_size = static_cast<int>(c.head_size), .feature_size = static_cast<int>(c.features)};
+  return kernels::cuda::causal_simt_bytes(shape, /*backward=*/true, static_cast<int>(c10::elementSize(type)));
+}
+
 void expect_exact(const Case& c, at::ScalarType type, double bar) {
   SCOPED_TRACE(testing::Message() << c << " " << type);
   const Problem p = make_problem(c, type);
-  const Result actual = run(p, c, false, [](const CausalInputs& in) { return causal(in); });
+  const auto with_ours = [&] { return run(p, c, false, [](const CausalInputs& in) { return causal(in); }); };
+  if (type == at::kDouble && test::is_refused_for_memory(simt_bytes(c, type), with_ours)) return;
+  const Result actual = with_ours();
   const Result exact = run(p, c, true, [&](const CausalInputs& in) { return oracle(in, c.state_heads); });
   EXPECT_LE(relative_error(actual.outputs.o_BTHd, exact.outputs.o_BTHd), bar) << "o";
   EXPECT_LE(relative_error(actual.outputs.s_BHKd, exact.outputs.s_BHKd), bar) << "final s";
@@ -198,7 +206,7 @@ TEST(GpuCausal, ValuesFarFromZero) {
   }
 }
 
-TEST(GpuCausal, TheLongestSequence) {  // against the operator in float64, which the oracle has tested
+TEST(GpuCausal, TheLongestSequence) {  // against the operator in float64, or float32, which the oracle has tested
   for (const auto& [head_size, features] : {std::pair<int64_t, int64_t>{64, 32}, {128, 64}}) {
     for (const double mean : {0.0, 4.0}) {
       const Case c{.batch = 1, .length = 32768, .query_heads = 1, .state_heads = 1, .key_heads = 1, .value_heads = 1, .head_size = head_size,
@@ -206,7 +214,13 @@ TEST(GpuCausal, TheLongestSequence) {  // against the operator in float64, which
       SCOPED_TRACE(testing::Message() << c);
       const Problem p = make_problem(c, at::kBFloat16);
       const Result actual = run(p, c, false, [](const CausalInputs& in) { return causal(in); });
-      const Result exact = run(p, c, true, [](CausalInputs in) { return causal(in); });
+      const auto type = simt_bytes(c, at::kDouble) <= current_device().shared_bytes ? at::kDouble : at::kFloat;
+      const Result exact = run(p, c, true, [&](CausalInputs in) {
+        for (Tensor* tensor : {&in.q_BTHd, &in.k_BTHd, &in.v_BTHd, &*in.weight_HKd, &*in.bias_HK}) *tensor = tensor->to(type);
+        CausalOutputs out = causal(in);
+        out.o_BTHd = out.o_BTHd.to(at::kDouble);
+        return out;
+      });
       EXPECT_LE(relative_error(actual.outputs.o_BTHd, exact.outputs.o_BTHd), 1e-2) << "o";
       for (size_t i = 0; i < p.names.size(); ++i) EXPECT_LE(relative_error(actual.gradients[i], exact.gradients[i]), 1e-2) << p.names[i];
     }
@@ -337,42 +351,61 @@ TEST(GpuCausal, DeadFeaturesGiveZeros) {
 }
 
 TEST(GpuCausal, GradientsAreThoseOfNumericalDifferences) {
-  const Case c{.batch = 1, .length = 37, .head_size = 32, .features = 5, .state = true};
-  const Problem p = make_problem(c, at::kDouble);
-  const auto loss = [&](const std::vector<Tensor>& leaves) {
-    const auto out = causal(with_leaves(p.inputs, leaves, c));
-    return ((out.o_BTHd * p.grad_o).sum() + (out.s_BHKd * p.grad_s).sum() + (out.z_BHK * p.grad_z).sum()).item<double>();
-  };
-  const Result result = run(p, c, false, [](const CausalInputs& in) { return causal(in); });
-  for (size_t i = 0; i < p.leaves.size(); ++i) {
-    const Tensor direction = at::randn_like(p.leaves[i]);
-    const double h = 1e-6;
-    auto leaves = p.leaves;
-    leaves[i] = p.leaves[i] + direction * h;
-    const double up = loss(leaves);
-    leaves[i] = p.leaves[i] - direction * h;
-    const double wanted = (up - loss(leaves)) / (2 * h);
-    const double actual = (result.gradients[i] * direction).sum().item<double>();
-    EXPECT_NEAR(actual, wanted, 1e-6 * std::max(1.0, std::abs(wanted))) << p.names[i];
+  for (const Case& c : {Case{.batch = 1, .length = 37, .head_size = 32, .features = 5, .state = true},
+                        Case{.batch = 1, .length = 37, .head_size = 32, .features = 16, .map = false, .state = true, .documents = true}}) {
+    SCOPED_TRACE(testing::Message() << c);
+    const Problem p = make_problem(c, at::kDouble);
+    const auto loss = [&](const std::vector<Tensor>& leaves) {
+      const auto out = causal(with_leaves(p.inputs, leaves, c));
+      return ((out.o_BTHd * p.grad_o).sum() + (out.s_BHKd * p.grad_s).sum() + (out.z_BHK * p.grad_z).sum()).item<double>();
+    };
+    const Result result = run(p, c, false, [](const CausalInputs& in) { return causal(in); });
+    for (size_t i = 0; i < p.leaves.size(); ++i) {
+      for (int repetition = 0; repetition < 10; ++repetition) {
+        const Tensor direction = at::randn_like(p.leaves[i]);
+        const double h = 1e-6;
+        auto leaves = p.leaves;
+        leaves[i] = p.leaves[i] + direction * h;
+        const double up = loss(leaves);
+        leaves[i] = p.leaves[i] - direction * h;
+        const double wanted = (up - loss(leaves)) / (2 * h);
+        const double actual = (result.gradients[i] * direction).sum().item<double>();
+        EXPECT_NEAR(actual, wanted, 1e-6 * std::max(1.0, std::abs(wanted))) << p.names[i];
+      }
+    }
   }
 }
 
 TEST(GpuCausal, AgreesWithTheCpuKernel) {
-  const Case c{.length = 333, .query_heads = 4, .state_heads = 2, .map = false, .state = true};
-  const Problem p = make_problem(c, at::kFloat);
-  const Result gpu = run(p, c, false, [](const CausalInputs& in) { return causal(in); });
-  const Result cpu = run(p, c, false, [&](const CausalInputs& in) {
-    const model::LinearAttentionState initial{in.initial_s_BHKd->cpu(), in.initial_z_BHK->cpu()};
-    const auto out = model::causal_linear_attention(in.q_BTHd.cpu(), in.k_BTHd.cpu(), in.v_BTHd.cpu(), &initial, {in.floor, in.added});
-    return CausalOutputs{out.o_BTHV.cuda(), out.state.s_BHKV.cuda(), out.state.z_BHK.cuda()};
-  });
-  EXPECT_LE(relative_error(gpu.outputs.o_BTHd, cpu.outputs.o_BTHd), 5e-6);
-  for (size_t i = 0; i < p.names.size(); ++i) EXPECT_LE(relative_error(gpu.gradients[i], cpu.gradients[i]), 2e-5) << p.names[i];
+  for (const int64_t head_size : {32, 64, 128}) {
+    for (const bool map : {false, true}) {
+      const Case c{.length = 333, .query_heads = 4, .state_heads = 2, .head_size = head_size, .map = map, .state = true};
+      SCOPED_TRACE(testing::Message() << c);
+      const Problem p = make_problem(c, at::kFloat);
+      const Result gpu = run(p, c, false, [](const CausalInputs& in) { return causal(in); });
+      const Result cpu = run(p, c, false, [&](const CausalInputs& in) {
+        const auto features = [&](const Tensor& x, int64_t heads, double scale) {
+          if (!map) return x.cpu();
+          const Tensor y = at::einsum("bthd,hkd->bthk", {spread(x.cpu(), heads, 2), spread(in.weight_HKd->cpu(), heads, 0)});
+          return at::relu(y.mul(scale).add(spread(in.bias_HK->cpu(), heads, 0)));
+        };
+        const model::LinearAttentionState initial{in.initial_s_BHKd->cpu(), in.initial_z_BHK->cpu()};
+        const auto out = model::causal_linear_attention(features(in.q_BTHd, c.query_heads, in.scale), features(in.k_BTHd, c.state_heads, 1.0),
+                                                        in.v_BTHd.cpu(), &initial, {in.floor, in.added});
+        return CausalOutputs{out.o_BTHV.cuda(), out.state.s_BHKV.cuda(), out.state.z_BHK.cuda()};
+      });
+      EXPECT_LE(relative_error(gpu.outputs.o_BTHd, cpu.outputs.o_BTHd), 5e-6);
+      for (size_t i = 0; i < p.names.size(); ++i) EXPECT_LE(relative_error(gpu.gradients[i], cpu.gradients[i]), 2e-5) << p.names[i];
+    }
+  }
 }
 
 TEST(GpuCausal, GraphReplayEqualsEagerBitwise) {
-  for (const int64_t length : {512, 6000}) {
-    const Case c{.batch = 1, .length = length};
+  for (const Case& c : {Case{.batch = 1, .length = 512}, Case{.batch = 1, .length = 6000}, Case{.batch = 1, .length = 500, .features = 64, .state = true},
+                        Case{.length = 300, .head_size = 128, .features = 64}, Case{.length = 300, .head_size = 128, .map = false, .state = true},
+                        Case{.length = 300, .features = 128, .map = false}, Case{.length = 300, .head_size = 32, .documents = true},
+                        Case{.length = 300, .head_size = 128, .features = 128}}) {
+    SCOPED_TRACE(testing::Message() << c);
     const Problem p = make_problem(c, at::kBFloat16);
     const auto step = [&] { return run(p, c, false, [](const CausalInputs& in) { return causal(in); }); };
     const Result eager = step();
@@ -429,11 +462,15 @@ TEST(GpuCausal, BadInputIsRefusedByName) {
   };
   EXPECT_THAT(refusal([](auto& in) { in.q_BTHd = in.q_BTHd.cpu(); }), HasSubstr("q is on cpu, allowed: cuda"));
   EXPECT_THAT(refusal([](auto& in) { in.v_BTHd = in.v_BTHd.cpu(); }), HasSubstr("v is on cpu, q is on cuda:0, allowed: one device"));
+  EXPECT_THAT(refusal([](auto& in) { in.k_BTHd = in.k_BTHd.cpu(); }), HasSubstr("k is on cpu, q is on cuda:0, allowed: one device"));
+  EXPECT_THAT(refusal([](auto& in) { in.weight_HKd = in.weight_HKd->cpu(); }), HasSubstr("weight is on cpu, q is on cuda:0, allowed: one device"));
   EXPECT_THAT(refusal([](auto& in) { in.q_BTHd = in.q_BTHd.to(at::kHalf); }), HasSubstr("q has dtype Half, allowed: bfloat16, float32, float64"));
   EXPECT_THAT(refusal([](auto& in) { in.k_BTHd = in.k_BTHd.to(at::kFloat); }), HasSubstr("k has dtype Float, q has BFloat16, allowed: the same"));
   EXPECT_THAT(refusal([](auto& in) { in.v_BTHd = in.v_BTHd.slice(3, 0, 48); }), HasSubstr("v has head size 48, allowed: 32, 64, 128"));
   EXPECT_THAT(refusal([](auto& in) { in.weight_HKd = in.weight_HKd->slice(1, 0, 0), in.bias_HK = in.bias_HK->slice(1, 0, 0); }),
               HasSubstr("feature size is 0, allowed: 1 to 128"));
+  EXPECT_THAT(refusal([](auto& in) { in.weight_HKd = in.weight_HKd->repeat({1, 5, 1}).slice(1, 0, 129), in.bias_HK = in.bias_HK->repeat({1, 5}).slice(1, 0, 129); }),
+              HasSubstr("feature size is 129, allowed: 1 to 128"));
   EXPECT_THAT(refusal([](auto& in) { in.k_BTHd = in.k_BTHd.slice(1, 0, 10); }), HasSubstr("k has batch and length 2 x 10, q has 2 x 200"));
   EXPECT_THAT(refusal([](auto& in) { in.q_BTHd = in.q_BTHd.repeat_interleave(2, 3).slice(3, 0, 128, 2); }),
               HasSubstr("q has stride 2 in its last dimension, allowed: 1"));

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <torch/types.h>
 
+#include "model/kernels/cuda/decode_step.h"
 #include "model/ops/causal_op.h"
 #include "model/ops/decode_op.h"
 #include "tests/gpu_support.h"
@@ -83,10 +84,23 @@ Step oracle(const DecodeInputs& in, const Case& c) {
   return {numerator / denominator.clamp_min(c.floor).unsqueeze(2), s, z};
 }
 
+int64_t plan_bytes(const Case& c, at::ScalarType type) {
+  const kernels::cuda::Shape shape{.batch = static_cast<int>(c.batch),
+                                   .length = 1,
+                                   .query_heads = static_cast<int>(c.query_heads),
+                                   .state_heads = static_cast<int>(c.state_heads),
+                                   .key_heads = static_cast<int>(c.key_heads),
+                                   .value_heads = static_cast<int>(c.value_heads),
+                                   .head_size = static_cast<int>(c.head_size),
+                                   .feature_size = static_cast<int>(c.features)};
+  return kernels::cuda::plan_decode(shape, c.map, type == at::kBFloat16, current_device()).shared_bytes;
+}
+
 void expect_exact(const Case& c) {
   for (const auto& [type, bar] : {std::pair{at::kBFloat16, 1e-2}, std::pair{at::kFloat, 2e-5}}) {
     SCOPED_TRACE(testing::Message() << c << " " << type);
     const Sequence sequence = make_sequence(c, 3, type);
+    if (test::is_refused_for_memory(plan_bytes(c, type), [&] { decode_step(sequence.at(0)); })) continue;
     for (int64_t t = 0; t < 3; ++t) {
       const DecodeInputs in = sequence.at(t);
       const Step exact = oracle(in, c);
@@ -202,14 +216,24 @@ TEST(GpuDecode, GraphReplayEqualsEagerBitwise) {
 
 TEST(GpuDecode, BadInputIsRefusedByName) {
   const DecodeInputs good = make_sequence({}, 1, at::kBFloat16).at(0);
+  const Tensor s = good.s_BHKd.clone(), z = good.z_BHK.clone();
   const auto refusal = [&](const std::function<void(DecodeInputs&)>& spoil) {
-    return message_of([&] {
+    const std::string message = message_of([&] {
       DecodeInputs in = good;
       spoil(in);
       decode_step(in);
     });
+    EXPECT_TRUE(at::equal(good.s_BHKd, s) && at::equal(good.z_BHK, z)) << "the state was updated: " << message;
+    return message;
   };
   EXPECT_THAT(refusal([](auto& in) { in.q_BHd = in.q_BHd.cpu(); }), HasSubstr("q is on cpu, allowed: cuda"));
+  EXPECT_THAT(refusal([](auto& in) { in.v_BHd = in.v_BHd.cpu(); }), HasSubstr("v is on cpu, q is on cuda:0, allowed: one device"));
+  EXPECT_THAT(refusal([](auto& in) { in.bias_HK = in.bias_HK->cpu(); }), HasSubstr("bias is on cpu, q is on cuda:0, allowed: one device"));
+  EXPECT_THAT(refusal([](auto& in) { in.s_BHKd = in.s_BHKd.cpu(); }), HasSubstr("s is on cpu, q is on cuda:0, allowed: one device"));
+  EXPECT_THAT(refusal([](auto& in) { in.weight_HKd = in.weight_HKd->slice(1, 0, 0), in.bias_HK = in.bias_HK->slice(1, 0, 0); }),
+              HasSubstr("feature size is 0, allowed: 1 to 128"));
+  EXPECT_THAT(refusal([](auto& in) { in.weight_HKd = in.weight_HKd->repeat({1, 5, 1}).slice(1, 0, 129), in.bias_HK = in.bias_HK->repeat({1, 5}).slice(1, 0, 129); }),
+              HasSubstr("feature size is 129, allowed: 1 to 128"));
   EXPECT_THAT(refusal([](auto& in) { in.q_BHd = in.q_BHd.to(at::kDouble); }), HasSubstr("q has dtype Double, allowed: bfloat16, float32"));
   EXPECT_THAT(refusal([](auto& in) { in.k_BHd = in.k_BHd.to(at::kFloat); }), HasSubstr("k has dtype Float, q has BFloat16, allowed: the same"));
   EXPECT_THAT(refusal([](auto& in) { in.v_BHd = in.v_BHd.slice(2, 0, 48); }), HasSubstr("v has head size 48, allowed: 32, 64, 128"));

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <torch/types.h>
 
+#include "base/error.h"
 #include "model/ops/step_linear_op.h"
 #include "tests/gpu_support.h"
 
@@ -78,9 +79,20 @@ Tensor oracle(const StepLinearInputs& in, const Case& c) {
   return c.residual ? y + exact(*in.residual_NO) : y;
 }
 
+int64_t most_rows(const Case& c) {
+  const int norms = c.norm == Norm::kLayer ? 2 : c.norm == Norm::kRms ? 1 : 0;
+  return most_step_rows(c.inputs, norms, c.activation == Activation::kSwiglu || c.half > 0);
+}
+
 void expect_exact(const Case& c) {
   SCOPED_TRACE(testing::Message() << c);
   const StepLinearInputs in = make_inputs(c);
+  if (const int64_t most = most_rows(c); c.rows > most) {  // a GPU with little shared memory
+    EXPECT_THAT(message_of([&] { step_linear(in); }),
+                HasSubstr(most == 0 ? concat("x has ", c.inputs, " columns, allowed: fewer")
+                                    : concat("x has ", c.rows, " rows, allowed: 1 to ", most, " of ", c.inputs)));
+    return;
+  }
   const Tensor y = step_linear(in);
   EXPECT_EQ(y.scalar_type(), c.float_output ? at::kFloat : at::kBFloat16);
   ASSERT_EQ(y.sizes(), at::IntArrayRef({c.rows, c.outputs}));
@@ -153,6 +165,28 @@ TEST(GpuStepLinear, ReplaysOfAChainEqualLaunches) {
     ASSERT_TRUE(at::equal(out, wanted)) << i;
   }
   EXPECT_FALSE(wanted.isnan().any().item<bool>());
+}
+
+TEST(GpuStepLinear, MostRowsGoAndOneMoreDoesNot) {
+  for (const int64_t inputs : {8, 576, 3072, 4096, 8192, 16384}) {
+    for (const Norm norm : {Norm::kNone, Norm::kLayer}) {
+      Case c{.inputs = inputs, .outputs = 64, .norm = norm};
+      c.rows = most_rows(c);
+      EXPECT_LE(c.rows, 16);
+      EXPECT_LE(c.rows * inputs, 49152);
+      if (inputs <= 2048) {
+        EXPECT_EQ(c.rows, 16) << inputs;
+      }
+      if (norm == Norm::kNone) {
+        EXPECT_GE(c.rows, 2) << inputs;  // what leaves a block of Llama's size, on every GPU
+      }
+      if (c.rows > 0) expect_exact(c);
+      ++c.rows;
+      expect_exact(c);
+    }
+  }
+  EXPECT_EQ(most_step_rows(60, 0, false), 0);
+  EXPECT_EQ(most_step_rows(16392, 0, false), 0);
 }
 
 TEST(GpuStepLinear, BadInputIsRefusedByName) {

@@ -2,11 +2,15 @@
 
 #include <ATen/Functions.h>
 #include <c10/util/Exception.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
 #include <functional>
 #include <string>
+
+#include "model/ops/op_support.h"
 
 /// What the tests of the GPU operators share.
 namespace t2r::test {
@@ -32,6 +36,14 @@ inline std::string message_of(const std::function<void()>& body) {
     return error.what_without_backtrace();
   }
   return "nothing was thrown";
+}
+
+/// Whether a block that needs `bytes` of shared memory is too large for this GPU, or for what T2R_CUDA_KERNELS leaves of it. If so, `body`
+/// has to be refused.
+inline bool is_refused_for_memory(int64_t bytes, const std::function<void()>& body) {
+  if (bytes <= ops::current_device().shared_bytes) return false;
+  EXPECT_THAT(message_of(body), testing::HasSubstr("bytes of shared memory a block, allowed on this GPU: "));
+  return true;
 }
 
 }  // namespace t2r::test

@@ -159,6 +159,7 @@ SimtArguments<Scalar> simt_arguments(const Problem& p) {
 
 template <class Scalar>
 ForwardResult forward_simt(const Problem& p, bool save) {
+  require_shared_memory(kernels::cuda::causal_simt_bytes(p.shape, save, sizeof(Scalar)), "causal");
   ForwardResult result;
   const int64_t chunks = (p.shape.length + kernels::cuda::kSimtChunk - 1) / kernels::cuda::kSimtChunk;
   const int64_t record = int64_t{p.shape.feature_size} * (p.shape.head_size + 1);
@@ -386,6 +387,7 @@ CausalInputs with_features(CausalInputs in) {
 
 CausalOutputs causal_any(CausalInputs in, bool want_state) {
   const Shape shape = check_causal(in);
+  const c10::cuda::CUDAGuard guard(in.q_BTHd.device());  // whose kernels are chosen
   const bool has_map = in.weight_HKd.has_value();
   const auto type = in.q_BTHd.scalar_type();
   if (type == at::kBFloat16) {
@@ -397,7 +399,7 @@ CausalOutputs causal_any(CausalInputs in, bool want_state) {
     if (has_kernel(shape, has_map)) return run(in, want_state);
     // Without the map it may fit into this device's shared memory.
     if (has_map && has_kernel(shape, false)) return causal_any(with_features(in), want_state);
-    // Too large for the tensor-core kernels: the float32 ones, one rounding at the end.
+    // Too large for the tensor-core kernels or this device: the float32 ones, one rounding at the end.
     for (Tensor* tensor : {&in.q_BTHd, &in.k_BTHd, &in.v_BTHd}) *tensor = tensor->to(at::kFloat);
     if (has_map) in.weight_HKd = in.weight_HKd->to(at::kFloat), in.bias_HK = in.bias_HK->to(at::kFloat);
     CausalOutputs out = causal_any(in, want_state);
@@ -475,6 +477,7 @@ Tensor op_causal_qkv(const Tensor& qkv, const Tensor& weight, const Tensor& bias
   const auto [q, k, v] = qkv_parts(qkv, query_heads);
   const CausalInputs inputs{q, k, v, weight, bias, {}, {}, {}, scale, floor, added};
   const Shape shape = check_causal(inputs);
+  const c10::cuda::CUDAGuard guard(qkv.device());
   // The kernels for float32 take given features: the general operator makes them.
   if (qkv.scalar_type() != at::kBFloat16 || !has_kernel(shape, /*has_map=*/true)) return causal_any(inputs, false).o_BTHd;
   check_strides(inputs);

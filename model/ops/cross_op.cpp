@@ -66,7 +66,7 @@ CrossArguments common_arguments(const Problem& p, bool backward) {
   a.source_length = p.source_length();
   a.rule = {static_cast<float>(p.scale), static_cast<float>(p.floor), static_cast<float>(p.added)};
   a.absolute = p.absolute;
-  a.plan = kernels::cuda::plan_cross(p.shape, a.source_length, backward, current_device());
+  a.plan = kernels::cuda::plan_cross(p.shape, a.source_length, p.weight.defined(), backward, current_device());
   a.q = view_of(p.q);
   a.k = view_of(p.k);
   a.v = view_of(p.v);
@@ -79,7 +79,7 @@ CrossArguments common_arguments(const Problem& p, bool backward) {
 ForwardResult forward_bf16(const Problem& p) {
   CrossArguments a = common_arguments(p, false);
   ForwardResult result{new_output(p), {}};
-  if (!a.plan.whole || !kernels::cuda::plan_cross(p.shape, a.source_length, true, current_device()).sums_again) {
+  if (!a.plan.whole || !kernels::cuda::plan_cross(p.shape, a.source_length, p.weight.defined(), true, current_device()).sums_again) {
     result.state = at::empty({p.states() * a.plan.record_bytes}, p.q.options().dtype(at::kByte));
   }
   Tensor sums;
@@ -144,6 +144,7 @@ int64_t state_size(const Problem& p) { return int64_t{p.shape.feature_size} * (p
 
 template <class Scalar>
 ForwardResult forward_simt(const Problem& p) {
+  require_shared_memory(kernels::cuda::cross_simt_bytes(p.shape, /*backward=*/true, sizeof(Scalar)), "cross");
   auto a = simt_arguments<Scalar>(p);
   const ForwardResult result{new_output(p), at::empty({p.states() * state_size(p)}, p.state_options())};
   const Tensor sums = at::empty({p.states() * a.source.segments * state_size(p)}, p.state_options());
@@ -232,6 +233,18 @@ Tensor run(const CrossInputs& in) {
                       in.added, in.absolute);
 }
 
+/// The same without a map: features by tensor operations.
+CrossInputs with_features(CrossInputs in) {
+  const Tensor weight = *in.weight_HKd, bias = *in.bias_HK;
+  in.weight_HKd = in.bias_HK = std::nullopt;
+  if (in.source_mask_BS.has_value()) {  // whatever padding holds, it may not reach d W
+    in.k_BSHd = in.k_BSHd.masked_fill(in.source_mask_BS->logical_not().unsqueeze(2).unsqueeze(3), 0.0);
+  }
+  in.q_BTHd = map_features(in.q_BTHd, weight, bias, in.scale);
+  in.k_BSHd = map_features(in.k_BSHd, weight, bias, 1.0);
+  return in;
+}
+
 Tensor cross_bf16(CrossInputs in, const Shape& shape) {
   const bool has_map = in.weight_HKd.has_value();
   if (!has_map && shape.feature_size % 8 != 0) {  // zeros behind the features: rows of 16 bytes
@@ -243,9 +256,13 @@ Tensor cross_bf16(CrossInputs in, const Shape& shape) {
   check_bf16_strides(in.q_BTHd, "q");
   check_bf16_strides(in.k_BSHd, "k");
   check_bf16_strides(in.v_BSHd, "v");
-  const auto device = current_device();
-  const bool has_memory = device.shared_bytes >= kernels::cuda::kAmpereSharedBytes;  // launch_cross_kernel() needs no more
-  if (has_memory && kernels::cuda::plan_cross(shape, static_cast<int>(in.k_BSHd.size(1)), false, device).padded_features != 0) return run(in);
+  const c10::cuda::CUDAGuard guard(in.q_BTHd.device());  // whose kernels are chosen
+  const auto has_kernel = [&](bool with_map) {
+    return kernels::cuda::plan_cross(shape, static_cast<int>(in.k_BSHd.size(1)), with_map, false, current_device()).padded_features != 0;
+  };
+  if (has_kernel(has_map)) return run(in);
+  // Without the map it may fit into this device's shared memory.
+  if (has_map && has_kernel(false)) return cross(with_features(in));
   // Too large for the tensor-core kernels or this device: the float32 ones, one rounding at the end.
   for (Tensor* tensor : {&in.q_BTHd, &in.k_BSHd, &in.v_BSHd}) *tensor = tensor->to(at::kFloat);
   if (has_map) in.weight_HKd = in.weight_HKd->to(at::kFloat), in.bias_HK = in.bias_HK->to(at::kFloat);
@@ -258,15 +275,7 @@ Tensor cross(const CrossInputs& inputs) {
   CrossInputs in = inputs;
   const Shape shape = check_cross(in);
   if (in.q_BTHd.scalar_type() == at::kBFloat16) return cross_bf16(in, shape);
-  if (in.weight_HKd.has_value()) {
-    const Tensor weight = *in.weight_HKd, bias = *in.bias_HK;
-    in.weight_HKd = in.bias_HK = std::nullopt;
-    if (in.source_mask_BS.has_value()) {  // whatever padding holds, it may not reach d W
-      in.k_BSHd = in.k_BSHd.masked_fill(in.source_mask_BS->logical_not().unsqueeze(2).unsqueeze(3), 0.0);
-    }
-    in.q_BTHd = map_features(in.q_BTHd, weight, bias, in.scale);
-    in.k_BSHd = map_features(in.k_BSHd, weight, bias, 1.0);
-  }
+  if (in.weight_HKd.has_value()) in = with_features(in);
   for (Tensor* tensor : {&in.q_BTHd, &in.k_BSHd, &in.v_BSHd}) {
     if (tensor->stride(3) != 1) *tensor = tensor->contiguous();
   }

@@ -81,6 +81,7 @@ Tensor decode_step(const DecodeInputs& in) {
   const Tensor o = at::empty({a.shape.batch, a.shape.query_heads, a.shape.head_size}, q.options().requires_grad(false));
   a.rule = {static_cast<float>(in.scale), static_cast<float>(in.floor), static_cast<float>(in.added)};
   a.plan = kernels::cuda::plan_decode(a.shape, weight.defined(), q.scalar_type() == at::kBFloat16, current_device());
+  require_shared_memory(a.plan.shared_bytes, "decode_step");
   a.q = token_view_of(q);
   a.k = token_view_of(k);
   a.v = token_view_of(v);

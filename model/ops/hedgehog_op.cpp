@@ -246,6 +246,7 @@ Tensor causal_hedgehog(const Tensor& qkv, const Tensor& weight, const Tensor& bi
   shape.state_heads = static_cast<int>(weight.size(0));
   check_heads(shape, /*has_map=*/true);
   check_rule(1.0, floor, added);
+  const c10::cuda::CUDAGuard guard(qkv.device());  // whose kernels are chosen
   if (is_fused(q, weight) && has_features_passes(2 * weight.size(1), q.size(3))) {
     const bool save = needs_gradient({.q_BTHd = q, .k_BTHd = k, .v_BTHd = v, .weight_HKd = weight, .bias_HK = bias});
     return CausalHedgehog::apply(readable_bf16(qkv), *contiguous_and_aligned(weight), bias.contiguous(), query_heads, floor, added, save);

@@ -37,6 +37,7 @@ class AddNorm : public torch::autograd::Function<AddNorm> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& delta, const Tensor& weight,
                                const OptionalTensor& bias, double eps) {
     const c10::cuda::CUDAGuard guard(x.device());
+    require_shared_memory(kernels::cuda::norm_backward_bytes(static_cast<int>(x.size(-1)), bias.has_value()), "norm");
     const int64_t width = x.size(-1), rows = x.numel() / width;
     const Tensor sum = delta.has_value() ? at::empty_like(x) : x, y = at::empty_like(x);
     const Tensor inverse_std = at::empty({rows}, x.options().dtype(at::kFloat));

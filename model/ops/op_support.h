@@ -41,18 +41,30 @@ inline void check_rule(double scale, double floor, double added) {
 }
 
 inline void check_launch(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) static_cast<void>(cudaGetLastError());  // or the next launch, of whomever, would report it
   TORCH_CHECK(error == cudaSuccess, "t2r: ", what, " failed: ", cudaGetErrorString(error));
 }
 
-/// The current device. T2R_CUDA_KERNELS=sm80 keeps to the portable kernels, and to an A100's shared memory (for tests).
+/// The current device. For tests T2R_CUDA_KERNELS=sm80 keeps to the portable kernels and to an A100's shared memory, sm86 to that of
+/// smaller GPUs.
 inline kernels::cuda::Device current_device() {
   const char* const wanted = std::getenv("T2R_CUDA_KERNELS");
   const cudaDeviceProp* const device = at::cuda::getCurrentDeviceProperties();
-  const bool portable = wanted != nullptr && std::string_view(wanted) == "sm80";
-  const int shared_bytes = static_cast<int>(device->sharedMemPerBlockOptin);
+  const std::string_view family = wanted == nullptr ? "" : wanted;
+  const int most = family == "sm80"   ? kernels::cuda::kAmpereSharedBytes
+                   : family == "sm86" ? kernels::cuda::kSmallSharedBytes
+                                      : kernels::cuda::kHopperSharedBytes;
+  const bool portable = most < kernels::cuda::kHopperSharedBytes;
   return {.multiprocessors = device->multiProcessorCount,
           .hopper = device->major == 9 && device->minor == 0 && !portable,
-          .shared_bytes = portable ? std::min(shared_bytes, kernels::cuda::kAmpereSharedBytes) : shared_bytes};
+          .shared_bytes = std::min(kernels::cuda::known_shared_bytes(static_cast<int>(device->sharedMemPerBlockOptin)), most)};
+}
+
+/// That a block of threads can have so much; sizes go far beyond what any model asks of a small GPU.
+/// @throws c10::Error
+inline void require_shared_memory(int64_t bytes, const char* op) {
+  const int allowed = current_device().shared_bytes;
+  TORCH_CHECK(bytes <= allowed, "t2r: ", op, ": these sizes need ", bytes, " bytes of shared memory a block, allowed on this GPU: ", allowed);
 }
 
 template <class T>

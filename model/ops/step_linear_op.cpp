@@ -5,6 +5,8 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "model/kernels/cuda/step_linear.h"
 #include "model/ops/op_support.h"
 #include "model/ops/training_inputs.h"
@@ -21,13 +23,16 @@ using Activation = StepLinearInputs::Activation;
 void check_inputs(const StepLinearInputs& in) {
   constexpr const char* kOp = "step_linear";
   const Tensor& x = in.x_NI;
-  check_leading(x, kOp, "x", 2);
   TORCH_CHECK(x.scalar_type() == at::kBFloat16, "t2r: step_linear: x has dtype ", x.scalar_type(), ", allowed: bfloat16");
   TORCH_CHECK(x.dim() == 2, "t2r: step_linear: x has ", x.dim(), " dimensions, allowed: 2");
   const int64_t rows = x.size(0), inputs = x.size(1);
-  TORCH_CHECK(rows >= 1 && rows <= kMaxStepRows, "t2r: step_linear: x has ", rows, " rows, allowed: 1 to ", kMaxStepRows);
-  TORCH_CHECK(inputs >= 8 && inputs % 8 == 0 && inputs <= kMaxStepInputs && rows * inputs <= kMaxStepSize, "t2r: step_linear: x has ", inputs,
-              " columns, allowed: multiples of 8 up to ", kMaxStepInputs, " and up to ", kMaxStepSize, " / rows");
+  TORCH_CHECK(inputs >= 8 && inputs % 8 == 0 && inputs <= kMaxStepInputs, "t2r: step_linear: x has ", inputs,
+              " columns, allowed: multiples of 8 up to ", kMaxStepInputs);
+  const int norms = (in.norm_weight_I.has_value() ? 1 : 0) + (in.norm_bias_I.has_value() ? 1 : 0);
+  const int64_t most_rows = most_step_rows(inputs, norms, in.activation == Activation::kSwiglu || in.cosine_Ph.has_value());
+  TORCH_CHECK(most_rows > 0, "t2r: step_linear: x has ", inputs, " columns, allowed: fewer, for this GPU's shared memory");
+  TORCH_CHECK(rows >= 1 && rows <= most_rows, "t2r: step_linear: x has ", rows, " rows, allowed: 1 to ", most_rows, " of ", inputs,
+              " columns on this GPU");
   TORCH_CHECK(in.weight_OI.dim() == 2, "t2r: step_linear: weight has ", in.weight_OI.dim(), " dimensions, allowed: 2");
   const int64_t height = in.weight_OI.size(0), outputs = in.activation == Activation::kSwiglu ? height / 2 : height;
   TORCH_CHECK(height >= 1 && height < (1 << 30) && (in.activation != Activation::kSwiglu || height % 2 == 0), "t2r: step_linear: weight has ",
@@ -79,9 +84,19 @@ const void* pointer_or_null(const OptionalTensor& tensor) { return tensor.has_va
 
 }  // namespace
 
+int64_t most_step_rows(int64_t inputs, int64_t norms, bool pairs) {
+  if (inputs < 8 || inputs % 8 != 0 || inputs > kMaxStepInputs) return 0;
+  int rows = static_cast<int>(std::min<int64_t>(kMaxStepRows, kMaxStepSize / inputs));
+  const int shared_bytes = current_device().shared_bytes;
+  const auto bytes_of = [&](int n) { return kernels::cuda::step_linear_bytes(n, static_cast<int>(inputs), static_cast<int>(norms), pairs); };
+  while (rows > 0 && bytes_of(rows) > shared_bytes) --rows;
+  return rows;
+}
+
 Tensor step_linear(const StepLinearInputs& in) {
-  check_inputs(in);
+  check_leading(in.x_NI, "step_linear", "x", 2);
   const c10::cuda::CUDAGuard guard(in.x_NI.device());
+  check_inputs(in);
   Tensor x = in.x_NI.contiguous();
   if (!is_aligned(x)) x = x.clone();
   const kernels::cuda::Device device = current_device();
@@ -131,11 +146,13 @@ TORCH_LIBRARY_FRAGMENT(t2r, library) {
       "step_linear(Tensor x, Tensor weight, Tensor? bias=None, *, Tensor? norm_weight=None, Tensor? norm_bias=None, float eps=0.0, "
       "Tensor? residual=None, int activation=0, Tensor? cosine=None, Tensor? sine=None, Tensor? position=None, int rotated=0, "
       "bool float_output=False) -> Tensor");
+  library.def("most_step_rows(int inputs, int norms, bool pairs) -> int");
 }
 
 // Explicit: there is no gradient formula, and autograd says so when somebody asks for one.
 TORCH_LIBRARY_IMPL(t2r, CompositeExplicitAutograd, library) {
   library.impl("step_linear", op_step_linear);
+  library.impl("most_step_rows", most_step_rows);
 }
 
 }  // namespace t2r::ops

@@ -8,7 +8,7 @@ namespace t2r::ops {
 
 using at::Tensor;
 
-/// A projection in a step of generation. Legend: N rows (1 to 16), I inputs (a multiple of 8 up to 16384; N I is at most 49152), O outputs.
+/// A projection in a step of generation. Legend: N rows (1 to most_step_rows()), I inputs, O outputs.
 struct StepLinearInputs {
   Tensor x_NI;       ///< bfloat16, as everything but the tables and the position
   Tensor weight_OI;  ///< [O, I]; with swiglu [2 O, I]: gate, then up
@@ -32,5 +32,10 @@ struct StepLinearInputs {
 /// @return  [N, O]
 /// @throws c10::Error  naming argument, value and what is allowed, if anything does not fit
 Tensor step_linear(const StepLinearInputs& inputs);
+
+/// How many rows of `inputs` columns step_linear takes on the current device, whose shared memory has to hold them, with `norms` vectors
+/// (RMSNorm 1, LayerNorm 2), and `pairs` for swiglu or RoPE: at most 16, and at most 49,152 / inputs; 0 unless inputs is a multiple of 8
+/// up to 16,384. Registered as torch.ops.t2r.most_step_rows.
+int64_t most_step_rows(int64_t inputs, int64_t norms, bool pairs);
 
 }  // namespace t2r::ops

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 import unittest
+import unittest.mock
 
 os.environ["T2R_TEST_ON_GPU"] = "1"  # before support is read
 
@@ -279,9 +280,20 @@ class Errors(GpuCase):
         self.fails(result, 78, "head size = 48, allowed on a GPU: 32, 64, 128; run with --device cpu")
 
     def test_fewer_gpus_than_ranks(self):
-        ranks = num_gpus() + 1
-        result = run(*self.arguments(self.folder / "ranks", "--steps", 2), ranks=ranks)
-        self.fails(result, 78, "GPU", str(ranks))
+        gpus = num_gpus()
+        self.refuses_ranks(gpus + 1, "GPU" if gpus == 1 else "GPUs", gpus)
+
+    def test_two_ranks_on_one_gpu(self):
+        self.refuses_ranks(2, "GPU", 1, CUDA_VISIBLE_DEVICES="0")
+
+    def refuses_ranks(self, ranks, unit, gpus, **environment):
+        output = self.folder / f"ranks-{ranks}-{gpus}"
+        begun = time.monotonic()
+        with unittest.mock.patch.dict(os.environ, environment):
+            result = run(*self.arguments(output, "--steps", 2), ranks=ranks)
+        self.assertLess(time.monotonic() - begun, 30)
+        self.fails(result, 78, *(f"[{rank}/{ranks}] error " for rank in range(ranks)), f"has {gpus} {unit} but {ranks} ranks: every rank needs a GPU of its own")
+        self.assertFalse(any((output / "checkpoints").glob("step-*")))
 
 
 @unittest.skipIf(num_gpus() == 1, "one GPU here")  # with none, all of this file fails instead

@@ -38,7 +38,7 @@ struct Rule {
 struct Device {
   int multiprocessors = 1;
   bool hopper = false;  ///< wgmma: compute capability 9.0 and a build for sm_90a
-  int shared_bytes = 0;  ///< that a block can have
+  int shared_bytes = 0;  ///< that a block can have, rounded down to what kernels are laid out for (causal_memory.h)
 };
 
 enum class Engine {

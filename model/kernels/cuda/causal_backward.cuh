@@ -560,12 +560,10 @@ cudaError_t launch_staged_backward(const CausalArguments& a, cudaStream_t stream
 
 template <int kHead, int kFeatures, int kChunk, bool kMap>
 cudaError_t launch_backward(const CausalArguments& a, cudaStream_t stream) {
-  constexpr int kTwo = BackwardMemory<kHead, kFeatures, kChunk, kMap, 2>::kBytes, kOne = BackwardMemory<kHead, kFeatures, kChunk, kMap, 1>::kBytes;
-  if constexpr (kTwo <= kHopperSharedBytes) {
+  if constexpr (has_backward_stages<kHead, kFeatures, kChunk, kMap>(2)) {
     if (a.plan.stages == 2) return launch_staged_backward<kHead, kFeatures, kChunk, kMap, 2>(a, stream);
   }
-  // What two stages do not fit on, Hopper or an A100, may have room for one.
-  if constexpr (kTwo > kHopperSharedBytes || (kTwo > kAmpereSharedBytes && kOne <= kAmpereSharedBytes)) {
+  if constexpr (has_backward_stages<kHead, kFeatures, kChunk, kMap>(1)) {
     if (a.plan.stages == 1) return launch_staged_backward<kHead, kFeatures, kChunk, kMap, 1>(a, stream);
   }
   return cudaErrorInvalidValue;

@@ -102,11 +102,17 @@ constexpr Tiling tiling_of(int head_size, int features, bool has_map, int shared
 
 /// A kernel takes every shape with given features on an A100, and all with a map on Hopper.
 #define T2R_CHECK(HEAD, FEATURES, CHUNK)                                         \
+  static_assert(long_chunk(HEAD, FEATURES) == CHUNK);                            \
   static_assert(tiling_of(HEAD, FEATURES, false, kAmpereSharedBytes).chunk > 0); \
   static_assert(tiling_of(HEAD, FEATURES, true, kHopperSharedBytes).chunk == CHUNK);
 T2R_FOR_EACH_CAUSAL(T2R_CHECK)
 #undef T2R_CHECK
 static_assert(tiling_of(64, 32, true, kAmpereSharedBytes).chunk == 128, "the paper's shape");
+
+/// What a kernel takes with the least memory; the rest goes by float32 (docs/kernels.md).
+constexpr bool has_small(int head_size, int features, bool has_map) { return tiling_of(head_size, features, has_map, kSmallSharedBytes).chunk > 0; }
+static_assert(has_small(32, 32, true) && has_small(32, 64, true) && has_small(64, 32, true));
+static_assert(has_small(32, 32, false) && has_small(32, 64, false) && has_small(64, 32, false) && has_small(64, 64, false) && has_small(128, 32, false));
 
 }  // namespace
 

@@ -16,9 +16,12 @@
 
 /// With shorter chunks and with a map or without, where a device has less shared memory than those need.
 #define T2R_FOR_EACH_SHORT_CAUSAL(F) \
+  F(32, 64, 64, true)                \
   F(32, 128, 64, true)               \
   F(32, 128, 64, false)              \
-  F(64, 64, 64, true)
+  F(64, 32, 64, true)                \
+  F(64, 64, 64, true)                \
+  F(64, 64, 64, false)
 
 #define T2R_INSTANTIATE_CAUSAL(HEAD, FEATURES, CHUNK)                                                        \
   template cudaError_t launch_forward<HEAD, FEATURES, CHUNK, true>(const CausalArguments&, cudaStream_t);    \

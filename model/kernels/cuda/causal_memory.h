@@ -1,9 +1,13 @@
 #pragma once
 
+#include <initializer_list>
+
 /// How the portable causal kernels lay out a block's shared memory; and so what a device must have for them.
 namespace t2r::kernels::cuda {
 
-constexpr int kAmpereSharedBytes = 163 * 1024;  // that a block can have on an A100
+// That a block can have: compute capability 8.6, 8.9 and 12.0 (RTX 30, 40 and 50, A10, L4, L40S); an A100; 9.0 and 10.0.
+constexpr int kSmallSharedBytes = 99 * 1024;
+constexpr int kAmpereSharedBytes = 163 * 1024;
 constexpr int kHopperSharedBytes = 227 * 1024;
 
 /// Shared memory of the forward kernel, in bytes from its start.
@@ -49,12 +53,34 @@ struct BackwardMemory {
   static constexpr int kBytes = kScratch + (kMap ? kChunk * kHead * 2 : 0);
 };
 
+/// The largest of these that a device with `shared_bytes` has: kernels are laid out for them. 0: it has less.
+constexpr int known_shared_bytes(int shared_bytes) {
+  for (const int known : {kHopperSharedBytes, kAmpereSharedBytes, kSmallSharedBytes}) {
+    if (shared_bytes >= known) return known;
+  }
+  return 0;
+}
+
 /// How many chunks of inputs the backward keeps in flight with `shared_bytes` for a block; 0: one of the passes does not fit.
 template <int kHead, int kFeatures, int kChunk, bool kMap>
 constexpr int backward_stages(int shared_bytes) {
   if (ForwardMemory<kHead, kFeatures, kChunk, kMap>::kBytes > shared_bytes) return 0;
   if (BackwardMemory<kHead, kFeatures, kChunk, kMap, 2>::kBytes <= shared_bytes) return 2;
   return BackwardMemory<kHead, kFeatures, kChunk, kMap, 1>::kBytes <= shared_bytes ? 1 : 0;
+}
+
+/// The chunks of the shape wherever they fit (causal_instances.h has shorter ones, too).
+constexpr int long_chunk(int head_size, int features) { return head_size <= 64 && head_size * features <= 64 * 64 ? 128 : 64; }
+
+/// Whether some device keeps so many in chunks of this length.
+template <int kHead, int kFeatures, int kChunk, bool kMap>
+constexpr bool has_backward_stages(int stages) {
+  constexpr int kLong = long_chunk(kHead, kFeatures);
+  for (const int known : {kHopperSharedBytes, kAmpereSharedBytes, kSmallSharedBytes}) {
+    const bool takes_long = backward_stages<kHead, kFeatures, kLong, kMap>(known) > 0;
+    if (takes_long == (kChunk == kLong) && backward_stages<kHead, kFeatures, kChunk, kMap>(known) == stages) return true;
+  }
+  return false;
 }
 
 }  // namespace t2r::kernels::cuda

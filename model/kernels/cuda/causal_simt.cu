@@ -213,9 +213,8 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const SimtArguments<
 }
 
 template <class Scalar>
-cudaError_t launch(void (*kernel)(SimtArguments<Scalar>), const SimtArguments<Scalar>& a, int rows_of_values, cudaStream_t stream) {
-  const int K = a.shape.feature_size, D = a.shape.head_size;
-  const size_t bytes = sizeof(Scalar) * (size_t(K) * D + K + kC * (2 * K + rows_of_values * D + 2 * kC + 2));
+cudaError_t launch(void (*kernel)(SimtArguments<Scalar>), const SimtArguments<Scalar>& a, bool backward, cudaStream_t stream) {
+  const auto bytes = static_cast<size_t>(causal_simt_bytes(a.shape, backward, sizeof(Scalar)));
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
   if (error != cudaSuccess) return error;
   kernel<<<a.shape.batch * a.shape.query_heads, kThreads, bytes, stream>>>(a);
@@ -224,14 +223,19 @@ cudaError_t launch(void (*kernel)(SimtArguments<Scalar>), const SimtArguments<Sc
 
 }  // namespace
 
+int64_t causal_simt_bytes(const Shape& shape, bool backward, int scalar_bytes) {
+  const int64_t K = shape.feature_size, D = shape.head_size, rows_of_values = backward ? 2 : 1;
+  return scalar_bytes * (K * D + K + kC * (2 * K + rows_of_values * D + 2 * kC + 2));
+}
+
 template <class Scalar>
 cudaError_t causal_forward_simt(const SimtArguments<Scalar>& a, cudaStream_t stream) {
-  return launch(&forward_kernel<Scalar>, a, 1, stream);
+  return launch(&forward_kernel<Scalar>, a, false, stream);
 }
 
 template <class Scalar>
 cudaError_t causal_backward_simt(const SimtArguments<Scalar>& a, cudaStream_t stream) {
-  return launch(&backward_kernel<Scalar>, a, 2, stream);
+  return launch(&backward_kernel<Scalar>, a, true, stream);
 }
 
 template cudaError_t causal_forward_simt(const SimtArguments<float>&, cudaStream_t);

@@ -28,6 +28,9 @@ struct SimtArguments {
 
 inline constexpr int kSimtChunk = 16;
 
+/// Shared memory, in bytes, of a block of threads of either pass.
+int64_t causal_simt_bytes(const Shape& shape, bool backward, int scalar_bytes);
+
 template <class Scalar>
 cudaError_t causal_forward_simt(const SimtArguments<Scalar>& arguments, cudaStream_t stream);
 template <class Scalar>

@@ -16,7 +16,7 @@ struct Cut {
 };
 
 struct CrossPlan {
-  int padded_features = 0;  ///< 0: no tensor-core kernel serves the shape
+  int padded_features = 0;  ///< 0: no tensor-core kernel serves the shape on this device
   Cut queries, source;
   bool whole = false;     ///< one launch: the blocks that share a state (a cluster, or one block) add it up among themselves
   bool sums_again = false;  ///< backward adds the source up again instead of reading a record
@@ -54,7 +54,7 @@ struct CrossArguments {
 Cut cut_tokens(int length, int chunk, int items, int multiprocessors);
 
 /// Forward and backward may be cut differently.
-CrossPlan plan_cross(const Shape& shape, int source_length, bool backward, const Device& device);
+CrossPlan plan_cross(const Shape& shape, int source_length, bool has_map, bool backward, const Device& device);
 
 /// Launch on `stream`; nothing is allocated or synchronised, so the calls can be captured in a graph.
 cudaError_t cross_forward_bf16(const CrossArguments& arguments, cudaStream_t stream);

@@ -106,13 +106,15 @@ Cut cut_tokens(int length, int chunk, int items, int multiprocessors) {
   return cut;
 }
 
-CrossPlan plan_cross(const Shape& shape, int source_length, bool backward, const Device& device) {
+CrossPlan plan_cross(const Shape& shape, int source_length, bool has_map, bool backward, const Device& device) {
   CrossPlan plan;
   const CrossPass pass = backward ? CrossPass::kBackward : CrossPass::kForward;
   const int padded = shape.feature_size <= 32 ? 32 : shape.feature_size <= 64 ? 64 : 128;
   int at_once = 0;  // blocks that the device holds
-#define T2R_MATCH(HEAD, FEATURES, CHUNK) \
-  if (shape.head_size == HEAD && padded == FEATURES) at_once = cross_blocks<HEAD, FEATURES>(pass) * device.multiprocessors;
+#define T2R_MATCH(HEAD, FEATURES, CHUNK)                                                                                  \
+  if (shape.head_size == HEAD && padded == FEATURES && cross_bytes<HEAD, FEATURES>(has_map) <= device.shared_bytes) {     \
+    at_once = cross_blocks<HEAD, FEATURES>(pass) * device.multiprocessors;                                                \
+  }
   T2R_FOR_EACH_CAUSAL(T2R_MATCH)
 #undef T2R_MATCH
   if (at_once == 0) return plan;

@@ -33,4 +33,10 @@ int cross_blocks(CrossPass pass) {
   return pass == CrossPass::kForward ? CrossForwardMemory<kHead, kFeatures, true>::kBlocks : CrossBackwardMemory<kHead, kFeatures, true>::kBlocks;
 }
 
+template <int kHead, int kFeatures>
+int cross_bytes(bool has_map) {
+  return has_map ? max_of(CrossForwardMemory<kHead, kFeatures, true>::kBytes, CrossBackwardMemory<kHead, kFeatures, true>::kBytes)
+                 : max_of(CrossForwardMemory<kHead, kFeatures, false>::kBytes, CrossBackwardMemory<kHead, kFeatures, false>::kBytes);
+}
+
 }  // namespace t2r::kernels::cuda

@@ -211,12 +211,20 @@ cudaError_t add_shares(const CrossSimtArguments<Scalar>& a, int count, Scalar* s
   return cudaGetLastError();
 }
 
+/// Numbers in the shared memory of the two kernels that keep a state there.
+int sums_scalars(int K, int D) { return K * D + K + kC * (K + D); }
+int query_backward_scalars(int K, int D) { return K * D + K + kC * (2 * K + D + 2); }
+
 }  // namespace
+
+int64_t cross_simt_bytes(const Shape& shape, bool backward, int scalar_bytes) {
+  return int64_t{scalar_bytes} * (backward ? query_backward_scalars : sums_scalars)(shape.feature_size, shape.head_size);
+}
 
 template <class Scalar>
 cudaError_t cross_forward_simt(const CrossSimtArguments<Scalar>& a, cudaStream_t stream) {
   const int K = a.shape.feature_size, D = a.shape.head_size;
-  cudaError_t error = launch(&sums_kernel<Scalar>, false, K * D + K + kC * (K + D), a, stream);
+  cudaError_t error = launch(&sums_kernel<Scalar>, false, sums_scalars(K, D), a, stream);
   if (error == cudaSuccess) error = add_shares(a, a.source.segments, a.state, stream);
   if (error == cudaSuccess) error = launch(&query_kernel<Scalar>, true, kC * (K + 1), a, stream);
   return error;
@@ -225,7 +233,7 @@ cudaError_t cross_forward_simt(const CrossSimtArguments<Scalar>& a, cudaStream_t
 template <class Scalar>
 cudaError_t cross_backward_simt(const CrossSimtArguments<Scalar>& a, cudaStream_t stream) {
   const int K = a.shape.feature_size, D = a.shape.head_size, group = a.shape.query_heads / a.shape.state_heads;
-  cudaError_t error = launch(&query_backward_kernel<Scalar>, true, K * D + K + kC * (2 * K + D + 2), a, stream);
+  cudaError_t error = launch(&query_backward_kernel<Scalar>, true, query_backward_scalars(K, D), a, stream);
   if (error == cudaSuccess) error = add_shares(a, group * a.queries.segments, a.grad_state, stream);
   if (error == cudaSuccess) error = launch(&source_backward_kernel<Scalar>, false, kC * (K + D), a, stream);
   return error;

@@ -25,6 +25,9 @@ struct CrossSimtArguments {
 
 inline constexpr int kCrossSimtChunk = 16;
 
+/// Shared memory, in bytes, that a block of threads of either pass needs at most.
+int64_t cross_simt_bytes(const Shape& shape, bool backward, int scalar_bytes);
+
 template <class Scalar>
 cudaError_t cross_forward_simt(const CrossSimtArguments<Scalar>& arguments, cudaStream_t stream);
 template <class Scalar>

@@ -27,9 +27,9 @@ struct DecodeArguments {
   float* z = nullptr;  ///< [batch, state_heads, feature_size]
 };
 
-inline constexpr int kMaxDecodeGroup = 64;  ///< query heads per state: what shared memory holds
+inline constexpr int kMaxDecodeGroup = 64;  ///< query heads per state: what Hopper's shared memory holds
 
-/// Few states get many warps each, for latency; many get as few as hold them, so that their loads overlap other warps' work.
+/// `shared_bytes` of the plan may be more than the device's: then no kernel serves the shape there. Few states get many warps each, for latency; many get as few as hold them, so that their loads overlap other warps' work.
 DecodePlan plan_decode(const Shape& shape, bool map, bool bf16_inputs, const Device& device);
 
 /// Launches on `stream`; one kernel, no allocation, no synchronisation. `bf16_inputs`: so are map and o, else all

@@ -348,13 +348,16 @@ cudaError_t launch_backward(const NormBackward& a, Kind kind, cudaStream_t strea
   });
 }
 
+/// The sums of the gradients of weight and bias, of a kernel whose threads have columns of their own.
+int column_bytes(int width, bool layer_norm) { return (layer_norm ? 2 : 1) * width * static_cast<int>(sizeof(float)); }
+
 template <class Scalar>
 cudaError_t launch_backward(const NormBackward& a, cudaStream_t stream) {
   const Kind kind = kind_of(a);
   if (kind != Kind::kAny) {
     return a.layer_norm ? launch_backward<Scalar, true>(a, kind, stream) : launch_backward<Scalar, false>(a, kind, stream);
   }
-  const int bytes = (a.layer_norm ? 2 : 1) * a.width * static_cast<int>(sizeof(float));
+  const int bytes = column_bytes(a.width, a.layer_norm);
   const auto kernel = &backward_any_kernel<Scalar>;
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
@@ -370,6 +373,11 @@ cudaError_t add_partials(const NormBackward& a, cudaStream_t stream) {
 }
 
 }  // namespace
+
+int64_t norm_backward_bytes(int width, bool layer_norm) {
+  constexpr int kScratchBytes = 32 * static_cast<int>(sizeof(float));  // as the kernels declare it
+  return column_bytes(width, layer_norm) + kScratchBytes;
+}
 
 int norm_backward_blocks(const NormBackward& a, int multiprocessors) {
   const Kind kind = kind_of(a);

@@ -7,7 +7,7 @@
 /// Normalisation of rows, fused with the residual sum in front of it. No LibTorch.
 namespace t2r::kernels::cuda {
 
-inline constexpr int kMaxNormWidth = 16384;  ///< two sums of floats per column in the shared memory of every device
+inline constexpr int kMaxNormWidth = 16384;
 
 /// sum = x + delta, rounded to the rows' dtype; y = weight (sum - mean) / sqrt(variance + eps) + bias (LayerNorm), without a bias
 /// y = weight sum / sqrt(mean square + eps) (RMSNorm). Rows are contiguous, [rows, width].
@@ -48,6 +48,9 @@ struct NormBackward {
 
 /// Blocks of threads of the backward kernel: it depends on the shape, the dtype and the device alone.
 int norm_backward_blocks(const NormBackward& arguments, int multiprocessors);
+
+/// Shared memory, in bytes, that a block of threads of the backward needs at most.
+int64_t norm_backward_bytes(int width, bool layer_norm);
 
 /// Launch on `stream`; rows >= 1; no allocation, no synchronisation; deterministic.
 cudaError_t norm_forward(const NormForward& arguments, int multiprocessors, cudaStream_t stream);

@@ -16,6 +16,10 @@ constexpr int kAhead = 6;     // such steps on their way to registers
 
 /// Bytes from one row of x to the next in shared memory: rows that are read together lie in different banks.
 __host__ __device__ inline int row_bytes(int inputs) { return (inputs * 2 + 63) / 128 * 128 + 64; }
+int dynamic_bytes(int rows, int inputs, int norms) { return rows * row_bytes(inputs) + norms * inputs * 2; }
+
+template <bool kPairs>
+constexpr int kFoundBytes = 2 * kWarps * (kPairs ? 2 : 1) * kMaxStepRows * kTileRows * static_cast<int>(sizeof(float));
 
 /// x of this warp's rows into shared memory, normalised: every lane reads back only what it wrote.
 __device__ __forceinline__ void normalise_rows(const StepLinear& a, char* shared, const bf16* norm_weight, const bf16* norm_bias) {
@@ -66,6 +70,7 @@ __global__ void __launch_bounds__(kThreads, kPairs ? 2 : 4) step_linear_kernel(c
   constexpr int kTiles = kPairs ? 2 : 1;
   extern __shared__ __align__(16) char shared_x[];
   __shared__ __align__(16) float found[2][kWarps][kTiles][kMaxStepRows][kTileRows];
+  static_assert(sizeof(found) == kFoundBytes<kPairs>);
   const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane / 4, t = lane % 4;
   const int units = a.inputs / 8, steps = (a.inputs + kStep - 1) / kStep;
   const int items = kPairs && a.kind == StepKind::kRotate ? a.outputs / 2 : a.outputs, tiles = (items + kTileRows - 1) / kTileRows;
@@ -192,7 +197,7 @@ template <bool kPairs, class Out>
 cudaError_t launch(const StepLinear& a, int multiprocessors, cudaStream_t stream) {
   const auto kernel = &step_linear_kernel<kPairs, Out>;
   const int norms = (a.norm_weight != nullptr ? 1 : 0) + (a.norm_bias != nullptr ? 1 : 0);
-  const int bytes = a.rows * row_bytes(a.inputs) + norms * a.inputs * 2;
+  const int bytes = dynamic_bytes(a.rows, a.inputs, norms);
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
   const int items = a.kind == StepKind::kRotate ? a.outputs / 2 : a.outputs;
@@ -201,6 +206,10 @@ cudaError_t launch(const StepLinear& a, int multiprocessors, cudaStream_t stream
 }
 
 }  // namespace
+
+int step_linear_bytes(int rows, int inputs, int norms, bool pairs) {
+  return dynamic_bytes(rows, inputs, norms) + (pairs ? kFoundBytes<true> : kFoundBytes<false>);
+}
 
 cudaError_t step_linear(const StepLinear& a, int multiprocessors, cudaStream_t stream) {
   if (a.kind == StepKind::kSwiglu || a.kind == StepKind::kRotate) return launch<true, bf16>(a, multiprocessors, stream);

@@ -20,7 +20,7 @@ enum class StepKind {
 /// out = f(norm(x) W^T + bias) + residual, bfloat16 with float32 sums; the norm is rounded to bfloat16 before the product.
 struct StepLinear {
   int rows = 0;     ///< 1 to kMaxStepRows
-  int inputs = 0;   ///< a multiple of 8, at most kMaxStepInputs; rows times inputs is at most kMaxStepSize
+  int inputs = 0;   ///< a multiple of 8, at most kMaxStepInputs; rows times inputs is at most kMaxStepSize; and what step_linear_bytes() fits
   int outputs = 0;  ///< columns of out: rows of the weight, or half as many with kSwiglu
   StepKind kind = StepKind::kPlain;
   const void* x = nullptr;             ///< [rows, inputs]
@@ -39,6 +39,9 @@ struct StepLinear {
   bool float_out = false;              ///< kPlain only
   bool overlaps = false;               ///< the launch may overlap the end of the kernel before it (Hopper)
 };
+
+/// Shared memory, in bytes, of a block of threads; `norms` vectors stand in front (LayerNorm 2), `pairs` are kSwiglu and kRotate.
+int step_linear_bytes(int rows, int inputs, int norms, bool pairs);
 
 /// Launches on `stream`; one kernel, no allocation, no synchronisation. Pointers are 16-byte aligned. Deterministic.
 cudaError_t step_linear(const StepLinear& arguments, int multiprocessors, cudaStream_t stream);
