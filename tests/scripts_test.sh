@@ -431,7 +431,12 @@ SmolLM2IsDistilledFromItsFinetunedSelf() {
     expect 0 "^3$" grep -c "^train" "$calls" || return 1
   expect 0 "^\\| t2r75-transfer-distill-39M \\| 39.3M " env T2R="$TMP/fake_t2r" T2R_MODEL="$TMP/smol_model" "$root/launch/smollm2.sh" \
     --distill-tokens 39321600 t2r75-transfer-distill &&
-    expect 0 "" grep -E "^train .*/t2r75-transfer-distill-39M .*--tokens 39321600 .*/swapped-t2r75-finetuned --teacher $best --transfer-steps 400$" "$calls"
+    expect 0 "" grep -E "^train .*/t2r75-transfer-distill-39M .*--tokens 39321600 .*/swapped-t2r75-finetuned --teacher $best --transfer-steps 400$" "$calls" ||
+    return 1
+  expect 0 "^\\| hedgehog75-query-transfer-distill \\| 9.8M " env T2R="$TMP/fake_t2r" T2R_MODEL="$TMP/smol_model" "$root/launch/smollm2.sh" \
+    hedgehog75-query-transfer-distill &&
+    expect 0 "" grep -E "^convert --model $best .*/swapped-hedgehog75-query-finetuned .*hedgehog --map-per-query-head --keep-softmax-every 4$" "$calls" &&
+    expect 0 "" grep -E "^train .*/swapped-hedgehog75-query-finetuned --teacher $best --transfer-steps 150$" "$calls"
 }
 
 PaperSmallMakesEverythingOnce() {
