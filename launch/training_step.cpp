@@ -14,7 +14,8 @@ torch::Tensor micro_batch_loss(const StepParts& parts,
     case Objective::kText:
       return parts.model.loss_sum(inputs_BT, targets_BT, options);
     case Objective::kDistillation:
-      require(parts.distillation.teacher != nullptr, "a step learns from a teacher that is not there");
+      require(parts.distillation.teacher != nullptr,
+              "a step learns from a teacher that is not there");
       return parts.model.distillation_loss_sum(inputs_BT, targets_BT, parts.distillation, options);
     case Objective::kTransfer:
       return parts.model.transfer_loss_sum(inputs_BT);

@@ -25,8 +25,8 @@ struct Linear {
   /// Copies an input-major weight into the other orientation; files can no longer be written.
   void make_output_major();
 
-  /// The most rows for which gpu::step_linear takes this projection as it is; 0: none. Behind a norm
-  /// it may be anything, elsewhere nothing but a sum follows it.
+  /// The most rows for which gpu::step_linear takes this projection as it is; 0: none. Behind a
+  /// norm it may be anything, elsewhere nothing but a sum follows it.
   int64_t most_step_rows(bool is_behind_norm) const;
 };
 

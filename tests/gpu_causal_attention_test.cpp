@@ -360,19 +360,7 @@ TEST(GpuCausal, GradientsAreThoseOfNumericalDifferences) {
       return ((out.o_BTHd * p.grad_o).sum() + (out.s_BHKd * p.grad_s).sum() + (out.z_BHK * p.grad_z).sum()).item<double>();
     };
     const Result result = run(p, c, false, [](const CausalInputs& in) { return causal(in); });
-    for (size_t i = 0; i < p.leaves.size(); ++i) {
-      for (int repetition = 0; repetition < 10; ++repetition) {
-        const Tensor direction = at::randn_like(p.leaves[i]);
-        const double h = 1e-6;
-        auto leaves = p.leaves;
-        leaves[i] = p.leaves[i] + direction * h;
-        const double up = loss(leaves);
-        leaves[i] = p.leaves[i] - direction * h;
-        const double wanted = (up - loss(leaves)) / (2 * h);
-        const double actual = (result.gradients[i] * direction).sum().item<double>();
-        EXPECT_NEAR(actual, wanted, 1e-6 * std::max(1.0, std::abs(wanted))) << p.names[i];
-      }
-    }
+    for (int repetition = 0; repetition < 10; ++repetition) test::expect_numerical_gradients(p.leaves, result.gradients, p.names, loss);
   }
 }
 

@@ -261,17 +261,7 @@ TEST(GpuCross, GradientsAreThoseOfNumericalDifferences) {
   const Problem p = make_problem({.batch = 1, .length = 11, .source_length = 37, .head_size = 32, .features = 5, .mask = true}, at::kDouble);
   const auto loss = [&](const std::vector<Tensor>& leaves) { return (cross(with_leaves(p.inputs, leaves)) * p.grad_o).sum().item<double>(); };
   const Result result = run(p, false, [](const CrossInputs& in) { return cross(in); });
-  for (size_t i = 0; i < p.leaves.size(); ++i) {
-    const Tensor direction = at::randn_like(p.leaves[i]);
-    const double h = 1e-6;
-    auto leaves = p.leaves;
-    leaves[i] = p.leaves[i] + direction * h;
-    const double up = loss(leaves);
-    leaves[i] = p.leaves[i] - direction * h;
-    const double wanted = (up - loss(leaves)) / (2 * h);
-    const double actual = (result.gradients[i] * direction).sum().item<double>();
-    EXPECT_NEAR(actual, wanted, 1e-6 * std::max(1.0, std::abs(wanted))) << p.names[i];
-  }
+  test::expect_numerical_gradients(p.leaves, result.gradients, p.names, loss);
 }
 
 TEST(GpuCross, GraphReplayEqualsEagerBitwise) {

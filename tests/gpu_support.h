@@ -9,6 +9,7 @@
 #include <cmath>
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "model/ops/op_support.h"
 
@@ -36,6 +37,24 @@ inline std::string message_of(const std::function<void()>& body) {
     return error.what_without_backtrace();
   }
   return "nothing was thrown";
+}
+
+/// Every gradient, in float64, along a random direction against central differences of `loss`.
+inline void expect_numerical_gradients(const std::vector<at::Tensor>& leaves,
+                                       const std::vector<at::Tensor>& gradients,
+                                       const std::vector<std::string>& names,
+                                       const std::function<double(const std::vector<at::Tensor>&)>& loss) {
+  for (size_t i = 0; i < leaves.size(); ++i) {
+    const at::Tensor direction = at::randn_like(leaves[i]);
+    const double h = 1e-6;
+    std::vector<at::Tensor> moved = leaves;
+    moved[i] = leaves[i] + direction * h;
+    const double up = loss(moved);
+    moved[i] = leaves[i] - direction * h;
+    const double wanted = (up - loss(moved)) / (2 * h);
+    const double actual = (gradients[i] * direction).sum().item<double>();
+    EXPECT_NEAR(actual, wanted, 1e-6 * std::max(1.0, std::abs(wanted))) << names[i];
+  }
 }
 
 /// Whether a block that needs `bytes` of shared memory is too large for this GPU, or for what T2R_CUDA_KERNELS leaves of it. If so, `body`

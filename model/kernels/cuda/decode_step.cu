@@ -290,22 +290,23 @@ DecodePlan plan_decode(const Shape& shape, bool map, bool bf16_inputs, const Dev
   const auto warps_for = [&](int held) { return (shape.feature_size * shape.head_size + 128 * held - 1) / (128 * held); };
   const int64_t states = int64_t{shape.batch} * shape.state_heads;
   DecodePlan plan;
-  const auto bytes_of = [&](const DecodePlan& of) {
-    return choose(bf16_inputs, map, shape.head_size, of.held, [&]<class Scalar, bool kMap, int kHead, int kHeld> {
-      return DecodeMemory<Scalar, kMap, kHead, kHeld>(shape, of.warps_per_state, of.states_per_block).bytes;
+  const auto bytes = [&] {
+    return choose(bf16_inputs, map, shape.head_size, plan.held, [&]<class Scalar, bool kMap, int kHead, int kHeld> {
+      return DecodeMemory<Scalar, kMap, kHead, kHeld>(shape, plan.warps_per_state, plan.states_per_block).bytes;
     });
   };
-  plan.early = device.hopper;
-  for (const int held : {4, 16}) {
+  const auto hold = [&](int held) {
     plan.held = held;
     plan.warps_per_state = warps_for(held);
-    if (held == 4 && states * warps_for(16) < int64_t{kFewWarps} * device.multiprocessors && bytes_of(plan) <= device.shared_bytes) break;
-  }
+  };
+  plan.early = device.hopper;
+  hold(states * warps_for(16) < int64_t{kFewWarps} * device.multiprocessors ? 4 : 16);
+  if (bytes() > device.shared_bytes) hold(16);
   while (2 * plan.states_per_block * plan.warps_per_state <= kBlockWarps && states >= int64_t{3} * plan.states_per_block * device.multiprocessors) {
     plan.states_per_block *= 2;
   }
   for (;; plan.states_per_block /= 2) {
-    plan.shared_bytes = bytes_of(plan);
+    plan.shared_bytes = bytes();
     if (plan.shared_bytes <= std::min(kMaxShared, device.shared_bytes) || plan.states_per_block == 1) return plan;
   }
 }

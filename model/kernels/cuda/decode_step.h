@@ -29,7 +29,8 @@ struct DecodeArguments {
 
 inline constexpr int kMaxDecodeGroup = 64;  ///< query heads per state: what Hopper's shared memory holds
 
-/// `shared_bytes` of the plan may be more than the device's: then no kernel serves the shape there. Few states get many warps each, for latency; many get as few as hold them, so that their loads overlap other warps' work.
+/// Few states get many warps each, for latency; many get as few as hold them, so that their loads overlap other warps' work. A plan may
+/// have more `shared_bytes` than the device: then no kernel serves the shape there.
 DecodePlan plan_decode(const Shape& shape, bool map, bool bf16_inputs, const Device& device);
 
 /// Launches on `stream`; one kernel, no allocation, no synchronisation. `bf16_inputs`: so are map and o, else all

@@ -20,7 +20,7 @@ enum class StepKind {
 /// out = f(norm(x) W^T + bias) + residual, bfloat16 with float32 sums; the norm is rounded to bfloat16 before the product.
 struct StepLinear {
   int rows = 0;     ///< 1 to kMaxStepRows
-  int inputs = 0;   ///< a multiple of 8, at most kMaxStepInputs; rows times inputs is at most kMaxStepSize; and what step_linear_bytes() fits
+  int inputs = 0;   ///< a multiple of 8, at most kMaxStepInputs; rows times inputs is at most kMaxStepSize; step_linear_bytes() fit the device
   int outputs = 0;  ///< columns of out: rows of the weight, or half as many with kSwiglu
   StepKind kind = StepKind::kPlain;
   const void* x = nullptr;             ///< [rows, inputs]
