@@ -50,6 +50,10 @@ void warning(const std::string& message) {
   logger().warn("{}", message);
 }
 
+void warning_of_first_rank(const std::string& message) {
+  if (!is_quiet_rank) warning(message);
+}
+
 void error(const std::string& message) {
   logger().error("{}", message);
 }

@@ -19,4 +19,7 @@ void info(const std::string& message);
 void warning(const std::string& message);
 void error(const std::string& message);
 
+/// A warning of what every rank knows: printed by rank 0 alone. Local.
+void warning_of_first_rank(const std::string& message);
+
 }  // namespace t2r::log

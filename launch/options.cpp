@@ -11,6 +11,7 @@
 #include <numeric>
 
 #include "base/error.h"
+#include "base/log.h"
 
 namespace t2r::launch {
 namespace {
@@ -116,6 +117,10 @@ struct OptionSet::Implementation {
     bool is_list = false;
     std::function<bool()> is_empty;
     std::function<void()> clear;
+    std::string default_dump;
+    bool is_on_command_line = false;
+    bool is_in_file = false;
+    bool is_said = false;  ///< that it is idle
   };
 
   CLI::App app;
@@ -130,10 +135,16 @@ struct OptionSet::Implementation {
     return result;
   }
 
-  const Entry* find(const std::string& key) const {
+  Entry* find(const std::string& key) {
     const auto found =
         std::find_if(entries.begin(), entries.end(), [&](const Entry& e) { return e.key == key; });
     return found == entries.end() ? nullptr : &*found;
+  }
+
+  Entry& at(const std::string& key) {
+    Entry* const entry = find(key);
+    require(entry != nullptr, concat("t2r ", command, " has no option ", key));
+    return *entry;
   }
 
   void parse_arguments(std::vector<std::string> arguments,
@@ -176,7 +187,7 @@ struct OptionSet::Implementation {
     flatten(table, "", values);
     std::vector<std::string> arguments;
     for (const auto& [key, texts] : values) {
-      const Entry* entry = find(key);
+      Entry* const entry = find(key);
       if (entry == nullptr) {
         throw ConfigError(
             concat(config_file, ": unknown key \"", key, "\"", suggestion(key, keys(), "")));
@@ -185,6 +196,7 @@ struct OptionSet::Implementation {
         throw ConfigError(
             concat(config_file, ": ", key, " takes one value, not a list of ", texts.size()));
       }
+      entry->is_in_file = true;
       if (texts.empty() || (texts.size() == 1 && texts[0].empty() && entry->clear)) {
         entry->clear();  // CLI11 would take the next argument for an empty value
         continue;
@@ -221,6 +233,7 @@ void OptionSet::bind(const std::string& key, T& value, const std::string& help) 
   entry.key = key;
   entry.is_list = kIsList;
   entry.dump = [&value] { return to_toml(value); };
+  entry.default_dump = entry.dump();
   if constexpr (std::is_same_v<T, bool>) {
     implementation_->app.add_flag("--" + key, value, help + (value ? " [default: true]" : ""));
   } else {
@@ -279,6 +292,8 @@ OptionSet::Outcome OptionSet::parse(const std::vector<std::string>& arguments) {
   Implementation& self = *implementation_;
   try {
     self.parse_arguments(arguments, "command line", false);
+    for (Implementation::Entry& entry : self.entries)
+      entry.is_on_command_line = self.app.count("--" + entry.key) > 0;
     if (!self.config_file.empty()) {
       self.parse_file();
       self.parse_arguments(arguments, "command line", false);  // once more, over the file's values
@@ -300,6 +315,19 @@ OptionSet::Outcome OptionSet::parse(const std::vector<std::string>& arguments) {
     }
   }
   return Outcome::kRun;
+}
+
+bool OptionSet::was_given(const std::string& key) const {
+  const Implementation::Entry& entry = implementation_->at(key);
+  return entry.is_on_command_line || entry.is_in_file;
+}
+
+void OptionSet::say_if_idle(const std::string& key, bool is_idle, const std::string& why) const {
+  Implementation::Entry& entry = implementation_->at(key);
+  const bool is_asked_for =
+      entry.is_on_command_line || (entry.is_in_file && entry.dump() != entry.default_dump);
+  if (!is_idle || !is_asked_for || std::exchange(entry.is_said, true)) return;
+  log::warning_of_first_rank(concat("--", key, " has no effect: ", why));
 }
 
 std::string OptionSet::dump() const {

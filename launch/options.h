@@ -46,6 +46,16 @@ class OptionSet {
   /// @throws ConfigError  unknown key or value in the file, value that is not allowed
   Outcome parse(const std::vector<std::string>& arguments);
 
+  /// Whether the key stands on the command line or in --config's file.
+  /// @throws ContractError  if there is no such key
+  bool was_given(const std::string& key) const;
+
+  /// Warns once, on rank 0, that an option has no effect: "--KEY has no effect: WHY". An option at
+  /// its default, and not on the command line, is nothing that a user asked for: no warning. Call
+  /// it behind BackendOptions::resolve(), which may start the command anew. Local.
+  /// @throws ContractError  if there is no such key
+  void say_if_idle(const std::string& key, bool is_idle, const std::string& why) const;
+
   /// The resolved options as TOML.
   std::string dump() const;
 

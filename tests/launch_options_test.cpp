@@ -46,6 +46,36 @@ TEST(OptionSet, DumpGivesTheShortestNumbersThatReadBack) {
   EXPECT_EQ(options.dump(), "small = 0.0003\nthird = 0.3333333333333333\n\n[table]\nwhole = 2.0\n");
 }
 
+// What the log's lines say while `action` runs.
+template <class Action>
+std::string logged(const Action& action) {
+  testing::internal::CaptureStderr();
+  action();
+  return testing::internal::GetCapturedStderr();
+}
+
+TEST(OptionSet, KnowsWhatWasGivenAndSaysOnceWhatIsIdle) {
+  int64_t count = 1, other = 2;
+  bool flag = false;
+  OptionSet options("test", "");
+  options.add("count", count, "");
+  options.add("other", other, "");
+  options.add("table.flag", flag, "");
+  options.parse({"--count", "1", "--table.flag"});
+  EXPECT_TRUE(options.was_given("count"));
+  EXPECT_TRUE(options.was_given("table.flag"));
+  EXPECT_FALSE(options.was_given("other"));
+  EXPECT_THROW(options.was_given("none"), ContractError);
+  const std::string said = logged([&] {
+    options.say_if_idle("count", true, "there is one");
+    options.say_if_idle("count", true, "said again");
+    options.say_if_idle("table.flag", false, "not idle");
+    options.say_if_idle("other", true, "not given");
+  });
+  EXPECT_THAT(said, testing::EndsWith("--count has no effect: there is one\n"));
+  EXPECT_EQ(std::count(said.begin(), said.end(), '\n'), 1) << said;
+}
+
 TEST(TrainConfig, TokensBecomeWholeSteps) {
   TrainConfig config;
   config.sequence_length = 100;
