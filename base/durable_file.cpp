@@ -5,13 +5,15 @@
 
 #include <cerrno>
 #include <cstring>
-#include <fstream>
 #include <utility>
+#include <vector>
 
 #include "base/error.h"
 
 namespace t2r {
 namespace {
+
+constexpr size_t kBlockBytes = 1 << 20;
 
 [[noreturn]] void throw_write_error(const std::filesystem::path& path, const char* action) {
   throw WriteError(concat(path.string(), ": cannot ", action, ": ", std::strerror(errno)));
@@ -77,13 +79,40 @@ void rename_durably(const std::filesystem::path& from, const std::filesystem::pa
   sync_path(parent.empty() ? "." : parent);
 }
 
+void throw_read_error(const std::filesystem::path& path, const char* action, int cause) {
+  const std::string message =
+      concat(path.string(), ": cannot ", action, ": ", std::strerror(cause));
+  switch (cause) {
+    case ENOENT:
+    case ENOTDIR:
+    case EISDIR:
+    case ELOOP:
+    case ENAMETOOLONG:
+      throw DataError(message);
+    default:
+      throw UnreadableError(message);
+  }
+}
+
+void read_blocks(const std::filesystem::path& path,
+                 const std::function<void(std::string_view)>& take) {
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (descriptor < 0) throw_read_error(path, "open", errno);
+  std::vector<char> buffer(kBlockBytes);
+  ssize_t num_read = 0;
+  do {
+    num_read = ::read(descriptor, buffer.data(), buffer.size());
+    if (num_read > 0) take({buffer.data(), static_cast<size_t>(num_read)});
+  } while (num_read > 0 || (num_read < 0 && errno == EINTR));
+  const int cause = errno;
+  ::close(descriptor);
+  if (num_read < 0) throw_read_error(path, "read", cause);
+}
+
 std::string read_file(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw DataError(concat(path.string(), ": cannot open: ", std::strerror(errno)));
-  std::ostringstream content;
-  content << file.rdbuf();
-  if (file.bad()) throw DataError(concat(path.string(), ": cannot read"));
-  return std::move(content).str();
+  std::string content;
+  read_blocks(path, [&](std::string_view block) { content += block; });
+  return content;
 }
 
 }  // namespace t2r

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <string_view>
 
@@ -47,8 +48,21 @@ void sync_path(const std::filesystem::path& path);
 /// @throws WriteError
 void rename_durably(const std::filesystem::path& from, const std::filesystem::path& to);
 
+/// @param action  for the message, e.g. "open"
+/// @param cause   an errno
+/// @throws DataError        if nothing of this name can be read: none there, a folder
+/// @throws UnreadableError  for any other cause
+[[noreturn]] void throw_read_error(const std::filesystem::path& path,
+                                   const char* action,
+                                   int cause);
+
+/// Gives `take` the content of a file, piece by piece.
+/// @throws DataError, UnreadableError  as throw_read_error()
+void read_blocks(const std::filesystem::path& path,
+                 const std::function<void(std::string_view)>& take);
+
 /// Content of a whole file.
-/// @throws DataError  if it cannot be read
+/// @throws DataError, UnreadableError  as throw_read_error()
 std::string read_file(const std::filesystem::path& path);
 
 }  // namespace t2r

@@ -47,6 +47,13 @@ class DataError : public Error {
   explicit DataError(const std::string& message) : Error(ExitCode::kBadData, message) {}
 };
 
+/// Input that is there and cannot be read now: an I/O error, no permission, a stale handle. It may
+/// be whole, so nothing may be concluded from its content. Says file and cause.
+class UnreadableError : public DataError {
+ public:
+  explicit UnreadableError(const std::string& message) : DataError(message) {}
+};
+
 /// Output that could not be written (disk full, no permission, folder in use). Says path and cause.
 class WriteError : public Error {
  public:

@@ -3,11 +3,9 @@
 #include <xxhash.h>
 
 #include <array>
-#include <cerrno>
 #include <cstdio>
-#include <cstring>
-#include <vector>
 
+#include "base/durable_file.h"
 #include "base/error.h"
 
 namespace t2r {
@@ -46,18 +44,8 @@ std::string hash_bytes(const void* bytes, size_t num_bytes) {
 }
 
 std::string hash_file(const std::filesystem::path& path) {
-  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rb"),
-                                                             &std::fclose);
-  if (!file) throw DataError(concat(path.string(), ": cannot open: ", std::strerror(errno)));
   Hasher hasher;
-  std::vector<char> buffer(1 << 20);
-  size_t num_read = 0;
-  while ((num_read = std::fread(buffer.data(), 1, buffer.size(), file.get())) > 0) {
-    hasher.update(buffer.data(), num_read);
-  }
-  if (std::ferror(file.get()) != 0) {
-    throw DataError(concat(path.string(), ": cannot read: ", std::strerror(errno)));
-  }
+  read_blocks(path, [&](std::string_view block) { hasher.update(block); });
   return hasher.hex();
 }
 

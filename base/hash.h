@@ -31,7 +31,7 @@ class Hasher {
 std::string hash_bytes(const void* bytes, size_t num_bytes);
 
 /// Hash of a file's content.
-/// @throws DataError  if the file cannot be read
+/// @throws DataError, UnreadableError  as throw_read_error() in base/durable_file.h
 std::string hash_file(const std::filesystem::path& path);
 
 }  // namespace t2r

@@ -1,0 +1,200 @@
+#include "base/folder_manifest.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <system_error>
+
+#include "base/durable_file.h"
+#include "base/error.h"
+#include "base/hash.h"
+
+namespace t2r {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+
+constexpr int kVersion = 2;
+constexpr size_t kHashDigits = 32;
+constexpr size_t kMaxBytes = 16 << 20;
+constexpr int kMaxDepth = 16;
+constexpr const char* kVersionKey = "version";
+constexpr const char* kFilesKey = "files";
+constexpr const char* kBytesKey = "bytes";
+constexpr const char* kHashKey = "xxh3_128";
+constexpr const char* kOwnHashKey = "manifest_xxh3_128";
+constexpr std::string_view kBeginning = "{\n  \"version\": 2,\n";
+
+/// The text behind the own hash, and in front of it from its key on.
+constexpr std::string_view kEnd = "\"\n}\n";
+const std::string kBeforeHash = std::string("  \"") + kOwnHashKey + "\": \"";
+
+bool is_hash(std::string_view text) {
+  const auto is_digit = [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); };
+  return text.size() == kHashDigits && std::all_of(text.begin(), text.end(), is_digit);
+}
+
+bool is_plain_name(const std::string& name) {
+  return !name.empty() && name != "." && name != ".." && name != kManifestFile &&
+         name.find('/') == std::string::npos && name.find('\0') == std::string::npos;
+}
+
+/// Where the 32 digits of the own hash begin; none if the text does not end as a manifest does.
+std::optional<size_t> own_hash_position(std::string_view text) {
+  const size_t num_behind = kHashDigits + kEnd.size();
+  if (text.size() < num_behind + kBeforeHash.size() || !text.ends_with(kEnd)) return std::nullopt;
+  const size_t position = text.size() - num_behind;
+  if (!text.substr(0, position).ends_with(kBeforeHash)) return std::nullopt;
+  return position;
+}
+
+std::string own_hash(std::string_view text, size_t position) {
+  Hasher hasher;
+  hasher.update(text.substr(0, position));
+  hasher.update(std::string(kHashDigits, '0'));
+  hasher.update(text.substr(position + kHashDigits));
+  return hasher.hex();
+}
+
+Json parse(std::string_view text, const std::string& file) {
+  const auto limit_depth = [&](int depth, Json::parse_event_t, Json&) {
+    if (depth > kMaxDepth)
+      throw DataError(concat(file, ": a manifest may be nested at most ", kMaxDepth, " deep"));
+    return true;
+  };
+  try {
+    return Json::parse(text, limit_depth);
+  } catch (const Json::exception&) {
+    throw DataError(concat(file, ": damaged: it is not JSON"));
+  }
+}
+
+std::map<std::string, FileRecord> parse_files(const Json& files, const std::string& file) {
+  std::map<std::string, FileRecord> records;
+  for (const auto& [name, entry] : files.items()) {
+    FileRecord record{entry.at(kBytesKey).get<uint64_t>(), entry.at(kHashKey).get<std::string>()};
+    if (!entry.at(kBytesKey).is_number_unsigned() || !is_hash(record.hash) || !is_plain_name(name))
+      throw DataError(concat(file,
+                             ": damaged: ",
+                             kFilesKey,
+                             " must hold plain names, each with ",
+                             kBytesKey,
+                             " and 32 hexadecimal digits"));
+    records.emplace(name, std::move(record));
+  }
+  return records;
+}
+
+/// What manifest.json of a folder holds; none if it is not there.
+std::optional<std::string> read_text(const fs::path& folder) {
+  const fs::path file = folder / kManifestFile;
+  std::error_code error;
+  const fs::file_status status = fs::status(file, error);
+  if (status.type() == fs::file_type::not_found) return std::nullopt;
+  if (error) throw_read_error(file, "look at", error.value());
+  if (status.type() == fs::file_type::regular) {
+    const uint64_t size = fs::file_size(file, error);
+    if (!error && size > kMaxBytes) return std::nullopt;  // not one of t2r's
+  }
+  return read_file(file);
+}
+
+}  // namespace
+
+std::string FolderManifest::to_text() const {
+  Json all = {{kVersionKey, kVersion}};
+  for (const auto& [key, value] : fields.items()) {
+    require(key != kVersionKey && key != kFilesKey && key != kOwnHashKey,
+            "a manifest has this key of its own: " + key);
+    all[key] = value;
+  }
+  all[kFilesKey] = Json::object();
+  for (const auto& [name, record] : files)
+    all[kFilesKey][name] = {{kBytesKey, record.num_bytes}, {kHashKey, record.hash}};
+  all[kOwnHashKey] = std::string(kHashDigits, '0');
+  std::string text = all.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  const std::optional<size_t> position = own_hash_position(text);
+  require(position.has_value(), "a manifest's text must end with its own hash");
+  text.replace(*position, kHashDigits, own_hash(text, *position));
+  return text;
+}
+
+FolderManifest parse_folder_manifest(std::string_view text, const std::string& file) {
+  const std::optional<size_t> position = own_hash_position(text);
+  if (position.has_value() && text.substr(*position, kHashDigits) != own_hash(text, *position))
+    throw DataError(concat(file, ": damaged: it does not match its own hash"));
+  FolderManifest manifest;
+  manifest.has_own_hash = position.has_value();
+  Json all = parse(text, file);
+  try {
+    const int version = all.at(kVersionKey).get<int>();
+    if (version > kVersion && manifest.has_own_hash)
+      throw DataError(concat(file,
+                             ": version ",
+                             version,
+                             ", this t2r knows versions up to ",
+                             kVersion,
+                             "; use the t2r that wrote it, or a later one"));
+    // A damaged manifest must not pass for one of the time before manifests had a hash.
+    const bool looks_old = version == 1 && !all.contains(kOwnHashKey);
+    if (manifest.has_own_hash ? version != kVersion : !looks_old)
+      throw DataError(concat(file, ": damaged: it has lost its own hash or its version"));
+    manifest.files = parse_files(all.at(kFilesKey), file);
+  } catch (const Json::exception&) {
+    throw DataError(concat(file, ": damaged: a field is missing or of another type"));
+  }
+  all.erase(kVersionKey);
+  all.erase(kFilesKey);
+  if (manifest.has_own_hash) all.erase(kOwnHashKey);
+  manifest.fields = std::move(all);
+  return manifest;
+}
+
+bool is_folder_manifest(std::string_view text) {
+  const bool is_cut =
+      kBeginning.starts_with(text.substr(0, kBeginning.size())) && text.size() < kBeginning.size();
+  const bool is_zeroed = text.find_first_not_of('\0') == std::string_view::npos;
+  return is_cut || is_zeroed || text.starts_with(kBeginning) ||
+         text.find(kHashKey) != std::string_view::npos;
+}
+
+std::optional<FolderManifest> find_folder_manifest(const fs::path& folder) {
+  const std::optional<std::string> text = read_text(folder);
+  if (!text.has_value() || !is_folder_manifest(*text)) return std::nullopt;
+  return parse_folder_manifest(*text, (folder / kManifestFile).string());
+}
+
+FolderManifest write_folder_manifest(const fs::path& folder, Json fields) {
+  FolderManifest manifest;
+  manifest.fields = std::move(fields);
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+    const std::string name = entry.path().filename().string();
+    if (name == kManifestFile || !entry.is_regular_file()) continue;
+    manifest.files[name] = {fs::file_size(entry.path()), hash_file(entry.path())};
+  }
+  write_folder_manifest(folder, manifest);
+  return manifest;
+}
+
+void write_folder_manifest(const fs::path& folder, const FolderManifest& manifest) {
+  const fs::path file = folder / kManifestFile;
+  const std::string text = manifest.to_text();
+  const FolderManifest parsed = parse_folder_manifest(text, file.string());
+  require(parsed.files == manifest.files, "a manifest must be read as it was written");
+  write_file_durably(file, text);
+  if (read_file(file) != text)
+    throw WriteError(concat(file.string(), ": the disk gives other bytes than were written"));
+}
+
+void check_file(const fs::path& path, const FileRecord& record) {
+  std::error_code error;
+  const uint64_t size = fs::file_size(path, error);
+  if (error) throw_read_error(path, "look at", error.value());
+  if (size != record.num_bytes)
+    throw DataError(
+        concat(path.string(), ": ", size, " bytes, the manifest says ", record.num_bytes));
+  if (hash_file(path) != record.hash)
+    throw DataError(concat(path.string(), ": content does not match the manifest's hash"));
+}
+
+}  // namespace t2r
