@@ -28,6 +28,10 @@ class Tokenizer {
   /// Token that ends a document; empty if the vocabulary has none.
   virtual std::optional<int32_t> end_of_document() const = 0;
 
+  /// Token that the tokenizer's own configuration puts in front of a text; empty if none. encode()
+  /// does not add it.
+  virtual std::optional<int32_t> begin_of_text() const { return std::nullopt; }
+
   /// Content hash of the vocabulary and its rules: equal for every file form of the same tokenizer.
   /// Shards and models carry it, so that those that do not belong together are refused.
   virtual std::string hash() const = 0;

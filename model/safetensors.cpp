@@ -13,7 +13,8 @@
 #include <optional>
 
 #include "base/error.h"
-#include "model/strict_json.h"
+#include "base/quoted_name.h"
+#include "base/strict_json.h"
 
 namespace t2r::model {
 namespace {

@@ -9,7 +9,8 @@
 
 #include "base/durable_file.h"
 #include "base/error.h"
-#include "model/strict_json.h"
+#include "base/quoted_name.h"
+#include "base/strict_json.h"
 
 namespace t2r::model {
 namespace {

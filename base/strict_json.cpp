@@ -1,13 +1,14 @@
-#include "model/strict_json.h"
+#include "base/strict_json.h"
 
 #include <iterator>
 
 #include "base/error.h"
+#include "base/quoted_name.h"
 
-namespace t2r::model {
+namespace t2r {
 namespace {
 
-constexpr size_t kMaxQuotedBytes = 80;
+constexpr size_t kMaxDigits = 80;
 constexpr size_t kMaxCauseBytes = 160;
 
 /// Walks the text and tells how far the parser has come, which its events do not say.
@@ -48,14 +49,6 @@ std::string cause_of(const nlohmann::json::exception& error) {
 }
 
 }  // namespace
-
-std::string quoted_name(std::string_view text) {
-  const bool cut = text.size() > kMaxQuotedBytes;
-  std::string shown = nlohmann::json(text.substr(0, kMaxQuotedBytes))
-                          .dump(-1, ' ', true, nlohmann::json::error_handler_t::replace);
-  if (cut) shown.insert(shown.size() - 1, "...");
-  return shown;
-}
 
 void StrictJsonReader::read(std::string_view text) {
   require(num_read_ == 0, "StrictJsonReader::read called twice");
@@ -127,23 +120,43 @@ bool StrictJsonReader::number_unsigned(uint64_t value) {
 }
 
 bool StrictJsonReader::number_integer(int64_t value) {
-  on_other(std::to_string(value));
+  on_integer(value);
   return true;
 }
 
-bool StrictJsonReader::number_float(double, const std::string& digits) {
-  on_other(digits.substr(0, kMaxQuotedBytes));
+bool StrictJsonReader::number_float(double value, const std::string& digits) {
+  on_float(value, digits);
   return true;
 }
 
 bool StrictJsonReader::boolean(bool value) {
-  on_other(value ? "true" : "false");
+  on_boolean(value);
   return true;
 }
 
 bool StrictJsonReader::null() {
-  on_other("null");
+  on_null();
   return true;
+}
+
+void StrictJsonReader::on_integer(int64_t value) {
+  on_other(std::to_string(value));
+}
+
+void StrictJsonReader::on_float(double, const std::string& digits) {
+  on_other(digits.substr(0, kMaxDigits));
+}
+
+void StrictJsonReader::on_boolean(bool value) {
+  on_other(value ? "true" : "false");
+}
+
+void StrictJsonReader::on_null() {
+  on_other("null");
+}
+
+void StrictJsonReader::on_other(const std::string&) {
+  throw ContractError("a StrictJsonReader takes every kind of value or overrides on_other()");
 }
 
 bool StrictJsonReader::binary(nlohmann::json::binary_t&) {
@@ -154,4 +167,4 @@ bool StrictJsonReader::parse_error(size_t, const std::string&, const nlohmann::j
   refuse("not valid JSON: " + cause_of(e));
 }
 
-}  // namespace t2r::model
+}  // namespace t2r

@@ -7,7 +7,13 @@
 #include <string_view>
 #include <vector>
 
-namespace t2r::model {
+namespace t2r {
+
+/// How much JSON is believed.
+struct JsonLimits {
+  size_t max_depth;  ///< open objects and arrays at once
+  size_t max_keys;   ///< keys of all objects together
+};
 
 /// Reads untrusted JSON event by event and refuses what a parser usually lets pass.
 ///
@@ -16,10 +22,7 @@ namespace t2r::model {
 /// nothing is kept but what the hooks keep. Include from .cpp files only.
 class StrictJsonReader : private nlohmann::json_sax<nlohmann::json> {
  public:
-  struct Limits {
-    size_t max_depth;  ///< open objects and arrays at once
-    size_t max_keys;   ///< keys of all objects together
-  };
+  using Limits = JsonLimits;
 
   /// @param file        name for messages
   /// @param first_byte  offset in the file of the text's first byte, for messages
@@ -47,8 +50,12 @@ class StrictJsonReader : private nlohmann::json_sax<nlohmann::json> {
   virtual void on_key() = 0;
   virtual void on_string(std::string& value) = 0;
   virtual void on_unsigned(uint64_t value) = 0;
-  /// A negative or fractional number, true, false or null.
-  virtual void on_other(const std::string& value) = 0;
+  // The rest: a reader that wants none of these says so in on_other(), with the value's text.
+  virtual void on_integer(int64_t value);  ///< below zero
+  virtual void on_float(double value, const std::string& digits);
+  virtual void on_boolean(bool value);
+  virtual void on_null();
+  virtual void on_other(const std::string& value);
 
  private:
   bool start_object(size_t) final;
@@ -77,8 +84,4 @@ class StrictJsonReader : private nlohmann::json_sax<nlohmann::json> {
   std::string last_key_;
 };
 
-/// An untrusted `text` for a message: in quotation marks, escaped to ASCII, cut after 80 bytes.
-/// Not called quoted(): std::quoted would be chosen for a std::string.
-std::string quoted_name(std::string_view text);
-
-}  // namespace t2r::model
+}  // namespace t2r

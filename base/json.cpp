@@ -1,0 +1,65 @@
+#include "base/json.h"
+
+#include <utility>
+#include <vector>
+
+#include "base/durable_file.h"
+
+namespace t2r {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+/// Builds the value from the reader's events. The open objects and arrays are a stack of pointers:
+/// nothing is appended to one of them before what it holds is closed, so they stay valid.
+class JsonBuilder final : public StrictJsonReader {
+ public:
+  using StrictJsonReader::StrictJsonReader;
+
+  Json take() { return std::move(root_); }
+
+ private:
+  void enter_object() override { open_.push_back(add(Json::object())); }
+  void leave_object() override { open_.pop_back(); }
+  void enter_array() override { open_.push_back(add(Json::array())); }
+  void leave_array() override { open_.pop_back(); }
+  void on_key() override {}
+  void on_string(std::string& value) override { add(std::move(value)); }
+  void on_unsigned(uint64_t value) override { add(value); }
+  void on_integer(int64_t value) override { add(value); }
+  void on_float(double value, const std::string&) override { add(value); }
+  void on_boolean(bool value) override { add(value); }
+  void on_null() override { add(nullptr); }
+
+  Json* add(Json value) {
+    if (open_.empty()) {
+      root_ = std::move(value);
+      return &root_;
+    }
+    Json& parent = *open_.back();
+    if (parent.is_array()) {
+      auto& elements = parent.get_ref<Json::array_t&>();
+      return &elements.emplace_back(std::move(value));
+    }
+    // Not the map's own emplace, which looks through all keys; the reader knows that it differs.
+    Json::object_t::Container& members = parent.get_ref<Json::object_t&>();
+    return &members.emplace_back(last_key(), std::move(value)).second;
+  }
+
+  Json root_;
+  std::vector<Json*> open_;
+};
+
+}  // namespace
+
+Json parse_json(std::string_view text, const std::string& file, JsonLimits limits) {
+  JsonBuilder builder(file, 0, limits);
+  builder.read(text);
+  return builder.take();
+}
+
+Json read_json_file(const std::filesystem::path& path, JsonLimits limits) {
+  return parse_json(read_file(path), path.string(), limits);
+}
+
+}  // namespace t2r

@@ -1,0 +1,30 @@
+#pragma once
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+
+#include "base/strict_json.h"
+
+namespace t2r {
+
+/// Enough for configurations and manifests; a vocabulary asks for more keys.
+inline constexpr JsonLimits kConfigJsonLimits = {.max_depth = 64, .max_keys = size_t{1} << 16};
+inline constexpr JsonLimits kVocabularyJsonLimits = {.max_depth = 64, .max_keys = size_t{1} << 24};
+
+/// Parses untrusted JSON as StrictJsonReader does: without recursion, in linear time, duplicate
+/// keys refused; keys stay in the file's order. A key is found in linear time: for an object of
+/// many keys iterate instead.
+/// @param file  name for messages
+/// @throws DataError  names file, byte and rule
+nlohmann::ordered_json parse_json(std::string_view text,
+                                  const std::string& file,
+                                  JsonLimits limits = kConfigJsonLimits);
+
+/// parse_json() of a file's content.
+/// @throws DataError  also if the file cannot be read
+nlohmann::ordered_json read_json_file(const std::filesystem::path& path,
+                                      JsonLimits limits = kConfigJsonLimits);
+
+}  // namespace t2r

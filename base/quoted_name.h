@@ -1,0 +1,12 @@
+#pragma once
+
+#include <string>
+#include <string_view>
+
+namespace t2r {
+
+/// An untrusted `text` for a message: in quotation marks, escaped to ASCII, cut after 80 bytes.
+/// Not called quoted(): std::quoted would be chosen for a std::string.
+std::string quoted_name(std::string_view text);
+
+}  // namespace t2r
