@@ -1,5 +1,6 @@
 #pragma once
 
+#include <filesystem>
 #include <string>
 
 namespace t2r::log {
@@ -21,5 +22,13 @@ void error(const std::string& message);
 
 /// A warning of what every rank knows: printed by rank 0 alone. Local.
 void warning_of_first_rank(const std::string& message);
+
+/// Appends what this process has logged so far and every later line to `file` as well, with its
+/// date. A line that cannot be written (disk full) is dropped: a log does not end a run. Local.
+/// @throws WriteError  if the file cannot be opened
+void also_to_file(const std::filesystem::path& file);
+
+/// One line to that file alone, for what stderr shows in another form. Local.
+void to_file_only(const std::string& message);
 
 }  // namespace t2r::log
