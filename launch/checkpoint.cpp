@@ -100,6 +100,7 @@ void write_manifest(const fs::path& folder,
                          {"num_tokens", position.num_tokens},
                          {"has_best", position.has_best},
                          {"best_loss", position.best_loss},
+                         {"best_step", position.best_step},
                          {"world_size", world},
                          {"identity", identity},
                          {"files", files}};
@@ -147,7 +148,8 @@ Verified read_manifest(const fs::path& folder, bool checks_files) {
                        .sample_cursor = manifest.at("sample_cursor").get<int64_t>(),
                        .num_tokens = manifest.at("num_tokens").get<int64_t>(),
                        .best_loss = manifest.at("best_loss").get<double>(),
-                       .has_best = manifest.at("has_best").get<bool>()};
+                       .has_best = manifest.at("has_best").get<bool>(),
+                       .best_step = manifest.value("best_step", int64_t{0})};
     result.identity = manifest.at("identity").get<std::string>();
     result.world = manifest.at("world_size").get<int>();
     return result;
@@ -235,6 +237,21 @@ void CheckpointStore::save(const CheckpointContent& content,
     if (rank == 0) fs::remove_all(temporary, ignored);
     throw WriteError("checkpoint not saved: " + outcome.message);
   }
+}
+
+void CheckpointStore::mark_best(const TrainingPosition& position, bool is_best) {
+  on_first_rank(communicator_, [&] {
+    const std::string name = folder_name(position.step);
+    const fs::path file = folder_ / name / kManifest;
+    Json manifest = Json::parse(read_file(file));
+    manifest["has_best"] = position.has_best;
+    manifest["best_loss"] = position.best_loss;
+    manifest["best_step"] = position.best_step;
+    write_file_durably(file, manifest.dump(2) + "\n");
+    if (!is_best && has_best()) return;
+    move_link(folder_ / kBest, name);
+    remove_old();
+  });
 }
 
 void CheckpointStore::publish(const fs::path& temporary, const std::string& name, bool is_best) {

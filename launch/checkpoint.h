@@ -20,6 +20,7 @@ struct TrainingPosition {
   int64_t num_tokens = 0;     ///< target tokens seen
   double best_loss = 0.0;     ///< nats per token; meaningful if has_best
   bool has_best = false;
+  int64_t best_step = 0;  ///< of best_loss
 };
 
 /// What a checkpoint is made of; references to the run's own objects.
@@ -48,6 +49,12 @@ class CheckpointStore {
   /// @throws WriteError  on every rank, if any rank could not write; nothing is left of it, and
   /// older ones stay
   void save(const CheckpointContent& content, const TrainingPosition& position, bool is_best);
+
+  /// Tells a checkpoint that was saved in front of its evaluation, position.step's, what that
+  /// brought: its manifest gets the position's best, and with `is_best`, or where no best is there,
+  /// it becomes the best. Collective: every rank, same order.
+  /// @throws WriteError  on every rank
+  void mark_best(const TrainingPosition& position, bool is_best);
 
   /// Loads the newest checkpoint whose manifest verifies, and says so when a newer one did not.
   /// Empty if there is none. The world may have another size than the one that wrote it.

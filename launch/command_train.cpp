@@ -1,6 +1,5 @@
 #include <torch/version.h>
 
-#include "base/durable_file.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "data/corpus.h"
@@ -130,6 +129,7 @@ void log_start(Session& session, const TrainConfig& config, const TrainingInputs
                      config.distillation,
                      " of the loss"));
   }
+  log::info(how_to_stop());
 }
 
 }  // namespace
@@ -146,7 +146,7 @@ int run_train(const Invocation& invocation) {
   Session session(invocation, options, config.backend, config.threads);
   dist::Communicator& communicator = session.communicator();
   RunFolder folder(config.output, communicator);
-  install_stop_signals();
+  install_stop_signals(/*says=*/communicator.rank() == 0);
 
   const data::Corpus train = open_corpus(config.train_data, session.world(), communicator);
   std::optional<data::Corpus> valid;
@@ -159,19 +159,19 @@ int run_train(const Invocation& invocation) {
                         .train = train,
                         .valid = valid.has_value() ? &*valid : nullptr,
                         .output = folder.path(),
+                        .config_text = options.dump(),
                         .tokenizer_files = tokenizer_files(config, train)};
   inputs.teacher = load_teacher(config, *inputs.model.model, train);
   log_start(session, config, inputs);
-  on_first_rank(communicator,
-                [&] { write_file_durably(folder.path() / "config.toml", options.dump()); });
-
   Trainer::Outcome outcome;
   {
     Trainer trainer(config, std::move(inputs), session.backend());
     outcome = trainer.run();
   }
   if (outcome == Trainer::Outcome::kStopped) {
-    log::info("stopped by a signal; saved. Start again with --resume");
+    log::info(concat("stopped by a signal; saved: ",
+                     (folder.checkpoints() / "latest").string(),
+                     ". Start again with --resume"));
     return static_cast<int>(ExitCode::kSavedRequeue);
   }
   return 0;

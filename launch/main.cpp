@@ -9,6 +9,7 @@
 #include "launch/command.h"
 #include "launch/gpu_memory.h"
 #include "launch/options.h"
+#include "launch/stop_signal.h"
 
 namespace {
 
@@ -92,6 +93,7 @@ int dispatch(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  launch::ignore_file_size_signal();
   try {
     return dispatch(argc, argv);
   } catch (const Error& error) {

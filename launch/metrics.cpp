@@ -1,8 +1,17 @@
 #include "launch/metrics.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <string_view>
 
+#include "base/durable_file.h"
 #include "base/error.h"
 #include "base/log.h"
 
@@ -19,23 +28,31 @@ std::string number(double value) {
   return text;
 }
 
-std::string duration(double seconds) {
-  char text[40];
-  const auto whole = static_cast<long long>(seconds);
-  if (whole >= 3600) {
-    std::snprintf(text, sizeof(text), "%lldh%02lldm", whole / 3600, whole / 60 % 60);
-  } else {
-    std::snprintf(text, sizeof(text), "%lldm%02llds", whole / 60, whole % 60);
-  }
-  return text;
-}
-
 std::string object(const std::vector<std::pair<std::string, std::string>>& fields) {
   std::string json = "{";
   for (size_t i = 0; i < fields.size(); ++i) {
     json += concat(i == 0 ? "" : ", ", "\"", fields[i].first, "\": ", fields[i].second);
   }
   return json + "}";
+}
+
+std::string text_of(const MetricValue& value) {
+  if (const auto* count = std::get_if<int64_t>(&value)) return std::to_string(*count);
+  if (const auto* real = std::get_if<double>(&value)) return number(*real);
+  return nlohmann::json(std::get<std::string>(value))
+      .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+const char* objective_name(Objective objective) {
+  switch (objective) {
+    case Objective::kText:
+      return "\"text\"";
+    case Objective::kDistillation:
+      return "\"distillation\"";
+    case Objective::kTransfer:
+      return "\"transfer\"";
+  }
+  return "";
 }
 
 const char* loss_name(Objective objective) {
@@ -50,35 +67,116 @@ const char* loss_name(Objective objective) {
   return "";
 }
 
-}  // namespace
-
-MetricsLog::MetricsLog(const std::filesystem::path& file, int world_size, int64_t log_every)
-    : path_(file), file_(file, std::ios::app), world_size_(world_size), log_every_(log_every) {
-  if (!file_) throw WriteError(concat(file.string(), ": cannot open for appending"));
+// One write of the whole line; if it does not get there the file is as it was.
+bool append(int descriptor, std::string_view line) {
+  const off_t before = ::lseek(descriptor, 0, SEEK_END);
+  while (!line.empty()) {
+    const ssize_t written = ::write(descriptor, line.data(), line.size());
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) {
+      const int cause = errno;
+      if (before >= 0 && ::ftruncate(descriptor, before) != 0) return false;
+      errno = cause;
+      return false;
+    }
+    line.remove_prefix(static_cast<size_t>(written));
+  }
+  return true;
 }
 
-void MetricsLog::write(const std::string& json) {
-  file_ << json << "\n" << std::flush;
-  if (!file_) {
-    log::warning(concat(path_.string(), ": cannot write metrics (disk full?); training goes on"));
-    file_.clear();
+int open_to_append(const std::filesystem::path& file) {
+  const int descriptor = ::open(file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  if (descriptor < 0)
+    throw WriteError(concat(file.string(), ": cannot open for appending: ", std::strerror(errno)));
+  return descriptor;
+}
+
+}  // namespace
+
+MetricsLog::MetricsLog(const std::filesystem::path& file,
+                       const Start& start,
+                       int world_size,
+                       int64_t log_every)
+    : path_(file),
+      step_(start.step),
+      num_tokens_(start.num_tokens),
+      world_size_(world_size),
+      log_every_(log_every) {
+  if (std::filesystem::exists(file)) clean(start);
+  descriptor_ = open_to_append(file);
+}
+
+MetricsLog::~MetricsLog() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+void MetricsLog::clean(const Start& start) {
+  const std::string text = read_file(path_);
+  std::string kept, repeated;
+  int64_t num_broken = 0;
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = std::min(text.find('\n', begin), text.size() - 1) + 1;
+    const std::string line = text.substr(begin, end - begin);
+    begin = end;
+    const auto record = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
+    if (!record.is_object() || line.back() != '\n') {
+      ++num_broken;
+      continue;
+    }
+    const auto at = record.find("step"), event = record.find("event");
+    const int64_t step = at != record.end() && at->is_number() ? at->get<int64_t>() : 0;
+    const bool is_evaluation =
+        step == start.step && event != record.end() && *event == "evaluation";
+    const bool is_repeated = step > start.step || (is_evaluation && start.is_evaluated_again);
+    (is_repeated ? repeated : kept) += line;
+    was_evaluated_ |= is_evaluation && !is_repeated;
+  }
+  if (num_broken > 0)
+    log::warning(concat(path_.string(), ": ", num_broken, " broken line(s) taken out"));
+  if (kept.size() == text.size()) return;
+  try {
+    if (!repeated.empty()) {
+      const int descriptor = open_to_append(path_.string() + ".repeated");
+      append(descriptor, repeated);
+      ::close(descriptor);
+    }
+    write_file_durably(path_, kept);
+  } catch (const WriteError& error) {  // a disk that is full costs records, not the run
+    log::warning(concat(error.what(), "; steps after ", start.step, " stand there twice"));
   }
 }
 
+void MetricsLog::write(const std::string& name,
+                       const std::vector<std::pair<std::string, std::string>>& fields) {
+  const double now =
+      std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+  char time[40];
+  std::snprintf(time, sizeof(time), "%.3f", now);
+  std::vector<std::pair<std::string, std::string>> all{{"event", "\"" + name + "\""},
+                                                       {"time", time},
+                                                       {"step", std::to_string(step_)},
+                                                       {"tokens", std::to_string(num_tokens_)}};
+  all.insert(all.end(), fields.begin(), fields.end());
+  if (append(descriptor_, object(all) + "\n")) return;
+  log::warning(concat(
+      path_.string(), ": cannot write metrics (", std::strerror(errno), "); training goes on"));
+}
+
 void MetricsLog::step(const StepMetrics& m) {
-  write(object(
-      {{"event", m.objective == Objective::kTransfer ? "\"transfer_step\"" : "\"step\""},
-       {"step", std::to_string(m.step)},
-       {"epoch", number(m.epoch)},
-       {"loss", number(m.loss)},
-       {"loss_max_rank", number(m.loss_max_rank)},
-       {"grad_norm", number(m.gradient_norm)},
-       {"lr", number(m.learning_rate)},
-       {"tokens", std::to_string(m.num_tokens)},
-       {"seconds", number(m.seconds)},
-       {"data_wait_seconds", number(m.data_wait_seconds)},
-       {"exposed_communication_seconds", number(m.exposed_communication_seconds.value_or(NAN))},
-       {"skipped", m.is_skipped ? "true" : "false"}}));
+  step_ = m.step;
+  num_tokens_ = m.total_num_tokens;
+  write(m.objective == Objective::kTransfer ? "transfer_step" : "step",
+        {{"epoch", number(m.epoch)},
+         {"objective", objective_name(m.objective)},
+         {"loss", number(m.loss)},
+         {"loss_max_rank", number(m.loss_max_rank)},
+         {"grad_norm", number(m.gradient_norm)},
+         {"lr", number(m.learning_rate)},
+         {"step_tokens", std::to_string(m.num_tokens)},
+         {"seconds", number(m.seconds)},
+         {"data_wait_seconds", number(m.data_wait_seconds)},
+         {"exposed_communication_seconds", number(m.exposed_communication_seconds.value_or(NAN))},
+         {"skipped", m.is_skipped ? "true" : "false"}});
   if (++num_seen_ > kWarmupSteps) {
     window_tokens_ += m.num_tokens;
     window_seconds_ += m.seconds;
@@ -88,14 +186,18 @@ void MetricsLog::step(const StepMetrics& m) {
     ++timed_steps_;
   }
   const bool is_last = m.step == m.total_steps;
-  if (m.step % log_every_ != 0 && !is_last && num_seen_ != 1) return;
+  if (m.step % log_every_ == 0 || is_last || num_seen_ == 1) show(m);
+}
 
+void MetricsLog::show(const StepMetrics& m) {
   const double seconds = window_seconds_ > 0.0 ? window_seconds_ : m.seconds;
   const double rate = (window_seconds_ > 0.0 ? static_cast<double>(window_tokens_)
                                              : static_cast<double>(m.num_tokens)) /
                       seconds;
   const double step_seconds =
       timed_steps_ > 0 ? timed_seconds_ / static_cast<double>(timed_steps_) : m.seconds;
+  const double left =
+      step_seconds * static_cast<double>(m.total_steps - m.step) + m.remaining_evaluation_seconds;
   char perplexity[40] = "";  // of the text's own loss alone
   if (m.objective == Objective::kText)
     std::snprintf(perplexity, sizeof(perplexity), "  ppl %.2f", std::exp(m.loss));
@@ -124,17 +226,17 @@ void MetricsLog::step(const StepMetrics& m) {
                 100.0 * window_wait_ / seconds,
                 communication,
                 static_cast<long long>(m.num_skipped),
-                duration(step_seconds * static_cast<double>(m.total_steps - m.step)).c_str());
+                duration_text(left).c_str());
   window_tokens_ = 0;
   window_seconds_ = window_wait_ = window_exposed_ = 0.0;
   progress_.show(m.step, m.total_steps, text);
 }
 
 void MetricsLog::event(const std::string& name,
-                       const std::vector<std::pair<std::string, double>>& values) {
-  std::vector<std::pair<std::string, std::string>> fields{{"event", "\"" + name + "\""}};
-  for (const auto& [key, value] : values) fields.emplace_back(key, number(value));
-  write(object(fields));
+                       const std::vector<std::pair<std::string, MetricValue>>& values) {
+  std::vector<std::pair<std::string, std::string>> fields;
+  for (const auto& [key, value] : values) fields.emplace_back(key, text_of(value));
+  write(name, fields);
 }
 
 }  // namespace t2r::launch

@@ -2,10 +2,10 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <optional>
 #include <string>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "launch/objective.h"
@@ -22,34 +22,67 @@ struct StepMetrics {
   double loss_max_rank = 0.0;  ///< of the rank with the largest mean
   double gradient_norm = 0.0;  ///< before clipping, of the mean loss
   double learning_rate = 0.0;
-  int64_t num_tokens = 0;  ///< of this step, all ranks
+  int64_t num_tokens = 0;        ///< of this step, all ranks
+  int64_t total_num_tokens = 0;  ///< of the run so far, this step's included
   double seconds = 0.0;
   double data_wait_seconds = 0.0;
   std::optional<double> exposed_communication_seconds = {};  ///< none: not known
   bool is_skipped = false;
-  int64_t num_skipped = 0;  ///< so far
+  int64_t num_skipped = 0;                    ///< so far
+  double remaining_evaluation_seconds = 0.0;  ///< of the evaluations that are still to come
 };
 
-/// The run's record: JSON lines always, a progress bar on a terminal, plain lines elsewhere. Rank 0
-/// alone makes one.
+using MetricValue = std::variant<int64_t, double, std::string>;
+
+/// The run's record, metrics.jsonl: one JSON object a line, each with its event, Unix time, step
+/// and the tokens trained on so far; beside it a progress bar on a terminal, plain lines elsewhere.
+/// Rank 0 alone makes one.
 class MetricsLog {
  public:
-  /// Appends to `file`. @throws WriteError
-  MetricsLog(const std::filesystem::path& file, int world_size, int64_t log_every);
+  /// Where a run stands when it opens its record.
+  struct Start {
+    int64_t step = 0, num_tokens = 0;
+    bool is_evaluated_again = false;  ///< at this step
+  };
+
+  /// Opens `file` for a run that stands at `start`. Records of later steps, which will be taken
+  /// again, and lines that are not whole (a kill, a full disk) are taken out first, so that a
+  /// reader sees each step once; the former go to `file` + ".repeated".
+  /// @throws WriteError
+  MetricsLog(const std::filesystem::path& file,
+             const Start& start,
+             int world_size,
+             int64_t log_every);
+  ~MetricsLog();
+  MetricsLog(const MetricsLog&) = delete;
+  MetricsLog& operator=(const MetricsLog&) = delete;
+
+  /// Whether the file has the evaluation of the start's step already.
+  bool was_evaluated() const { return was_evaluated_; }
 
   void step(const StepMetrics& metrics);
 
-  /// A named event with numbers, e.g. {"evaluation", {{"loss", 3.2}}}.
-  void event(const std::string& name, const std::vector<std::pair<std::string, double>>& values);
+  /// A named event at the newest step, e.g. {"evaluation", {{"valid_loss", 3.2}}}. A key means the
+  /// same in all events.
+  void event(const std::string& name,
+             const std::vector<std::pair<std::string, MetricValue>>& values = {});
+
+  /// Where evaluations show how far they are.
+  ProgressLine& progress() { return progress_; }
 
   /// Ends the progress bar's line, if there is one.
   void finish_line() { progress_.finish(); }
 
  private:
-  void write(const std::string& json);
+  void clean(const Start& start);
+  void write(const std::string& name,
+             const std::vector<std::pair<std::string, std::string>>& fields);
+  void show(const StepMetrics& metrics);
 
   std::filesystem::path path_;
-  std::ofstream file_;
+  int descriptor_ = -1;
+  bool was_evaluated_ = false;
+  int64_t step_, num_tokens_;
   int world_size_;
   int64_t log_every_;
   ProgressLine progress_;

@@ -1,6 +1,7 @@
 #include "launch/perplexity.h"
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "base/error.h"
@@ -52,6 +53,28 @@ double score_batch(const model::DecoderLM& model,
       .item<double>();
 }
 
+// The batches of this rank: every world-th window, `batch_size` of one length at a time.
+std::vector<std::vector<Window>> batches_of_rank(const std::vector<Window>& windows,
+                                                 int64_t batch_size,
+                                                 const dist::Communicator& communicator) {
+  std::vector<std::vector<Window>> batches;
+  const auto world = static_cast<size_t>(communicator.size());
+  for (size_t i = communicator.rank(); i < windows.size(); i += world) {
+    if (batches.empty() || static_cast<int64_t>(batches.back().size()) == batch_size ||
+        batches.back().front().length != windows[i].length) {
+      batches.emplace_back();
+    }
+    batches.back().push_back(windows[i]);
+  }
+  return batches;
+}
+
+int64_t scored_tokens(const std::vector<Window>& windows) {
+  int64_t scored = 0;
+  for (const Window& window : windows) scored += window.scored;
+  return scored;
+}
+
 }  // namespace
 
 void PerplexityProtocol::validate() const {
@@ -66,30 +89,47 @@ void PerplexityProtocol::validate() const {
 PerplexityResult score_corpus(const model::DecoderLM& model,
                               const data::Corpus& corpus,
                               const PerplexityProtocol& protocol,
-                              dist::Communicator& communicator) {
+                              dist::Communicator& communicator,
+                              const ScoringHooks& hooks) {
   protocol.validate();
   const std::vector<Window> windows = cut_windows(corpus.num_tokens(), protocol);
   if (windows.empty()) throw DataError("the corpus has fewer than two tokens: nothing to score");
+  const std::vector<std::vector<Window>> batches =
+      batches_of_rank(windows, protocol.batch_size, communicator);
+  // Ranks may have numbers of batches that differ by one: all take part in as many rounds.
+  Tensor num_rounds = torch::tensor({static_cast<int64_t>(batches.size())}, torch::kInt64);
+  communicator.all_reduce(num_rounds, dist::Reduction::kMax);
+  const auto rounds = static_cast<size_t>(num_rounds.item<int64_t>());
+
   Tensor totals = torch::zeros({2}, torch::kFloat64);
   double* total = totals.data_ptr<double>();
-  std::vector<Window> batch;
-  const auto flush = [&] {
-    if (batch.empty()) return;
-    total[0] += score_batch(model, corpus, batch);
-    for (const Window& window : batch) total[1] += static_cast<double>(window.scored);
-    batch.clear();
-  };
-  const auto world = static_cast<size_t>(communicator.size());
-  on_all_ranks(communicator, [&] {
-    for (size_t i = communicator.rank(); i < windows.size(); i += world) {
-      if (!batch.empty() && batch.front().length != windows[i].length) flush();
-      batch.push_back(windows[i]);
-      if (static_cast<int64_t>(batch.size()) == protocol.batch_size) flush();
+  const int64_t all_tokens = scored_tokens(windows);
+  LocalOutcome outcome;
+  bool is_stopped = false;
+  for (size_t round = 0; round < rounds && !is_stopped; ++round) {
+    const bool wants_stop = hooks.is_stop_requested && hooks.is_stop_requested();
+    // Whether any rank has failed or is to stop: asked while the batch is computed.
+    Tensor ends = torch::tensor({int64_t{wants_stop}, int64_t{outcome.exit_code != 0}});
+    const std::unique_ptr<dist::Work> asked =
+        communicator.all_reduce_async(ends, dist::Reduction::kSum);
+    if (outcome.exit_code == 0 && round < batches.size()) {
+      outcome = attempt([&] {
+        total[0] += score_batch(model, corpus, batches[round]);
+        total[1] += static_cast<double>(scored_tokens(batches[round]));
+      });
     }
-    flush();
-  });
+    asked->wait();
+    if (ends[1].item<int64_t>() > 0) break;
+    is_stopped = ends[0].item<int64_t>() > 0 && round + 1 < rounds;
+    if (hooks.on_progress)
+      hooks.on_progress(all_tokens * static_cast<int64_t>(round + 1) / static_cast<int64_t>(rounds),
+                        all_tokens);
+  }
+  outcome = agree(communicator, outcome);
+  if (outcome.exit_code != 0)
+    throw Error(static_cast<ExitCode>(outcome.exit_code), outcome.message);
   communicator.all_reduce(totals, dist::Reduction::kSum);
-  return {total[0], static_cast<int64_t>(total[1])};
+  return {total[0], static_cast<int64_t>(total[1]), is_stopped};
 }
 
 }  // namespace t2r::launch

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 #include "data/corpus.h"
 #include "dist/communicator.h"
@@ -22,16 +23,27 @@ struct PerplexityProtocol {
 };
 
 struct PerplexityResult {
-  double loss_sum = 0.0;   ///< nats
-  int64_t num_tokens = 0;  ///< scored
+  double loss_sum = 0.0;    ///< nats
+  int64_t num_tokens = 0;   ///< scored
+  bool is_stopped = false;  ///< before all was scored, on a rank's request: no result
 
   double loss() const { return loss_sum / static_cast<double>(num_tokens); }
 };
 
-/// Scores a corpus; windows are shared out over the ranks. Collective: every rank, same order.
+/// What is asked and told between batches; both may be empty. Local.
+struct ScoringHooks {
+  std::function<bool()> is_stop_requested;  ///< on this rank; true on any ends the scoring on all
+  std::function<void(int64_t done, int64_t total)> on_progress;  ///< tokens of all ranks, about
+};
+
+/// Scores a corpus; windows are shared out over the ranks. Ranks agree between batches, while they
+/// compute, so a request to stop is heard at most two batches later. Collective: every rank, same
+/// order.
+/// @throws Error  on every rank, if a batch fails on any
 PerplexityResult score_corpus(const model::DecoderLM& model,
                               const data::Corpus& corpus,
                               const PerplexityProtocol& protocol,
-                              dist::Communicator& communicator);
+                              dist::Communicator& communicator,
+                              const ScoringHooks& hooks = {});
 
 }  // namespace t2r::launch

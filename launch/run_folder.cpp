@@ -7,9 +7,13 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <map>
+#include <sstream>
 #include <utility>
 
+#include "base/durable_file.h"
 #include "base/error.h"
+#include "base/log.h"
 #include "launch/agreement.h"
 
 namespace t2r::launch {
@@ -25,6 +29,15 @@ int lock_folder(const std::filesystem::path& folder) {
   if (descriptor < 0)
     throw WriteError(concat(file.string(), ": cannot create: ", std::strerror(errno)));
   if (::flock(descriptor, LOCK_EX | LOCK_NB) != 0) {
+    const int cause = errno;
+    if (cause != EWOULDBLOCK) {  // some network file systems have no locks
+      log::warning(concat(file.string(),
+                          ": cannot be locked (",
+                          std::strerror(cause),
+                          "): a second run on this folder will not be noticed"));
+      ::close(descriptor);
+      return -1;
+    }
     std::array<char, 256> holder{};
     const ssize_t size = ::read(descriptor, holder.data(), holder.size() - 1);
     ::close(descriptor);
@@ -44,6 +57,22 @@ int lock_folder(const std::filesystem::path& folder) {
   return descriptor;
 }
 
+// "table.key" to value of a file with one option a line, as OptionSet::dump() writes them.
+std::map<std::string, std::string> options_of(const std::string& text) {
+  std::map<std::string, std::string> options;
+  std::istringstream lines(text);
+  std::string table;
+  for (std::string line; std::getline(lines, line);) {
+    const size_t equals = line.find(" = ");
+    if (line.starts_with('[')) {
+      table = line.substr(1, line.find(']') - 1) + ".";
+    } else if (!line.starts_with('#') && equals != std::string::npos) {
+      options[table + line.substr(0, equals)] = line.substr(equals + 3);
+    }
+  }
+  return options;
+}
+
 }  // namespace
 
 RunFolder::RunFolder(std::filesystem::path path, dist::Communicator& communicator)
@@ -53,6 +82,21 @@ RunFolder::RunFolder(std::filesystem::path path, dist::Communicator& communicato
 
 RunFolder::~RunFolder() {
   if (lock_ >= 0) ::close(lock_);
+}
+
+std::string replace_config(const std::filesystem::path& folder, const std::string& text) {
+  const std::filesystem::path file = folder / "config.toml";
+  std::string changes;
+  if (std::filesystem::exists(file)) {
+    const std::map<std::string, std::string> before = options_of(read_file(file));
+    for (const auto& [key, value] : options_of(text)) {
+      const auto old = before.find(key);
+      if (old == before.end() || old->second == value) continue;
+      changes += concat(changes.empty() ? "" : "; ", key, ": ", old->second, " -> ", value);
+    }
+  }
+  write_file_durably(file, text);
+  return changes;
 }
 
 }  // namespace t2r::launch

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <string>
 
 #include "dist/communicator.h"
 
@@ -24,5 +25,10 @@ class RunFolder {
   std::filesystem::path path_;
   int lock_ = -1;
 };
+
+/// Writes `text`, options as TOML, to config.toml in a run's folder. Local.
+/// @return  what the file said otherwise before, "key: old -> new; ..."; empty if nothing
+/// @throws WriteError
+std::string replace_config(const std::filesystem::path& folder, const std::string& text);
 
 }  // namespace t2r::launch

@@ -116,7 +116,12 @@ void TrainConfig::bind(OptionSet& options) {
   options.add("eval-every", eval_every, "steps between evaluations; 0: at the end only");
   options.add("eval-tokens", eval_tokens, "tokens per evaluation; 0: all");
   options.add(
+      "eval-at-start", eval_at_start, "evaluate the untouched model as step 0, to compare with");
+  options.add(
       "checkpoint-every", checkpoint_every, "steps between checkpoints; 0: at the end only");
+  options.add("checkpoint-minutes",
+              checkpoint_minutes,
+              "minutes between checkpoints, beside checkpoint-every; 0: steps alone decide");
   options.add("keep-checkpoints", keep_checkpoints, "newest ones to keep, besides the best");
   options.add("max-failed-saves",
               max_failed_saves,
@@ -160,6 +165,7 @@ void TrainConfig::validate() const {
   check_at_least("log-every", log_every, 1);
   check_at_least("threads", threads, 0);
   backend.validate();
+  within("checkpoint-minutes", checkpoint_minutes, 0.0, 1e6);
   within("learning-rate", learning_rate, 0.0, 100.0);
   within("transfer-learning-rate", transfer_learning_rate, 0.0, 100.0);
   check(transfer_steps >= 0 && transfer_steps < total_steps(),

@@ -60,9 +60,11 @@ struct TrainConfig {
   double clip_norm = 1.0;  ///< 0: no clipping
   double dropout = 0.0;
 
-  int64_t eval_every = 0;        ///< steps; 0: at the end only
-  int64_t eval_tokens = 0;       ///< at most; 0: all of the validation data
-  int64_t checkpoint_every = 0;  ///< steps; 0: at the end only
+  int64_t eval_every = 0;   ///< steps; 0: at the end only
+  int64_t eval_tokens = 0;  ///< at most; 0: all of the validation data
+  bool eval_at_start = false;
+  int64_t checkpoint_every = 0;     ///< steps; 0: at the end only
+  double checkpoint_minutes = 0.0;  ///< since the newest save; 0: off
   int64_t keep_checkpoints = 3;
   int64_t max_failed_saves = 3;
   int64_t max_skipped_steps = 10;  ///< in a row

@@ -10,7 +10,6 @@
 #include "base/seed.h"
 #include "dist/parameter_sync.h"
 #include "launch/agreement.h"
-#include "launch/perplexity.h"
 #include "launch/stop_signal.h"
 
 namespace t2r::launch {
@@ -25,6 +24,15 @@ data::BatchPlan batch_plan(const TrainConfig& config, const dist::Communicator& 
                                                      : std::max<int64_t>(1, largest_share),
           .rank = communicator.rank(),
           .world = communicator.size()};
+}
+
+PerplexityProtocol evaluation_protocol(const TrainConfig& config,
+                                       const dist::Communicator& communicator) {
+  const int64_t length = config.sequence_length;
+  PerplexityProtocol protocol{
+      .context = length, .scored = length, .max_tokens = config.eval_tokens};
+  protocol.batch_size = std::min(protocol.batch_size, batch_plan(config, communicator).micro_batch);
+  return protocol;
 }
 
 }  // namespace
@@ -77,15 +85,17 @@ Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, Backend& back
                          config.transfer_steps},
       sampler_(
           inputs_.train.num_tokens(), config.sequence_length, static_cast<uint64_t>(config.seed)),
-      checkpoints_(inputs_.output / "checkpoints", config.keep_checkpoints, communicator_) {
+      checkpoints_(inputs_.output / "checkpoints", config.keep_checkpoints, communicator_),
+      evaluator_(model_,
+                 inputs_.valid,
+                 {.every = config.eval_every,
+                  .total_steps = config.total_steps(),
+                  .protocol = evaluation_protocol(config, communicator_)},
+                 communicator_) {
   if (config.map_learning_rate > 0.0) map_schedule_.peak = config.map_learning_rate;
   check_model_fits(model_.config(), backend.placement());
   if (inputs_.teacher != nullptr) place_teacher(backend.placement());
   inputs_.model.format.dtypes.clear();  // checkpoints hold float32
-  if (communicator_.rank() == 0) {
-    metrics_ = std::make_unique<MetricsLog>(
-        inputs_.output / "metrics.jsonl", communicator_.size(), config.log_every);
-  }
   dist::broadcast_parameters(communicator_, arena_.masters());
   arena_.round_masters();
   resume();
@@ -105,6 +115,14 @@ Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, Backend& back
                                      batch_plan(config, communicator_),
                                      data::LoaderOptions{.cursor = position_.sample_cursor,
                                                          .allocate = backend.batch_allocator()});
+  records_ = std::make_unique<RunRecords>(RunRecords::Start{.folder = inputs_.output,
+                                                            .config_text = inputs_.config_text,
+                                                            .is_resumed = last_saved_step_ >= 0,
+                                                            .total_steps = config.total_steps(),
+                                                            .log_every = config.log_every},
+                                          position_,
+                                          communicator_);
+  if (records_->was_evaluated()) last_evaluated_step_ = position_.step;
 }
 
 void Trainer::place_teacher(const model::Placement& placement) {
@@ -120,32 +138,37 @@ void Trainer::place_teacher(const model::Placement& placement) {
 
 Trainer::Outcome Trainer::run() {
   const int64_t total_steps = config_.total_steps();
+  evaluate_start();
   while (position_.step < total_steps && !is_stop_requested_) {
     const StepMetrics metrics = train_step();
-    if (metrics_) metrics_->step(metrics);
-    if (num_skipped_in_row_ > config_.max_skipped_steps) {
-      throw NumericError(concat("step ",
-                                position_.step,
-                                ": loss or gradients were not finite in ",
-                                num_skipped_in_row_,
-                                " steps in a row (max-skipped-steps = ",
-                                config_.max_skipped_steps,
-                                "); try a smaller learning-rate or a longer warm-up"));
-    }
-    if (is_stop_requested_) break;
-    if (config_.eval_every > 0 && position_.step % config_.eval_every == 0) evaluate();
-    if (config_.checkpoint_every > 0 && position_.step % config_.checkpoint_every == 0) save();
+    records_->step(metrics);
+    if (is_stop_requested_) break;  // to the save, before anything else: a second may be left
+    check_skipped();
+    if (is_save_due()) save();
+    if (position_.step < total_steps && evaluator_.is_due(position_.step)) evaluate();
   }
-  if (metrics_) metrics_->finish_line();
-  if (is_stop_requested_) {
-    save();
-    return Outcome::kStopped;
-  }
-  if (last_evaluated_step_ != position_.step) evaluate();
-  save();
+  if (records_->progress() != nullptr) records_->progress()->finish();
+  save();  // in front of the last evaluation, which may take long and may fail
+  if (!is_stop_requested_ && last_evaluated_step_ != position_.step) evaluate();
   if (last_saved_step_ != position_.step)
     throw WriteError("the last checkpoint could not be written");
+  const bool is_complete = position_.step == total_steps &&
+                           (!evaluator_.has_data() || last_evaluated_step_ == total_steps);
+  if (!is_complete) return Outcome::kStopped;
+  records_->end(position_,
+                inputs_.output / "checkpoints" / (checkpoints_.has_best() ? "best" : "latest"));
   return Outcome::kFinished;
+}
+
+void Trainer::check_skipped() const {
+  if (num_skipped_in_row_ <= config_.max_skipped_steps) return;
+  throw NumericError(concat("step ",
+                            position_.step,
+                            ": loss or gradients were not finite in ",
+                            num_skipped_in_row_,
+                            " steps in a row (max-skipped-steps = ",
+                            config_.max_skipped_steps,
+                            "); try a smaller learning-rate or a longer warm-up"));
 }
 
 StepMetrics Trainer::train_step() {
@@ -179,6 +202,8 @@ StepMetrics Trainer::train_step() {
   metrics.loss = totals.loss_sum / static_cast<double>(totals.num_tokens);
   metrics.loss_max_rank = totals.loss_max_rank;
   metrics.num_tokens = totals.num_tokens;
+  metrics.total_num_tokens = position_.num_tokens;
+  metrics.remaining_evaluation_seconds = evaluator_.remaining_seconds(position_.step);
   metrics.num_skipped = num_skipped_;
   metrics.data_wait_seconds = loader_->wait_seconds() - waited_before;
   metrics.exposed_communication_seconds = totals.exposed_communication_seconds;
@@ -229,47 +254,56 @@ model::AdamW::Step Trainer::learning_rates() const {
           .map_learning_rate = map_schedule_.rate(finetuning_step)};
 }
 
+// The score of a model that nothing has been done to is something to compare with, never the best;
+// a resumed run makes up for the evaluation that it was stopped in.
+void Trainer::evaluate_start() {
+  if (position_.step == 0 && config_.eval_at_start && evaluator_.has_data()) {
+    const PerplexityResult result = score();
+    if (!is_stop_requested_)
+      records_->evaluation(position_, result, evaluator_.seconds(), /*is_best=*/false);
+  } else if (position_.step > 0 && position_.step < config_.total_steps() &&
+             evaluator_.is_due(position_.step) && last_evaluated_step_ != position_.step) {
+    evaluate();
+  }
+}
+
 void Trainer::evaluate() {
-  if (inputs_.valid == nullptr) return;
+  if (!evaluator_.has_data()) return;
   const PerplexityResult result = score();
+  if (is_stop_requested_) return;
   last_evaluated_step_ = position_.step;
-  const bool is_best = !position_.has_best || result.loss() < position_.best_loss;
+  const bool is_best =
+      std::isfinite(result.loss()) && (!position_.has_best || result.loss() < position_.best_loss);
   is_best_pending_ = is_best;
   if (is_best) {
     position_.best_loss = result.loss();
     position_.has_best = true;
+    position_.best_step = position_.step;
   }
-  if (metrics_) {
-    metrics_->finish_line();
-    metrics_->event("evaluation",
-                    {{"step", static_cast<double>(position_.step)},
-                     {"loss", result.loss()},
-                     {"perplexity", std::exp(result.loss())},
-                     {"tokens", static_cast<double>(result.num_tokens)}});
+  if (last_saved_step_ == position_.step) {
+    mark_best(is_best);
+  } else if (is_best && saves_on_the_way()) {
+    save();
   }
-  log::info(concat("step ",
-                   position_.step,
-                   ": validation loss ",
-                   result.loss(),
-                   ", perplexity ",
-                   std::exp(result.loss()),
-                   " per token (",
-                   result.num_tokens,
-                   " tokens, windows of ",
-                   config_.sequence_length,
-                   ")",
-                   is_best ? ", the best so far" : ""));
-  if (is_best && config_.checkpoint_every > 0) save();
+  records_->evaluation(position_, result, evaluator_.seconds(), is_best);
+}
+
+// What was saved in front of its evaluation: the best, or, where the best was not to be saved, the
+// first that was.
+void Trainer::mark_best(bool is_best) {
+  try {
+    checkpoints_.mark_best(position_, is_best);
+    is_best_pending_ = false;
+  } catch (const WriteError& error) {
+    log::warning(error.what());
+  }
 }
 
 PerplexityResult Trainer::score() {
-  const int64_t length = config_.sequence_length;
-  PerplexityProtocol protocol{
-      .context = length, .scored = length, .max_tokens = config_.eval_tokens};
-  protocol.batch_size =
-      std::min(protocol.batch_size, batch_plan(config_, communicator_).micro_batch);
   try {
-    return score_corpus(model_, *inputs_.valid, protocol, communicator_);
+    const PerplexityResult result = evaluator_.score(position_.step, records_->progress());
+    is_stop_requested_ = result.is_stopped;
+    return result;
   } catch (const Error&) {  // the same on every rank; what was trained is not lost with it
     save();
     throw;
@@ -290,8 +324,19 @@ CheckpointContent Trainer::checkpoint_content() {
           .copies = inputs_.tokenizer_files};
 }
 
+// Minutes are counted by rank 0's clock; the others hear what it says.
+bool Trainer::is_save_due() {
+  if (config_.checkpoint_every > 0 && position_.step % config_.checkpoint_every == 0) return true;
+  if (config_.checkpoint_minutes <= 0.0) return false;
+  const double minutes = std::chrono::duration<double>(Clock::now() - last_save_time_).count() / 60;
+  torch::Tensor is_due = torch::tensor({int64_t{minutes >= config_.checkpoint_minutes}});
+  communicator_.broadcast(is_due, 0);
+  return is_due.item<int64_t>() != 0;
+}
+
 void Trainer::save() {
   if (last_saved_step_ == position_.step) return;
+  last_save_time_ = Clock::now();
   dist::check_replicas_equal(communicator_, arena_.masters(), "parameters");
   // The best, or, where the best could not be or was not to be saved, the first that was.
   const bool is_best =
@@ -312,7 +357,7 @@ void Trainer::save() {
   num_failed_saves_ = 0;
   last_saved_step_ = position_.step;
   is_best_pending_ = false;
-  if (metrics_) metrics_->event("checkpoint", {{"step", static_cast<double>(position_.step)}});
+  records_->checkpoint(std::chrono::duration<double>(Clock::now() - last_save_time_).count());
 }
 
 void Trainer::resume() {
@@ -326,7 +371,6 @@ void Trainer::resume() {
   arena_.round_masters();
   position_ = *found;
   last_saved_step_ = position_.step;
-  if (metrics_) metrics_->event("resume", {{"step", static_cast<double>(position_.step)}});
 }
 
 }  // namespace t2r::launch

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -12,9 +13,9 @@
 #include "dist/gradient_reducer.h"
 #include "launch/backend.h"
 #include "launch/checkpoint.h"
+#include "launch/evaluator.h"
 #include "launch/lr_schedule.h"
-#include "launch/metrics.h"
-#include "launch/perplexity.h"
+#include "launch/run_records.h"
 #include "launch/train_config.h"
 #include "launch/training_step.h"
 #include "model/adamw.h"
@@ -30,6 +31,7 @@ struct TrainingInputs {
   const data::Corpus& train;
   const data::Corpus* valid = nullptr;  ///< nullptr: no evaluation
   std::filesystem::path output;
+  std::string config_text = {};  ///< what config.toml will hold
   std::vector<std::filesystem::path> tokenizer_files;
 };
 
@@ -46,7 +48,8 @@ class Trainer {
 
   enum class Outcome { kFinished, kStopped };
 
-  /// Trains to the last step, or to a stop signal; a checkpoint is written either way.
+  /// Trains to the last step, or to a stop signal; a checkpoint is written either way, in front of
+  /// the last evaluation. kFinished: the last step is saved and evaluated, nothing is left to do.
   /// Collective: every rank, same order.
   /// @throws NumericError  after max_skipped_steps steps in a row that were not finite
   /// @throws WriteError    after max_failed_saves checkpoints in a row that could not be written
@@ -60,8 +63,15 @@ class Trainer {
   Objective objective() const;
   model::AdamW::Step learning_rates() const;
   void place_teacher(const model::Placement& placement);
+  void check_skipped() const;
   void evaluate();
+  void evaluate_start();
   PerplexityResult score();
+  void mark_best(bool is_best);
+  bool is_save_due();
+  bool saves_on_the_way() const {
+    return config_.checkpoint_every > 0 || config_.checkpoint_minutes > 0.0;
+  }
   void save();
   CheckpointContent checkpoint_content();
   void resume();
@@ -79,13 +89,15 @@ class Trainer {
   CheckpointStore checkpoints_;
   std::unique_ptr<TrainingStep> step_;
   std::unique_ptr<data::Loader> loader_;
-  std::unique_ptr<MetricsLog> metrics_;  ///< rank 0
+  Evaluator evaluator_;
+  std::unique_ptr<RunRecords> records_;
 
   TrainingPosition position_;
   bool is_stop_requested_ = false;
   bool is_best_pending_ = false;  ///< the newest evaluation was the best and has not been saved
   int64_t num_skipped_ = 0, num_skipped_in_row_ = 0, num_failed_saves_ = 0;
   int64_t last_saved_step_ = -1, last_evaluated_step_ = -1;
+  std::chrono::steady_clock::time_point last_save_time_ = std::chrono::steady_clock::now();
 };
 
 }  // namespace t2r::launch
