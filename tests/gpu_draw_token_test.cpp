@@ -106,7 +106,9 @@ TEST(GpuDrawToken, LogitsThatAreNotFiniteAreMarkedInTheHistory) {
     logits[2][3] = kInfinity;
     logits[3].fill_(-kInfinity);
     logits[4].slice(0, 0, vocabulary / 2).fill_(-kInfinity);  // this one can be drawn from
-    for (const SamplingOptions& options : ways_to_sample()) {
+    std::vector<SamplingOptions> ways = ways_to_sample();
+    ways.push_back({});  // greedy
+    for (const SamplingOptions& options : ways) {
       const Places places(logits, 1);
       model::gpu::draw_token(logits, places.tokens, places.history, places.position, options);
       const Tensor history = places.history[1].cpu();

@@ -50,6 +50,7 @@ __global__ void __launch_bounds__(kGreedyThreads) greedy_kernel(const __grid_con
   __shared__ uint64_t scratch[32];
   float best = -INFINITY;
   uint32_t token = 0;
+  bool has_nan = false;  // which is never larger than another number
   wait_for_earlier_kernels();
   const Scalar* const logits = static_cast<const Scalar*>(a.logits) + blockIdx.x * a.vocabulary;
   const int size = static_cast<int>(a.vocabulary);
@@ -60,10 +61,12 @@ __global__ void __launch_bounds__(kGreedyThreads) greedy_kernel(const __grid_con
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) {
       if (x[j] > best) best = x[j], token = first + j;
+      has_nan = has_nan || x[j] != x[j];
     }
   }
-  const uint64_t found = largest_of_block(candidate(ordered(best), token), scratch);
-  if (threadIdx.x == 0) give(a, blockIdx.x, token_of(found));
+  const uint64_t found = largest_of_block(candidate(ordered(has_nan ? NAN : best), token), scratch);
+  const bool drawable = can_draw(static_cast<uint32_t>(found >> 32));
+  if (threadIdx.x == 0) give(a, blockIdx.x, drawable ? int64_t{token_of(found)} : -1);
 }
 
 /// Sums of weights in 64 bits, of which shared memory adds 32 at a time: a sum that runs over is seen in what was there before.
