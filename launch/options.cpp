@@ -1,54 +1,19 @@
 #include "launch/options.h"
 
-#include <toml++/toml.h>
-#include <CLI/CLI.hpp>
-
 #include <algorithm>
-#include <cmath>
-#include <filesystem>
 #include <iostream>
-#include <map>
 #include <numeric>
+#include <utility>
 
 #include "base/error.h"
 #include "base/log.h"
+#include "launch/command_line.h"
+#include "launch/config_file.h"
+#include "launch/option_entry.h"
+#include "launch/option_value.h"
 
 namespace t2r::launch {
 namespace {
-
-std::string to_toml(const std::string& value) {
-  std::ostringstream out;
-  out << toml::value<std::string>(value);
-  return out.str();
-}
-std::string to_toml(int64_t value) {
-  return std::to_string(value);
-}
-std::string to_toml(bool value) {
-  return value ? "true" : "false";
-}
-std::string to_toml(double value) {
-  std::ostringstream out;
-  out.precision(17);
-  for (int digits = 1; digits <= 17;
-       ++digits) {  // the shortest text that reads back as the same number
-    std::ostringstream attempt;
-    attempt.precision(digits);
-    attempt << value;
-    if (std::stod(attempt.str()) == value) {
-      out << attempt.str();
-      break;
-    }
-  }
-  const std::string text = out.str();
-  return text.find_first_of(".en") == std::string::npos ? text + ".0" : text;
-}
-template <class T>
-std::string to_toml(const std::vector<T>& values) {
-  std::string text = "[";
-  for (size_t i = 0; i < values.size(); ++i) text += (i == 0 ? "" : ", ") + to_toml(values[i]);
-  return text + "]";
-}
 
 int64_t edit_distance(const std::string& a, const std::string& b) {
   std::vector<int64_t> row(b.size() + 1);
@@ -63,41 +28,29 @@ int64_t edit_distance(const std::string& a, const std::string& b) {
   return row.back();
 }
 
-std::string suggestion(const std::string& word,
-                       const std::vector<std::string>& candidates,
-                       const char* dashes) {
-  const std::string near = nearest(word, candidates);
-  return near.empty() ? "" : concat("; did you mean ", dashes, near, "?");
+/// nullptr if an option may have a value of this type.
+const char* type_wanted(const OptionEntry& entry, ConfigValue::Type type) {
+  using Type = ConfigValue::Type;
+  if (entry.is_flag) return type == Type::kBool ? nullptr : "true, false";
+  if (type == Type::kText) return nullptr;
+  if (entry.is_number) return type == Type::kNumber ? nullptr : "a number";
+  return "a text, in quotes";
 }
 
-// "--key=value" arguments of one node of the file.
-void flatten(const toml::node& node,
-             const std::string& key,
-             std::map<std::string, std::vector<std::string>>& out) {
-  if (const toml::table* table = node.as_table()) {
-    for (const auto& [name, child] : *table) {
-      flatten(
-          child, key.empty() ? std::string(name.str()) : key + "." + std::string(name.str()), out);
-    }
-  } else if (const toml::array* array = node.as_array()) {
-    out[key];
-    for (const toml::node& child : *array) flatten(child, key, out);
-  } else {
-    std::ostringstream text;
-    if (const auto* value = node.as_string()) {
-      text << value->get();
-    } else {
-      text << toml::node_view<const toml::node>(node);
-    }
-    out[key].push_back(text.str());
-  }
+/// Reads `texts` as the value of `entry`; "", or what would be allowed.
+std::string assign(OptionEntry& entry, const OptionTexts& texts) {
+  const OptionTexts& choices = entry.choices;
+  if (!choices.empty() && std::find(choices.begin(), choices.end(), texts.back()) == choices.end())
+    return joined(choices);
+  return entry.read(texts);
 }
 
 }  // namespace
 
 std::string nearest(const std::string& word, const std::vector<std::string>& candidates) {
   std::string best;
-  int64_t best_distance = std::max<int64_t>(2, static_cast<int64_t>(word.size()) / 3) + 1;
+  const auto length = static_cast<int64_t>(word.size());
+  int64_t best_distance = std::min(std::max<int64_t>(2, length / 3), length - 1) + 1;
   for (const std::string& candidate : candidates) {
     const int64_t distance = edit_distance(word, candidate);
     if (distance < best_distance) {
@@ -109,143 +62,122 @@ std::string nearest(const std::string& word, const std::vector<std::string>& can
 }
 
 struct OptionSet::Implementation {
-  struct Entry {
-    std::string key;
-    std::function<std::string()> dump;
-    std::function<void()> check;  ///< of the value; throws ConfigError
-    bool is_required = false;
-    bool is_list = false;
-    std::function<bool()> is_empty;
-    std::function<void()> clear;
-    std::string default_dump;
-    bool is_on_command_line = false;
-    bool is_in_file = false;
-    bool is_said = false;  ///< that it is idle
-  };
+  std::string command, description;
+  OptionEntries entries;
+  CommandLine line;
 
-  CLI::App app;
-  std::string command;
-  std::vector<Entry> entries;
-  std::string config_file;
-  bool dumps = false;
-
-  std::vector<std::string> keys() const {
-    std::vector<std::string> result{"config", "dump-config", "help"};
-    for (const Entry& entry : entries) result.push_back(entry.key);
-    return result;
-  }
-
-  Entry* find(const std::string& key) {
-    const auto found =
-        std::find_if(entries.begin(), entries.end(), [&](const Entry& e) { return e.key == key; });
-    return found == entries.end() ? nullptr : &*found;
-  }
-
-  Entry& at(const std::string& key) {
-    Entry* const entry = find(key);
+  OptionEntry& at(const std::string& key) {
+    OptionEntry* const entry = find_option(entries, key);
     require(entry != nullptr, concat("t2r ", command, " has no option ", key));
     return *entry;
   }
 
-  void parse_arguments(std::vector<std::string> arguments,
-                       const std::string& source,
-                       bool is_file) {
-    std::reverse(arguments.begin(), arguments.end());  // CLI11 takes them from the back
-    try {
-      app.parse(arguments);
-    } catch (const CLI::CallForHelp&) {
-      throw;
-    } catch (const CLI::ParseError& error) {
-      const std::string message = concat(source, ": ", error.what());
-      if (is_file) throw ConfigError(message);
-      throw UsageError(message);
-    }
-    for (const std::string& extra : app.remaining()) {
-      const std::string word = extra.substr(
-          extra.find_first_not_of('-') == std::string::npos ? 0 : extra.find_first_not_of('-'));
-      const std::string name = word.substr(0, word.find('='));
-      throw UsageError(concat(source,
-                              ": unknown argument \"",
-                              extra,
-                              "\"",
-                              suggestion(name, keys(), "--"),
-                              " (t2r ",
-                              command,
-                              " --help lists all)"));
-    }
+  bool has_table(const std::string& name) const {
+    return std::any_of(entries.begin(), entries.end(), [&](const OptionEntry& entry) {
+      return entry.key.starts_with(name + ".");
+    });
   }
 
   void parse_file() {
-    toml::table table;
-    try {
-      table = toml::parse_file(config_file);
-    } catch (const toml::parse_error& error) {
-      throw ConfigError(
-          concat(config_file, ":", error.source().begin.line, ": ", error.description()));
+    for (const auto& [key, value] : read_config_file(line.config_file)) {
+      const std::string where = concat(line.config_file, ":", value.line, ": ");
+      const bool is_table = value.type == ConfigValue::Type::kEmptyTable;
+      if (is_table && has_table(key)) continue;
+      OptionEntry* const entry = find_option(entries, key);
+      if (entry == nullptr || is_table) {
+        throw ConfigError(concat(where,
+                                 is_table ? "unknown table \"" : "unknown key \"",
+                                 key,
+                                 "\"",
+                                 suggested_option(entries, key, "")));
+      }
+      if (!entry->is_list && value.is_list)
+        throw ConfigError(
+            concat(where, key, " takes one value, not a list of ", value.texts.size()));
+      const char* const wanted = type_wanted(*entry, value.type);
+      if (wanted != nullptr && !value.texts.empty())
+        throw ConfigError(concat(where, key, " = ", joined(value.texts), ", allowed: ", wanted));
+      entry->in_file = value;
     }
-    std::map<std::string, std::vector<std::string>> values;
-    flatten(table, "", values);
-    std::vector<std::string> arguments;
-    for (const auto& [key, texts] : values) {
-      Entry* const entry = find(key);
-      if (entry == nullptr) {
-        throw ConfigError(
-            concat(config_file, ": unknown key \"", key, "\"", suggestion(key, keys(), "")));
-      }
-      if (!entry->is_list && texts.size() != 1) {
-        throw ConfigError(
-            concat(config_file, ": ", key, " takes one value, not a list of ", texts.size()));
-      }
-      entry->is_in_file = true;
-      if (texts.empty() || (texts.size() == 1 && texts[0].empty() && entry->clear)) {
-        entry->clear();  // CLI11 would take the next argument for an empty value
+  }
+
+  void assign_values() {
+    for (OptionEntry& entry : entries) {
+      const bool from_line = entry.on_command_line.has_value();
+      if (!from_line && !entry.in_file.has_value()) continue;
+      const OptionTexts& texts = from_line ? *entry.on_command_line : entry.in_file->texts;
+      const std::string allowed = assign(entry, texts);
+      if (allowed.empty()) continue;
+      const bool is_bare = entry.is_number || entry.is_flag;
+      const std::string what = concat(entry.key,
+                                      " = ",
+                                      is_bare ? joined(texts) : to_toml(joined(texts)),
+                                      ", allowed: ",
+                                      allowed);
+      if (!from_line)
+        throw ConfigError(concat(line.config_file, ":", entry.in_file->line, ": ", what));
+      if (!entry.choices.empty()) throw ConfigError(what);
+      refuse_command_line(command, what);
+    }
+  }
+
+  // A key and keys of the table of its name are two answers to one question.
+  void check_exclusions() {
+    for (const OptionEntry& entry : entries) {
+      const std::string table = entry.key.substr(0, entry.key.find('.'));
+      const OptionEntry* const whole = find_option(entries, table);
+      if (whole == nullptr || whole == &entry || whole->is_empty() || !entry.is_asked_for())
         continue;
-      }
-      for (const std::string& text : texts) arguments.push_back(concat("--", key, "=", text));
+      throw ConfigError(concat("--",
+                               table,
+                               " and [",
+                               table,
+                               "] exclude each other: ",
+                               table,
+                               " = ",
+                               whole->dump(),
+                               " is there already, ",
+                               entry.key,
+                               " = ",
+                               entry.dump(),
+                               " describes another; give one of them"));
     }
-    parse_arguments(arguments, config_file, true);
   }
 };
 
 OptionSet::OptionSet(const std::string& command, const std::string& description)
     : implementation_(std::make_unique<Implementation>()) {
   implementation_->command = command;
-  CLI::App& app = implementation_->app;
-  app.name("t2r " + command);
-  app.description(description);
-  app.allow_extras();
-  app.add_option(
-         "--config", implementation_->config_file, "TOML file with any of these options as keys")
-      ->check(CLI::ExistingFile);
-  app.add_flag(
-      "--dump-config", implementation_->dumps, "print the resolved options as TOML and stop");
-  app.get_formatter()->column_width(36);
+  implementation_->description = description;
 }
 
 OptionSet::~OptionSet() = default;
 
 template <class T>
-void OptionSet::bind(const std::string& key, T& value, const std::string& help) {
-  constexpr bool kIsList = !std::is_same_v<T, std::string> && requires {
+OptionEntry& OptionSet::bind(const std::string& key, T& value, const std::string& help) {
+  constexpr bool kIsText = std::is_same_v<T, std::string>;
+  constexpr bool kIsList = !kIsText && requires {
     value.clear();
   };
-  Implementation::Entry entry;
+  OptionEntry& entry = implementation_->entries.emplace_back();
   entry.key = key;
+  entry.help = help;
   entry.is_list = kIsList;
+  entry.is_flag = std::is_same_v<T, bool>;
+  entry.is_number = !kIsText && !entry.is_flag && !std::is_same_v<T, OptionTexts>;
   entry.dump = [&value] { return to_toml(value); };
   entry.default_dump = entry.dump();
-  if constexpr (std::is_same_v<T, bool>) {
-    implementation_->app.add_flag("--" + key, value, help + (value ? " [default: true]" : ""));
-  } else {
-    CLI::Option* option = implementation_->app.add_option("--" + key, value, help);
-    option->capture_default_str()->type_name("");
-    if constexpr (!kIsList) option->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+  if constexpr (kIsList) {
+    entry.read = [&value](const OptionTexts& texts) { return read_value(texts, value); };
+  } else {  // of several the last
+    entry.read = [&value](const OptionTexts& texts) { return read_value(texts.back(), value); };
   }
-  if constexpr (requires { value.clear(); }) {
+  if constexpr (requires { value.empty(); }) {
     entry.is_empty = [&value] { return value.empty(); };
-    entry.clear = [&value] { value.clear(); };
+  } else {
+    entry.is_empty = [] { return false; };
   }
-  implementation_->entries.push_back(std::move(entry));
+  return entry;
 }
 
 void OptionSet::add(const std::string& key, std::string& value, const std::string& help) {
@@ -269,47 +201,38 @@ void OptionSet::add(const std::string& key, std::vector<int64_t>& value, const s
   bind(key, value, help);
 }
 
+void OptionSet::add_minutes(const std::string& key, double& minutes, const std::string& help) {
+  bind(key, minutes, help).read = [&minutes](const OptionTexts& texts) {
+    return read_minutes(texts.back(), minutes);
+  };
+}
+
 void OptionSet::add_choice(const std::string& key,
                            std::string& value,
                            const std::vector<std::string>& allowed,
                            const std::string& help) {
-  std::string list;
-  for (const std::string& name : allowed) list += (list.empty() ? "" : ", ") + name;
-  bind(key, value, help + ": " + list);
-  implementation_->entries.back().check = [&value, key, allowed, list] {
-    if (std::find(allowed.begin(), allowed.end(), value) == allowed.end()) {
-      throw ConfigError(concat(key, " = \"", value, "\", allowed: ", list));
-    }
-  };
+  bind(key, value, help).choices = allowed;
 }
 
 void OptionSet::add_required(const std::string& key, std::string& value, const std::string& help) {
-  bind(key, value, help + " (required)");
-  implementation_->entries.back().is_required = true;
+  bind(key, value, help).is_required = true;
 }
 
 OptionSet::Outcome OptionSet::parse(const std::vector<std::string>& arguments) {
   Implementation& self = *implementation_;
-  try {
-    self.parse_arguments(arguments, "command line", false);
-    for (Implementation::Entry& entry : self.entries)
-      entry.is_on_command_line = self.app.count("--" + entry.key) > 0;
-    if (!self.config_file.empty()) {
-      self.parse_file();
-      self.parse_arguments(arguments, "command line", false);  // once more, over the file's values
-    }
-  } catch (const CLI::CallForHelp&) {
-    std::cout << self.app.help();
+  self.line = parse_command_line(arguments, self.entries, self.command);
+  if (self.line.wants_help) {
+    std::cout << help_of_options(self.entries, self.command, self.description);
     return Outcome::kDone;
   }
-  for (const Implementation::Entry& entry : self.entries) {
-    if (entry.check) entry.check();
-  }
-  if (self.dumps) {
+  if (!self.line.config_file.empty()) self.parse_file();
+  self.assign_values();
+  self.check_exclusions();
+  if (self.line.wants_dump) {
     std::cout << dump();
     return Outcome::kDone;
   }
-  for (const Implementation::Entry& entry : self.entries) {
+  for (const OptionEntry& entry : self.entries) {
     if (entry.is_required && entry.is_empty()) {
       throw UsageError(concat("--", entry.key, " is required (t2r ", self.command, " --help)"));
     }
@@ -318,44 +241,27 @@ OptionSet::Outcome OptionSet::parse(const std::vector<std::string>& arguments) {
 }
 
 bool OptionSet::was_given(const std::string& key) const {
-  const Implementation::Entry& entry = implementation_->at(key);
-  return entry.is_on_command_line || entry.is_in_file;
+  const OptionEntry& entry = implementation_->at(key);
+  return entry.on_command_line.has_value() || entry.in_file.has_value();
 }
 
 void OptionSet::say_if_idle(const std::string& key, bool is_idle, const std::string& why) const {
-  Implementation::Entry& entry = implementation_->at(key);
-  const bool is_asked_for =
-      entry.is_on_command_line || (entry.is_in_file && entry.dump() != entry.default_dump);
-  if (!is_idle || !is_asked_for || std::exchange(entry.is_said, true)) return;
+  OptionEntry& entry = implementation_->at(key);
+  if (!is_idle || !entry.is_asked_for() || std::exchange(entry.is_said, true)) return;
   log::warning_of_first_rank(concat("--", key, " has no effect: ", why));
 }
 
 std::string OptionSet::dump() const {
-  std::string top;
-  std::map<std::string, std::string> tables;
-  for (const Implementation::Entry& entry : implementation_->entries) {
-    const size_t dot = entry.key.find('.');
-    if (dot != std::string::npos) {
-      tables[entry.key.substr(0, dot)] +=
-          concat(entry.key.substr(dot + 1), " = ", entry.dump(), "\n");
-    }
-  }
-  for (const Implementation::Entry& entry : implementation_->entries) {
-    if (entry.key.find('.') != std::string::npos) continue;
-    // TOML has one value per name: a key that shares its name with a table is written instead of it
-    // if it is set.
-    if (tables.contains(entry.key)) {
-      if (entry.is_empty()) continue;
-      tables.erase(entry.key);
-    }
-    top += concat(entry.key, " = ", entry.dump(), "\n");
-  }
-  for (const auto& [name, body] : tables) top += concat("\n[", name, "]\n", body);
-  return top;
+  return toml_of_options(implementation_->entries);
 }
 
 void check_at_least(const char* key, int64_t value, int64_t least) {
   if (value < least) throw ConfigError(concat(key, " = ", value, ", allowed: ", least, " or more"));
+}
+
+void check_within(const char* key, double value, double low, double high) {
+  if (!(value >= low && value <= high))
+    throw ConfigError(concat(key, " = ", value, ", allowed: ", low, " to ", high));
 }
 
 }  // namespace t2r::launch

@@ -1,16 +1,18 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 namespace t2r::launch {
 
+struct OptionEntry;
+
 /// The options of one sub-command: each is a flag (--batch-size 8) and a key of a TOML file
 /// (batch-size = 8). A key with a dot is a key in a table: --model.layers is layers in [model]. The
-/// command line wins over the file.
+/// command line wins over the file, and of an option that is given twice the last; lists add up.
+/// Values are read as option_value.h says, so 100M and 1e8 are whole numbers everywhere.
 ///
 /// Every command also has --help, --config FILE and --dump-config, which prints the resolved
 /// options as TOML.
@@ -29,6 +31,9 @@ class OptionSet {
   void add(const std::string& key, std::vector<std::string>& value, const std::string& help);
   void add(const std::string& key, std::vector<int64_t>& value, const std::string& help);
 
+  /// A time in minutes, which may be given with its unit: 90s, 30m, 2h, 1h30m, 1d.
+  void add_minutes(const std::string& key, double& minutes, const std::string& help);
+
   /// A string that must be one of `allowed`.
   void add_choice(const std::string& key,
                   std::string& value,
@@ -40,10 +45,11 @@ class OptionSet {
 
   enum class Outcome { kRun, kDone };
 
-  /// Reads --config's file, then the arguments. kDone: --help or --dump-config was printed, nothing
+  /// Reads the arguments and --config's file. kDone: --help or --dump-config was printed, nothing
   /// is left to do.
   /// @throws UsageError   unknown or malformed flag, missing required one; suggests the nearest
-  /// @throws ConfigError  unknown key or value in the file, value that is not allowed
+  /// @throws ConfigError  unknown key or value in the file, value that is not allowed, a key beside
+  ///                      keys of the table of its name (--model with --model.layers)
   Outcome parse(const std::vector<std::string>& arguments);
 
   /// Whether the key stands on the command line or in --config's file.
@@ -56,19 +62,23 @@ class OptionSet {
   /// @throws ContractError  if there is no such key
   void say_if_idle(const std::string& key, bool is_idle, const std::string& why) const;
 
-  /// The resolved options as TOML.
+  /// The resolved options as TOML, each below its help. Keys without a value, and a table whose
+  /// keys are all at their defaults where a key has its name, are comments.
   std::string dump() const;
 
  private:
   struct Implementation;
   template <class T>
-  void bind(const std::string& key, T& value, const std::string& help);
+  OptionEntry& bind(const std::string& key, T& value, const std::string& help);
 
   std::unique_ptr<Implementation> implementation_;
 };
 
 /// @throws ConfigError  "KEY = VALUE, allowed: LEAST or more", if `value` is below `least`
 void check_at_least(const char* key, int64_t value, int64_t least);
+
+/// @throws ConfigError  "KEY = VALUE, allowed: LOW to HIGH", unless it is; NaN is not
+void check_within(const char* key, double value, double low, double high);
 
 /// The candidate that is the fewest edits away from `word`, or "" if none is near.
 std::string nearest(const std::string& word, const std::vector<std::string>& candidates);

@@ -11,7 +11,7 @@ readonly OLDEST_TORCH=2.4
 # Package of Debian 12 and Ubuntu 24.04, and how to see that it is there from elsewhere (module load, conda, a prefix).
 readonly PACKAGES=(
   "g++ cxx20" "pkg-config command:pkg-config" "libopenmpi-dev command:mpicc" "openmpi-bin command:mpirun"
-  "libhdf5-dev module:hdf5,command:h5cc,command:h5pcc,header:hdf5.h" "libcli11-dev header:CLI/CLI.hpp"
+  "libhdf5-dev module:hdf5,command:h5cc,command:h5pcc,header:hdf5.h"
   "nlohmann-json3-dev header:nlohmann/json.hpp" "libspdlog-dev header:spdlog/spdlog.h"
   "libsentencepiece-dev module:sentencepiece" "libpcre2-dev module:libpcre2-8" "libxxhash-dev module:libxxhash"
   "libtomlplusplus-dev module:tomlplusplus" "libgtest-dev header:gtest/gtest.h" "libgmock-dev header:gmock/gmock.h"

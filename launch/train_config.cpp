@@ -119,9 +119,10 @@ void TrainConfig::bind(OptionSet& options) {
       "eval-at-start", eval_at_start, "evaluate the untouched model as step 0, to compare with");
   options.add(
       "checkpoint-every", checkpoint_every, "steps between checkpoints; 0: at the end only");
-  options.add("checkpoint-minutes",
-              checkpoint_minutes,
-              "minutes between checkpoints, beside checkpoint-every; 0: steps alone decide");
+  options.add_minutes(
+      "checkpoint-minutes",
+      checkpoint_minutes,
+      "time between checkpoints (30m, 2h), beside checkpoint-every; 0: steps alone decide");
   options.add("keep-checkpoints", keep_checkpoints, "newest ones to keep, besides the best");
   options.add("max-failed-saves",
               max_failed_saves,

@@ -48,7 +48,7 @@ fake_machine() {
   mkdir -p "$bin"
   cat >"$bin/dpkg-query" <<'FAKE'
 #!/bin/sh
-for package in g++ pkg-config libopenmpi-dev openmpi-bin libhdf5-dev libcli11-dev nlohmann-json3-dev libspdlog-dev \
+for package in g++ pkg-config libopenmpi-dev openmpi-bin libhdf5-dev nlohmann-json3-dev libspdlog-dev \
   libsentencepiece-dev libpcre2-dev libxxhash-dev libtomlplusplus-dev libgtest-dev libgmock-dev libbenchmark-dev \
   ccache git xz-utils cmake ninja-build python3-venv; do echo "ii  $package"; done
 FAKE

@@ -130,11 +130,12 @@ class BadInput(Case):
                            (["--threads", -1], "threads = -1, allowed: 0 or more"), (["--vocab-size", 0], "vocab-size = 0"),
                            (["--temperature", -1], "temperature = -1, allowed: 0 (greedy) or more"),
                            (["--top-k", -1], "top-k = -1, allowed: 0 (all) or more"), (["--top-p", 0], "top-p = 0, allowed: above 0, up to 1"),
-                           (["--model.attention", "rfa"], "rfa"), (["--model", self.folder / "none"], "is not a folder"),
+                           (["--model.attention", "rfa"], "rfa"), (["--model", self.folder / "none"], "--model and [model] exclude each other"),
                            (["--precision", "bf16"], "precision = bf16, allowed on a CPU: float32"),
                            (["--model.max-positions", 100, "--lengths", 10, 90], "position 169 is past the model's learned position table")):
             with self.subTest(text):
                 self.fails(run(*tiny, *more), 78, text)
+        self.fails(run("bench", "generate", "--device", "cpu", "--model", self.folder / "none"), 78, "is not a folder")
         if shutil.which("nvidia-smi") is None:
             self.fails(run("bench", "generate", "--device", "cuda"), 78, "GPU" if self.has_gpu_program() else "needs a build with CUDA")
 
