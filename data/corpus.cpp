@@ -1,16 +1,13 @@
 #include "data/corpus.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <bit>
-#include <cerrno>
-#include <cstring>
 #include <utility>
 
 #include "base/error.h"
 #include "base/hash.h"
+#include "data/read_only_file.h"
+#include "data/shard_seal.h"
 
 namespace t2r::data {
 namespace {
@@ -18,52 +15,6 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "shards are little-endian");
 
 constexpr int64_t kBlockElements = 128 << 10;
-
-/// A file opened for reading at given places.
-class ReadOnlyFile {
- public:
-  explicit ReadOnlyFile(const std::filesystem::path& path)
-      : path_(path.string()), descriptor_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
-    if (descriptor_ >= 0) return;
-    const char* hint = errno == EMFILE ? " (raise `ulimit -n`, or prepare fewer shards)" : "";
-    throw DataError(concat(path_, ": cannot open: ", std::strerror(errno), hint));
-  }
-  ~ReadOnlyFile() {
-    if (descriptor_ >= 0) ::close(descriptor_);
-  }
-  ReadOnlyFile(ReadOnlyFile&& other) noexcept
-      : path_(std::move(other.path_)), descriptor_(std::exchange(other.descriptor_, -1)) {}
-  ReadOnlyFile& operator=(ReadOnlyFile&& other) noexcept {
-    std::swap(path_, other.path_);
-    std::swap(descriptor_, other.descriptor_);
-    return *this;
-  }
-
-  const std::string& path() const { return path_; }
-
-  void read(int64_t offset, int64_t count, char* out) const {
-    while (count > 0) {
-      const ssize_t done = ::pread(descriptor_, out, static_cast<size_t>(count), offset);
-      if (done < 0 && errno == EINTR) continue;
-      if (done <= 0) {
-        throw DataError(concat(path_,
-                               ": cannot read ",
-                               count,
-                               " bytes at offset ",
-                               offset,
-                               ": ",
-                               done < 0 ? std::strerror(errno) : "the file ends before"));
-      }
-      out += done;
-      offset += done;
-      count -= done;
-    }
-  }
-
- private:
-  std::string path_;
-  int descriptor_ = -1;
-};
 
 /// Shards of a folder, sorted by name.
 std::vector<std::filesystem::path> list_folder(const std::filesystem::path& folder) {
@@ -79,7 +30,8 @@ std::vector<std::filesystem::path> list_folder(const std::filesystem::path& fold
   }
   std::sort(shards.begin(), shards.end());
   if (shards.empty()) {
-    throw ConfigError(concat(folder.string(), ": the folder has no *.h5 shard"));
+    throw ConfigError(concat(
+        folder.string(), ": the folder has no *.h5 shard; `t2r prepare lm` makes them of text"));
   }
   return shards;
 }
@@ -105,6 +57,11 @@ std::vector<std::filesystem::path> list_shards(const std::vector<std::filesystem
 
 void check_rule(bool holds, const std::string& path, const std::string& message) {
   if (!holds) throw DataError(concat(path, ": ", message));
+}
+
+std::string says_begin(const std::optional<int32_t>& begin_of_text) {
+  return begin_of_text ? concat("documents begin with token ", *begin_of_text)
+                       : "documents have no begin-of-text token";
 }
 
 /// Elements of one of a shard's datasets.
@@ -139,11 +96,12 @@ H5Integer token_type_of(int64_t vocab_size) {
 }
 
 struct Corpus::Shard {
-  explicit Shard(const std::filesystem::path& path) : file(path) { read_description(path); }
+  /// Nothing of the file goes to HDF5 before its seal was looked at.
+  Shard(const std::filesystem::path& path, const CorpusOptions& options);
 
-  void read_description(const std::filesystem::path& path);
+  void read_description();
   void check_description() const;
-  void verify() const;
+  void verify_content() const;
 
   /// Calls visit(Column<uint16_t or uint32_t>) for /tokens.
   template <class Visit>
@@ -161,6 +119,7 @@ struct Corpus::Shard {
   void check_ids(int64_t first, const Element* ids, int64_t count) const;
 
   ReadOnlyFile file;
+  ShardSeal seal;
   H5Extent tokens;
   H5Extent offsets;
   int64_t vocab_size = 0;
@@ -172,10 +131,18 @@ struct Corpus::Shard {
   int64_t first_document = 0;  // of this shard in the corpus
   std::string tokenizer_hash;
   std::string content_hash;
+  std::optional<int32_t> begin_of_text;
 };
 
-void Corpus::Shard::read_description(const std::filesystem::path& path) {
-  const H5File shard = H5File::open(path);
+Corpus::Shard::Shard(const std::filesystem::path& path, const CorpusOptions& options)
+    : file(path), seal(read_seal(file)) {
+  if (options.verify && seal.is_sealed) verify_seal(file, seal);
+  read_description();
+  if (options.verify && !seal.is_sealed) verify_content();
+}
+
+void Corpus::Shard::read_description() {
+  const H5File shard = H5File::open(file.path());
   const std::string schema = shard.read_text("schema");
   check_rule(schema == kShardSchema,
              file.path(),
@@ -191,6 +158,13 @@ void Corpus::Shard::read_description(const std::filesystem::path& path) {
   num_words = shard.read_integer("num_words");
   num_bytes = shard.read_integer("num_bytes");
   content_hash = shard.read_text("content_hash");
+  if (shard.has_attribute("begin_of_text")) {
+    const int64_t id = shard.read_integer("begin_of_text");
+    check_rule(id >= 0 && id < vocab_size,
+               file.path(),
+               concat("begin_of_text is ", id, ", outside [0, vocab_size = ", vocab_size, ")"));
+    begin_of_text = static_cast<int32_t>(id);
+  }
   tokens = shard.find_dataset("tokens");
   offsets = shard.find_dataset("document_offsets");
   check_description();
@@ -247,7 +221,7 @@ void Corpus::Shard::check_ids(int64_t first, const Element* ids, int64_t count) 
                          ")"));
 }
 
-void Corpus::Shard::verify() const {
+void Corpus::Shard::verify_content() const {
   Hasher hasher;
   int64_t largest_id = 0;
   visit_tokens([&](const auto& column) {
@@ -285,10 +259,13 @@ void Corpus::Shard::verify() const {
 }
 
 Corpus::Corpus(const std::vector<std::filesystem::path>& paths, CorpusOptions options) {
-  for (const std::filesystem::path& path : list_shards(paths)) {
-    Shard shard(path);
-    if (options.verify) shard.verify();
+  const std::vector<std::filesystem::path> files = list_shards(paths);
+  const size_t num_kept_open = num_descriptors_to_keep(files.size());
+  for (const std::filesystem::path& path : files) {
+    Shard shard(path, options);
+    if (shards_.size() >= num_kept_open) shard.file.close_between_reads();
     if (shards_.empty()) {
+      begin_of_text_ = shard.begin_of_text;
       vocab_size_ = shard.vocab_size;
       tokenizer_hash_ = shard.tokenizer_hash;
     }
@@ -305,6 +282,16 @@ Corpus::Corpus(const std::vector<std::filesystem::path>& paths, CorpusOptions op
                       " (vocab_size ",
                       vocab_size_,
                       "); all shards must share one"));
+    check_rule(shard.begin_of_text == begin_of_text_,
+               path.string(),
+               concat("its ",
+                      says_begin(shard.begin_of_text),
+                      ", but in ",
+                      shards_.empty() ? "" : shards_[0].file.path(),
+                      " ",
+                      says_begin(begin_of_text_),
+                      "; prepare all with the same --begin-of-text"));
+    if (!shard.seal.is_sealed) ++num_unsealed_;
     shard.first_token = num_tokens_;
     shard.first_document = num_documents_;
     num_tokens_ += shard.num_tokens;

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -17,7 +18,8 @@ namespace t2r::data {
 /// and attributes of the root group: schema, schema_version, vocab_size, tokenizer_hash,
 /// num_tokens, num_documents, num_words (whitespace-separated words of the source text), num_bytes
 /// (of the source text), source (file name), content_hash (XXH3-128 over the bytes of tokens, then
-/// of offsets).
+/// of offsets), and begin_of_text (the id that every document begins with) if there is one.
+/// A user block in front of it all seals the file (shard_seal.h).
 inline constexpr std::string_view kShardSchema = "t2r-lm";
 inline constexpr int64_t kShardSchemaVersion = 1;
 
@@ -28,7 +30,9 @@ inline constexpr std::string_view kUnfinishedSuffix = ".unfinished";
 H5Integer token_type_of(int64_t vocab_size);
 
 struct CorpusOptions {
-  bool verify = true;  // read every shard once: content hash, ids, document offsets
+  /// Read every shard whole before HDF5 parses it, and compare with its seal; of a shard without
+  /// one (an earlier version's): read its content, compare its hash, check ids and offsets.
+  bool verify = true;
 };
 
 /// Shards read as one sequence of tokens, in the order in which they are given.
@@ -36,7 +40,8 @@ struct CorpusOptions {
 /// Tokens stay on disk, two or four bytes each; read() fetches them with pread() at the place that
 /// HDF5 names when the shard is opened. So memory does not grow with the corpus, all ranks of a
 /// host share the system's page cache, and a failing disk is an exception (with mmap it would be
-/// SIGBUS). One file descriptor per shard stays open.
+/// SIGBUS). The shards' files stay open as far as the limit of open files allows
+/// (num_descriptors_to_keep); more than that are opened for each read.
 ///
 /// read() and read_document_offsets() may be called from several threads.
 class Corpus {
@@ -45,8 +50,8 @@ class Corpus {
   /// @throws ConfigError  if there is no shard at a path
   /// @throws DataError    if a shard breaks its schema, is damaged or truncated, has an id outside
   /// its
-  ///                      vocabulary, or has another tokenizer or vocabulary than the first; if a
-  ///                      folder is unfinished
+  ///                      vocabulary, or has another tokenizer, vocabulary or begin-of-text token
+  ///                      than the first; if a folder is unfinished
   explicit Corpus(const std::vector<std::filesystem::path>& paths, CorpusOptions options = {});
   ~Corpus();
   Corpus(Corpus&&) noexcept;
@@ -58,6 +63,12 @@ class Corpus {
   int64_t num_bytes() const { return num_bytes_; }
   int64_t vocab_size() const { return vocab_size_; }
   const std::string& tokenizer_hash() const { return tokenizer_hash_; }
+
+  /// The id that every document begins with; empty if there is none.
+  std::optional<int32_t> begin_of_text() const { return begin_of_text_; }
+
+  /// Shards of an earlier version, which cannot be checked before HDF5 parses them.
+  int64_t num_unsealed() const { return num_unsealed_; }
 
   /// Content hashes of the shards, hashed in order: equal for equal tokens and document boundaries.
   std::string content_hash() const;
@@ -83,6 +94,8 @@ class Corpus {
   int64_t num_bytes_ = 0;
   int64_t vocab_size_ = 0;
   std::string tokenizer_hash_;
+  std::optional<int32_t> begin_of_text_;
+  int64_t num_unsealed_ = 0;
 };
 
 }  // namespace t2r::data

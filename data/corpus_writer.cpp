@@ -15,6 +15,7 @@
 #include "base/hash.h"
 #include "data/corpus.h"
 #include "data/h5_file.h"
+#include "data/shard_seal.h"
 
 namespace t2r::data {
 namespace {
@@ -112,7 +113,11 @@ class Removal {
 
 struct CorpusWriter::State {
   State(std::filesystem::path shard, ShardDescription about)
-      : path(std::move(shard)), description(std::move(about)), tokens(path), document_ends(path) {}
+      : path(std::move(shard)),
+        description(std::move(about)),
+        last_source(description.source),
+        tokens(path),
+        document_ends(path) {}
 
   H5Integer token_type() const { return token_type_of(description.vocab_size); }
   std::string content_hash();
@@ -121,6 +126,7 @@ struct CorpusWriter::State {
 
   std::filesystem::path path;
   ShardDescription description;
+  std::string last_source;
   NamelessFile tokens;
   NamelessFile document_ends;
   int64_t num_tokens = 0;
@@ -145,6 +151,10 @@ CorpusWriter::CorpusWriter(std::filesystem::path path, ShardDescription descript
 
 CorpusWriter::~CorpusWriter() = default;
 
+void CorpusWriter::begin_source(const std::string& name) {
+  state_->last_source = name;
+}
+
 void CorpusWriter::append(const std::vector<int32_t>& ids) {
   require(!state_->is_committed, "CorpusWriter::append after commit");
   const bool is_narrow = state_->token_type() == H5Integer::kUint16;
@@ -154,7 +164,7 @@ void CorpusWriter::append(const std::vector<int32_t>& ids) {
                              ": token id ",
                              id,
                              " made from ",
-                             state_->description.source,
+                             state_->last_source,
                              " (document ",
                              state_->num_documents,
                              ", token ",
@@ -220,7 +230,7 @@ void CorpusWriter::State::copy_dataset(H5File& file,
 }
 
 void CorpusWriter::State::write_file(const std::filesystem::path& temporary) {
-  H5File file = H5File::create(temporary);
+  H5File file = H5File::create(temporary, kSealBytes);
   file.write_attribute("schema", std::string(kShardSchema));
   file.write_attribute("schema_version", kShardSchemaVersion);
   file.write_attribute("vocab_size", description.vocab_size);
@@ -229,13 +239,18 @@ void CorpusWriter::State::write_file(const std::filesystem::path& temporary) {
   file.write_attribute("num_documents", num_documents);
   file.write_attribute("num_words", num_words);
   file.write_attribute("num_bytes", num_bytes);
-  file.write_attribute("source", description.source);
+  const std::string& first = description.source;
+  file.write_attribute("source", first == last_source ? first : concat(first, " to ", last_source));
+  if (description.begin_of_text) {
+    file.write_attribute("begin_of_text", int64_t{*description.begin_of_text});
+  }
   file.write_attribute("content_hash", content_hash());
   file.create_dataset("tokens", token_type(), num_tokens);
   file.create_dataset("document_offsets", H5Integer::kUint64, num_documents + 1);
   copy_dataset(file, "tokens", token_type(), tokens);
   copy_dataset(file, "document_offsets", H5Integer::kUint64, document_ends);
   file.close();
+  seal_shard(temporary);
 }
 
 void CorpusWriter::commit() {

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,7 +13,8 @@ namespace t2r::data {
 struct ShardDescription {
   int64_t vocab_size = 0;      // ids are in [0, vocab_size)
   std::string tokenizer_hash;  // Tokenizer::hash() of the tokenizer that made the ids
-  std::string source;          // name of the input file, without its folder
+  std::string source;          // name of the (first) input file, without its folder
+  std::optional<int32_t> begin_of_text = {};  // that the documents begin with
 };
 
 /// Writes one shard of a corpus; the schema is in corpus.h.
@@ -30,6 +32,9 @@ class CorpusWriter {
   ~CorpusWriter();
   CorpusWriter(const CorpusWriter&) = delete;
   CorpusWriter& operator=(const CorpusWriter&) = delete;
+
+  /// What follows comes from this input file; the shard names the first and the last.
+  void begin_source(const std::string& name);
 
   /// Appends ids to the open document.
   /// @throws DataError   if an id is outside [0, vocab_size)

@@ -173,12 +173,15 @@ H5File::H5File(H5File&&) noexcept = default;
 H5File& H5File::operator=(H5File&&) noexcept = default;
 H5File::~H5File() = default;
 
-H5File H5File::create(const std::filesystem::path& path) {
+H5File H5File::create(const std::filesystem::path& path, int64_t user_block_bytes) {
   prepare_library();
   const Context context{path.string(), true};
   const Handle access = make_access_properties(context);
   const Handle creation = make_properties(context, H5P_FILE_CREATE);
   context.check("H5Pset_obj_track_times", "", H5Pset_obj_track_times(creation.id(), false));
+  context.check("H5Pset_userblock",
+                "",
+                H5Pset_userblock(creation.id(), static_cast<hsize_t>(user_block_bytes)));
   // All attributes stay in the root group's header.
   context.check("H5Pset_attr_phase_change", "", H5Pset_attr_phase_change(creation.id(), 64, 0));
   Handle file(
@@ -245,6 +248,10 @@ void H5File::write_elements(const std::string& name,
   context.check("H5Dwrite",
                 name,
                 H5Dwrite(dataset.id(), type.id(), memory.id(), space.id(), H5P_DEFAULT, elements));
+}
+
+bool H5File::has_attribute(const std::string& name) const {
+  return impl_->context.check("H5Aexists", name, H5Aexists(impl_->file.id(), name.c_str())) > 0;
 }
 
 int64_t H5File::read_integer(const std::string& name) const {

@@ -29,10 +29,11 @@ struct H5Extent {
 /// them, and our files are complete before they appear under their name.
 class H5File {
  public:
-  /// Creates or empties `path`.
+  /// Creates or empties `path`; its first user_block_bytes (0, 512 or a larger power of two) are
+  /// left to the caller, and `H5Extent::file_offset` counts them.
   /// @throws WriteError  with the path, the failing call and the library's cause (also the writers
   /// below)
-  static H5File create(const std::filesystem::path& path);
+  static H5File create(const std::filesystem::path& path, int64_t user_block_bytes = 0);
 
   /// @throws DataError  if it is no HDF5 file or is damaged (also the readers below)
   static H5File open(const std::filesystem::path& path);
@@ -49,6 +50,9 @@ class H5File {
 
   /// Writes `count` elements, in the dataset's own type, from position `first` on.
   void write_elements(const std::string& name, int64_t first, int64_t count, const void* elements);
+
+  /// Whether the root group has an attribute of this name.
+  bool has_attribute(const std::string& name) const;
 
   /// @throws DataError  if the attribute is missing or is not one integer
   int64_t read_integer(const std::string& name) const;
