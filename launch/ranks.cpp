@@ -6,9 +6,11 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <optional>
 #include <sstream>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "launch/agreement.h"
 
 namespace t2r::launch {
@@ -48,9 +50,22 @@ data::Corpus open_corpus(const std::vector<std::string>& names,
                          const dist::World& world,
                          dist::Communicator& communicator) {
   const std::vector<std::filesystem::path> paths(names.begin(), names.end());
-  return made_on_all_ranks(communicator, [&] {
-    return data::Corpus(paths, data::CorpusOptions{.verify = world.local_rank() == 0});
-  });
+  std::optional<data::Corpus> corpus;
+  // A host's other ranks wait for the one that verifies: nothing is parsed that is not verified.
+  for (const bool verifies : {true, false}) {
+    on_all_ranks(communicator, [&] {
+      if (verifies == (world.local_rank() == 0))
+        corpus.emplace(paths, data::CorpusOptions{verifies});
+    });
+  }
+  if (communicator.rank() == 0 && corpus->num_unsealed() > 0) {
+    log::warning(concat(names.front(),
+                        ": ",
+                        corpus->num_unsealed(),
+                        " shard(s) were made by an earlier version of t2r, and cannot be verified "
+                        "before HDF5 reads them; `t2r prepare lm --overwrite` makes them anew"));
+  }
+  return std::move(*corpus);
 }
 
 }  // namespace t2r::launch
