@@ -126,15 +126,15 @@ main() {
   while (($#)); do
     case $1 in
       -h | --help) usage; exit 0 ;;
-      --corpus) CORPUS=${2:?--corpus needs a name}; shift 2 ;;
-      --extra-text) EXTRA+=("$(realpath "${2:?--extra-text needs a file}")"); shift 2 ;;
-      --tokens) TOKENS=${2:?--tokens needs a number}; shift 2 ;;
-      --finetune-tokens) FINETUNE=${2:?--finetune-tokens needs a number}; shift 2 ;;
-      --layers) LAYERS=${2:?--layers needs a number}; shift 2 ;;
-      --hidden-size) HIDDEN=${2:?--hidden-size needs a number}; shift 2 ;;
-      --vocab-size) VOCAB_SIZE=${2:?--vocab-size needs a number}; shift 2 ;;
-      --batch-size) BATCH=${2:?--batch-size needs a number}; shift 2 ;;
-      --output) OUT=${2:?--output needs a folder}; shift 2 ;;
+      --corpus) t2r_need text "$@"; CORPUS=$2; shift 2 ;;
+      --extra-text) t2r_need file "$@"; EXTRA+=("$(realpath "$2")"); shift 2 ;;
+      --tokens) t2r_need number "$@"; TOKENS=$2; shift 2 ;;
+      --finetune-tokens) t2r_need number "$@"; FINETUNE=$2; shift 2 ;;
+      --layers) t2r_need number "$@"; LAYERS=$2; shift 2 ;;
+      --hidden-size) t2r_need number "$@"; HIDDEN=$2; shift 2 ;;
+      --vocab-size) t2r_need number "$@"; VOCAB_SIZE=$2; shift 2 ;;
+      --batch-size) t2r_need number "$@"; BATCH=$2; shift 2 ;;
+      --output) t2r_need text "$@"; OUT=$2; shift 2 ;;
       -*) t2r_fail 64 "unknown option $1; see --help" ;;
       *)
         [[ " $VARIANTS " == *" $1 "* ]] || t2r_fail 64 "unknown variant $1; allowed: $VARIANTS"

@@ -48,10 +48,11 @@ main() {
   local output=runs/quickstart
   case ${1:-} in
     -h | --help) usage; exit 0 ;;
-    --output) output=${2:?--output needs a folder} ;;
+    --output) t2r_need text "$@"; output=$2; shift 2 ;;
     '') ;;
     *) t2r_fail 64 "unknown argument $1; see --help" ;;
   esac
+  (($# == 0)) || [[ -z $1 ]] || t2r_fail 64 "unknown argument $1; see --help"
   "$T2R_ROOT/launch/build.sh" release t2r
   # shellcheck source=launch/env.sh
   source "$T2R_ROOT/launch/env.sh"

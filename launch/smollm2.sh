@@ -104,10 +104,10 @@ main() {
   while (($#)); do
     case $1 in
       -h | --help) usage; exit 0 ;;
-      --tokens) TOKENS=${2:?--tokens needs a number}; shift 2 ;;
-      --distill-tokens) DISTILL_TOKENS=${2:?--distill-tokens needs a number}; shift 2 ;;
-      --output) OUT=${2:?--output needs a folder}; shift 2 ;;
-      --extra-text) EXTRA+=("$(realpath "${2:?--extra-text needs a file}")"); shift 2 ;;
+      --tokens) t2r_need number "$@"; TOKENS=$2; shift 2 ;;
+      --distill-tokens) t2r_need number "$@"; DISTILL_TOKENS=$2; shift 2 ;;
+      --output) t2r_need text "$@"; OUT=$2; shift 2 ;;
+      --extra-text) t2r_need file "$@"; EXTRA+=("$(realpath "$2")"); shift 2 ;;
       -*) t2r_fail 64 "unknown option $1; see --help" ;;
       *)
         [[ " $VARIANTS " == *" $1 "* ]] || t2r_fail 64 "unknown variant $1; allowed: $VARIANTS"

@@ -15,6 +15,14 @@ t2r_fail() {
   exit "$code"
 }
 
+# t2r_need KIND OPTION [VALUE...]: ends with 64 unless the option has a value of its kind: number (1 or more), file, text.
+t2r_need() {
+  local kind=$1 option=$2 value=${3:-}
+  [[ -n $value && $value != --* ]] || t2r_fail 64 "$option needs a $kind; see --help"
+  [[ $kind != number || $value =~ ^[1-9][0-9]{0,17}$ ]] || t2r_fail 64 "$option $value; allowed: a whole number, 1 or more"
+  [[ $kind != file || -f $value ]] || t2r_fail 64 "$option $value: there is no such file"
+}
+
 # t2r_torch_of PYTHON: the folder of that Python's torch, empty if it has none. Does not load it.
 t2r_torch_of() {
   local find='import importlib.util as u, os; print(os.path.dirname(u.find_spec("torch").origin))'

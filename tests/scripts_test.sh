@@ -71,6 +71,12 @@ EndsWith64WhenTheUsageIsWrong() {
     expect 64 "unknown variant t2r50; allowed: as-is softmax t2r" "$ROOT/launch/smollm2.sh" t2r50 &&
     expect 64 "unknown option --frob" "$ROOT/launch/smollm2.sh" --frob &&
     expect 64 "unknown variant t2r50; allowed: teacher softmax t2r t2r75" "$ROOT/launch/paper_small.sh" t2r50 &&
+    expect 64 "--tokens needs a number" "$ROOT/launch/smollm2.sh" --tokens &&
+    expect 64 "--output needs a text" "$ROOT/launch/paper_small.sh" --output --tokens &&
+    expect 64 "--batch-size many; allowed: a whole number" "$ROOT/launch/paper_small.sh" --batch-size many &&
+    expect 64 "--extra-text $TMP/none: there is no such file" "$ROOT/launch/smollm2.sh" --extra-text "$TMP/none" &&
+    expect 64 "--output needs a text" "$ROOT/launch/quickstart.sh" --output &&
+    expect 64 "unknown argument --more" "$ROOT/launch/quickstart.sh" --output "$TMP/none" --more &&
     expect 64 "--hidden-size 100; allowed: a multiple of 64" "$ROOT/launch/paper_small.sh" --hidden-size 100 &&
     expect 64 "NAME and perhaps DIR" "$ROOT/data/get_corpus.sh" &&
     expect 64 "gutenberg is not a corpus.*libreoffice-help wikitext-2" "$ROOT/data/get_corpus.sh" gutenberg &&
