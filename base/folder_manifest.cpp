@@ -7,6 +7,7 @@
 #include "base/durable_file.h"
 #include "base/error.h"
 #include "base/hash.h"
+#include "base/json.h"
 
 namespace t2r {
 namespace {
@@ -17,7 +18,6 @@ using Json = nlohmann::ordered_json;
 constexpr int kVersion = 2;
 constexpr size_t kHashDigits = 32;
 constexpr size_t kMaxBytes = 16 << 20;
-constexpr int kMaxDepth = 16;
 constexpr const char* kVersionKey = "version";
 constexpr const char* kFilesKey = "files";
 constexpr const char* kBytesKey = "bytes";
@@ -54,19 +54,6 @@ std::string own_hash(std::string_view text, size_t position) {
   hasher.update(std::string(kHashDigits, '0'));
   hasher.update(text.substr(position + kHashDigits));
   return hasher.hex();
-}
-
-Json parse(std::string_view text, const std::string& file) {
-  const auto limit_depth = [&](int depth, Json::parse_event_t, Json&) {
-    if (depth > kMaxDepth)
-      throw DataError(concat(file, ": a manifest may be nested at most ", kMaxDepth, " deep"));
-    return true;
-  };
-  try {
-    return Json::parse(text, limit_depth);
-  } catch (const Json::exception&) {
-    throw DataError(concat(file, ": damaged: it is not JSON"));
-  }
 }
 
 std::map<std::string, FileRecord> parse_files(const Json& files, const std::string& file) {
@@ -125,7 +112,7 @@ FolderManifest parse_folder_manifest(std::string_view text, const std::string& f
     throw DataError(concat(file, ": damaged: it does not match its own hash"));
   FolderManifest manifest;
   manifest.has_own_hash = position.has_value();
-  Json all = parse(text, file);
+  Json all = parse_json(text, file);
   try {
     const int version = all.at(kVersionKey).get<int>();
     if (version > kVersion && manifest.has_own_hash)

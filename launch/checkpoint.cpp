@@ -1,320 +1,318 @@
 #include "launch/checkpoint.h"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <cstdio>
-#include <cstring>
-#include <nlohmann/json.hpp>
+#include <iterator>
+#include <sstream>
+#include <utility>
 
 #include "base/durable_file.h"
 #include "base/error.h"
-#include "base/hash.h"
+#include "base/folder_manifest.h"
 #include "base/log.h"
 #include "launch/agreement.h"
-#include "model/safetensors.h"
+#include "launch/optimizer_parts.h"
 
 namespace t2r::launch {
 namespace {
 
 namespace fs = std::filesystem;
-using Json = nlohmann::ordered_json;
-using model::DType;
-using model::TensorView;
-using torch::Tensor;
 
-constexpr int kManifestVersion = 1;
-constexpr const char* kManifest = "manifest.json";
-constexpr const char* kPrefix = "step-";
-constexpr const char* kLatest = "latest";
-constexpr const char* kBest = "best";
-
-std::string folder_name(int64_t step) {
-  char name[32];
-  std::snprintf(name, sizeof(name), "%s%08lld", kPrefix, static_cast<long long>(step));
-  return name;
-}
-
-std::string part_name(int rank, int world) {
-  char name[64];
-  std::snprintf(name, sizeof(name), "optimizer-%05d-of-%05d.safetensors", rank, world);
-  return name;
-}
-
-// Elements of the arena that rank `rank` writes.
-std::pair<int64_t, int64_t> share(int64_t size, int rank, int world) {
-  return {size * rank / world, size * (rank + 1) / world};
-}
-
-TensorView view_of(const std::string& name, const Tensor& tensor) {
-  return {name,
-          DType::f32,
-          tensor.sizes().vec(),
-          static_cast<const std::byte*>(tensor.data_ptr()),
-          tensor.nbytes()};
-}
-
-void write_part(const fs::path& file, const model::AdamW& optimizer, int rank, int world) {
-  const auto [begin, end] = share(optimizer.first_moment().numel(), rank, world);
-  const Tensor first = optimizer.first_moment().narrow(0, begin, end - begin).cpu(),
-               second = optimizer.second_moment().narrow(0, begin, end - begin).cpu();
-  model::write_safetensors(file,
-                           {view_of("first_moment", first), view_of("second_moment", second)},
-                           {{"begin", std::to_string(begin)}, {"end", std::to_string(end)}});
-}
-
-void read_part(const fs::path& file, model::AdamW& optimizer, int rank, int world) {
-  const model::SafetensorsFile part(file);
-  const auto [begin, end] = share(optimizer.first_moment().numel(), rank, world);
-  for (const auto& [name, moment] : {std::pair{"first_moment", optimizer.first_moment()},
-                                     std::pair{"second_moment", optimizer.second_moment()}}) {
-    const TensorView& view = part.at(name);
-    if (view.dtype != DType::f32 || view.shape != std::vector<int64_t>{end - begin}) {
-      throw DataError(concat(file.string(),
-                             ": ",
-                             name,
-                             " does not fit this model: ",
-                             model::shape_text(view.shape),
-                             " elements, wanted ",
-                             end - begin));
-    }
-    Tensor host = torch::empty({end - begin}, torch::kFloat32);
-    std::memcpy(host.data_ptr<float>(), view.data, view.num_bytes);
-    moment.narrow(0, begin, end - begin).copy_(host);
-  }
-}
-
-void write_manifest(const fs::path& folder,
-                    const TrainingPosition& position,
-                    const std::string& identity,
-                    int world) {
-  Json files = Json::object();
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
-    files[entry.path().filename().string()] = {{"bytes", fs::file_size(entry.path())},
-                                               {"xxh3_128", hash_file(entry.path())}};
-  }
-  const Json manifest = {{"version", kManifestVersion},
-                         {"step", position.step},
-                         {"num_updates", position.num_updates},
-                         {"sample_cursor", position.sample_cursor},
-                         {"num_tokens", position.num_tokens},
-                         {"has_best", position.has_best},
-                         {"best_loss", position.best_loss},
-                         {"best_step", position.best_step},
-                         {"world_size", world},
-                         {"identity", identity},
-                         {"files", files}};
-  write_file_durably(folder / kManifest, manifest.dump(2) + "\n");
-}
-
-struct Verified {
-  TrainingPosition position;
-  std::string identity;
-  int world = 0;
+/// What reading a checkpoint led to: the same on every rank.
+struct Reading {
+  enum class Verdict { kGood, kDamaged, kUnreadable };
+  Verdict verdict = Verdict::kGood;
+  std::string message;
 };
 
-void check_file(const fs::path& path, const Json& entry) {
-  std::error_code error;
-  const uint64_t size = fs::file_size(path, error);
-  if (error) throw DataError(concat(path.string(), ": ", error.message()));
-  if (size != entry.at("bytes").get<uint64_t>()) {
-    throw DataError(
-        concat(path.string(), ": ", size, " bytes, the manifest says ", entry.at("bytes").dump()));
+/// Runs `read` on every rank. Damage is what rank 0 calls so: it has read every byte. What another
+/// rank alone cannot read is no damage. Collective: every rank, same order.
+template <class Read>
+Reading reading_of(dist::Communicator& communicator, const Read& read) {
+  using Verdict = Reading::Verdict;
+  Reading mine;
+  on_all_ranks(communicator, [&] {
+    try {
+      read();
+    } catch (const UnreadableError& error) {
+      mine = {Verdict::kUnreadable, error.what()};
+    } catch (const DataError& error) {
+      mine = {Verdict::kDamaged, error.what()};
+    }
+  });
+  const std::vector<std::string> all =
+      communicator.all_gather(std::to_string(static_cast<int>(mine.verdict)) + mine.message);
+  for (size_t rank = 0; rank < all.size(); ++rank) {
+    const auto verdict = static_cast<Verdict>(all[rank][0] - '0');
+    if (verdict == Verdict::kGood) continue;
+    if (rank == 0) return {verdict, all[rank].substr(1)};
+    return {Verdict::kUnreadable,
+            concat("rank ",
+                   rank,
+                   ": ",
+                   all[rank].substr(1),
+                   " (rank 0 could read it: all ranks must see the same files)")};
   }
-  if (hash_file(path) != entry.at("xxh3_128").get<std::string>()) {
-    throw DataError(concat(path.string(), ": content does not match the manifest's hash"));
-  }
+  return {};
 }
 
-// Reads a manifest; with `checks_files`, checks every file against it.
-Verified read_manifest(const fs::path& folder, bool checks_files) {
-  const fs::path file = folder / kManifest;
-  const Json manifest = Json::parse(read_file(file), nullptr, false);
+FolderManifest read_manifest(const fs::path& folder) {
+  const fs::path file = folder / kManifestFile;
+  return parse_folder_manifest(read_file(file), file.string());
+}
+
+CheckpointManifest parse_manifest(const FolderManifest& manifest,
+                                  const fs::path& folder,
+                                  int64_t step) {
+  return parse_checkpoint_manifest(manifest, step, (folder / kManifestFile).string());
+}
+
+/// Hashes what lies in a checkpoint's folder and writes its manifest; what was written is read back
+/// and checked as loading does it.
+void write_checkpoint_manifest(const fs::path& folder, const CheckpointManifest& manifest) {
   try {
-    if (manifest.at("version").get<int>() != kManifestVersion) {
-      throw DataError(concat(file.string(),
-                             ": version ",
-                             manifest.at("version").dump(),
-                             ", wanted ",
-                             kManifestVersion));
-    }
-    if (checks_files) {
-      for (const auto& [name, entry] : manifest.at("files").items())
-        check_file(folder / name, entry);
-    }
-    Verified result;
-    result.position = {.step = manifest.at("step").get<int64_t>(),
-                       .num_updates = manifest.at("num_updates").get<int64_t>(),
-                       .sample_cursor = manifest.at("sample_cursor").get<int64_t>(),
-                       .num_tokens = manifest.at("num_tokens").get<int64_t>(),
-                       .best_loss = manifest.at("best_loss").get<double>(),
-                       .has_best = manifest.at("has_best").get<bool>(),
-                       .best_step = manifest.value("best_step", int64_t{0})};
-    result.identity = manifest.at("identity").get<std::string>();
-    result.world = manifest.at("world_size").get<int>();
-    return result;
-  } catch (const Json::exception& error) {
-    throw DataError(concat(file.string(), ": not a manifest: ", error.what()));
+    parse_manifest(
+        write_folder_manifest(folder, manifest.to_fields()), folder, manifest.position.step);
+  } catch (const DataError& error) {
+    throw WriteError(error.what());
   }
-}
-
-// Points `link` at a sibling folder, atomically.
-void move_link(const fs::path& link, const std::string& target) {
-  const fs::path temporary = temporary_sibling(link);
-  std::error_code error;
-  fs::remove(temporary, error);
-  fs::create_directory_symlink(target, temporary, error);
-  if (error) throw WriteError(concat(link.string(), ": cannot create link: ", error.message()));
-  rename_durably(temporary, link);
-}
-
-bool is_temporary(const std::string& name) {
-  return name.find(".tmp.") != std::string::npos;
 }
 
 void copy_beside(const std::vector<fs::path>& files, const fs::path& folder) {
   for (const fs::path& file : files) write_file_durably(folder / file.filename(), read_file(file));
 }
 
+/// Refuses a checkpoint of another run. Manifests of version 1 do not have every fact.
+void check_identity(const CheckpointManifest& found,
+                    bool is_old,
+                    const CheckpointContent& content,
+                    const fs::path& folder) {
+  RunFacts here = content.identity;
+  if (is_old) {
+    std::erase_if(here, [&](const auto& fact) {
+      return std::none_of(found.identity.begin(), found.identity.end(), [&](const auto& other) {
+        return other.first == fact.first;
+      });
+    });
+  }
+  std::vector<FactDifference> differ = differences(found.identity, here);
+  const fs::path config_file = folder / model::kConfigFile;
+  const model::DecoderConfig config =
+      model::parse_config(read_file(config_file), config_file.string());
+  for (FactDifference& difference :
+       differences(model_facts(config), model_facts(content.model.config())))
+    differ.push_back(std::move(difference));
+  if (differ.empty()) return;
+  throw ConfigError(concat(folder.string(),
+                           " was made with other options, data or weights and cannot be resumed: ",
+                           text_of(differ, "there"),
+                           ". Give what it was made with, or another --output"));
+}
+
+constexpr const char* kNothingTouched = "; nothing was changed";
+
 }  // namespace
+
+struct CheckpointStore::Found {
+  int64_t step = 0;
+  CheckpointManifest manifest;
+};
 
 CheckpointStore::CheckpointStore(fs::path folder,
                                  int64_t num_kept,
                                  dist::Communicator& communicator)
     : folder_(std::move(folder)), num_kept_(num_kept), communicator_(communicator) {}
 
-std::vector<std::string> CheckpointStore::names_newest_first() const {
-  std::vector<std::string> names;
-  if (!fs::is_directory(folder_)) return names;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder_)) {
-    const std::string name = entry.path().filename().string();
-    if (name.starts_with(kPrefix) && !is_temporary(name) && !entry.is_symlink())
-      names.push_back(name);
-  }
-  std::sort(names.rbegin(), names.rend());
-  return names;
-}
-
-bool CheckpointStore::empty() const {
-  return names_newest_first().empty();
-}
-
-bool CheckpointStore::has_best() const {
-  return fs::exists(folder_ / kBest);
-}
-
-void CheckpointStore::save(const CheckpointContent& content,
-                           const TrainingPosition& position,
-                           bool is_best) {
+void CheckpointStore::save(const CheckpointContent& content, const TrainingPosition& position) {
   const int rank = communicator_.rank(), world = communicator_.size();
-  const std::string name = folder_name(position.step);
-  // Rank 0's process names the folder, for all.
-  const std::string temporary_name =
-      communicator_.all_gather(temporary_sibling(name).string()).front();
-  const fs::path temporary = folder_ / temporary_name;
+  fs::path temporary;
   LocalOutcome outcome = agree(communicator_, attempt([&] {
-                                 if (rank == 0) fs::create_directories(temporary);
+                                 if (rank == 0) temporary = folder_.make_temporary(position.step);
                                }));
+  temporary = communicator_.all_gather(temporary.string()).front();  // rank 0 names it, for all
   if (outcome.exit_code == 0) {
-    outcome =
-        agree(communicator_, attempt([&] {
-                write_part(temporary / part_name(rank, world), content.optimizer, rank, world);
-                if (rank == 0) {
-                  model::save_model(content.model, content.format, temporary);
-                  copy_beside(content.copies, temporary);
-                }
-              }));
+    outcome = agree(communicator_, attempt([&] {
+                      write_optimizer_part(temporary, content.optimizer, rank, world);
+                      if (rank == 0) {
+                        model::save_model(content.model, content.format, temporary);
+                        copy_beside(content.copies, temporary);
+                      }
+                    }));
   }
   if (outcome.exit_code == 0) {
     outcome = agree(communicator_, attempt([&] {
                       if (rank != 0) return;
-                      write_manifest(temporary, position, content.identity, world);
-                      publish(temporary, name, is_best);
+                      write_checkpoint_manifest(
+                          temporary, {position, world, content.identity, content.options});
+                      folder_.publish(temporary, position.step);
+                      folder_.point_links(position);
+                      folder_.remove_old(position, num_kept_);
                     }));
   }
   if (outcome.exit_code != 0) {
     std::error_code ignored;
-    if (rank == 0) fs::remove_all(temporary, ignored);
+    if (rank == 0 && !temporary.empty()) fs::remove_all(temporary, ignored);
     throw WriteError("checkpoint not saved: " + outcome.message);
   }
 }
 
-void CheckpointStore::mark_best(const TrainingPosition& position, bool is_best) {
+void CheckpointStore::update(const TrainingPosition& position) {
   on_first_rank(communicator_, [&] {
-    const std::string name = folder_name(position.step);
-    const fs::path file = folder_ / name / kManifest;
-    Json manifest = Json::parse(read_file(file));
-    manifest["has_best"] = position.has_best;
-    manifest["best_loss"] = position.best_loss;
-    manifest["best_step"] = position.best_step;
-    write_file_durably(file, manifest.dump(2) + "\n");
-    if (!is_best && has_best()) return;
-    move_link(folder_ / kBest, name);
-    remove_old();
+    const fs::path folder = folder_.checkpoint(position.step);
+    FolderManifest manifest = read_manifest(folder);
+    CheckpointManifest checkpoint = parse_manifest(manifest, folder, position.step);
+    checkpoint.position = position;
+    manifest.fields = checkpoint.to_fields();
+    write_folder_manifest(folder, manifest);
+    folder_.point_links(position);
   });
 }
 
-void CheckpointStore::publish(const fs::path& temporary, const std::string& name, bool is_best) {
-  sync_path(temporary);
-  std::error_code ignored;
-  fs::remove_all(
-      folder_ / name,
-      ignored);  // only a damaged one can have this name: the run has just come to this step
-  rename_durably(temporary, folder_ / name);
-  move_link(folder_ / kLatest, name);
-  if (is_best) move_link(folder_ / kBest, name);
-  remove_old();
+CheckpointStore::Found CheckpointStore::verify(int64_t step,
+                                               const CheckpointContent& content) const {
+  const fs::path folder = folder_.checkpoint(step);
+  const FolderManifest manifest = read_manifest(folder);
+  Found found{step, parse_manifest(manifest, folder, step)};
+  for (const auto& [name, record] : manifest.files) check_file(folder / name, record);
+  if (!manifest.has_own_hash)
+    log::warning(concat(folder.string(),
+                        " is of an earlier version of t2r: its manifest has no hash of its own, so "
+                        "that damage to the manifest itself could not be seen"));
+  check_identity(found.manifest, !manifest.has_own_hash, content, folder);
+  return found;
 }
 
-void CheckpointStore::remove_old() const {
-  std::error_code error;
-  const std::string best = fs::read_symlink(folder_ / kBest, error).string();
-  const std::vector<std::string> names = names_newest_first();
-  for (size_t i = static_cast<size_t>(num_kept_); i < names.size(); ++i) {
-    if (names[i] != best) fs::remove_all(folder_ / names[i], error);
+void CheckpointStore::read_tensors(const Found& found, const CheckpointContent& content) const {
+  const fs::path folder = folder_.checkpoint(found.step);
+  model::load_weights(content.model, folder, /*may_lack_new=*/false);
+  const int world = found.manifest.world;
+  for (int part = 0; part < world; ++part)
+    read_optimizer_part(folder, content.optimizer, part, world);
+}
+
+std::optional<ResumedRun> CheckpointStore::load(const CheckpointContent& content) {
+  using Verdict = Reading::Verdict;
+  const bool is_first = communicator_.rank() == 0;
+  const std::vector<int64_t> steps = steps_on_first_rank();
+  std::vector<int64_t> damaged;
+  std::string causes;
+  for (const int64_t step : steps) {
+    const fs::path folder = folder_.checkpoint(step);
+    Found found;
+    Reading reading = reading_of(communicator_, [&] {
+      if (is_first) found = verify(step, content);
+    });
+    if (reading.verdict == Verdict::kGood) {
+      reading = reading_of(communicator_, [&] {
+        if (!is_first) found = {step, parse_manifest(read_manifest(folder), folder, step)};
+        read_tensors(found, content);
+      });
+    }
+    if (reading.verdict == Verdict::kUnreadable) {
+      throw UnreadableError(concat("checkpoint ",
+                                   checkpoint_name(step),
+                                   " cannot be read, which is "
+                                   "no damage: ",
+                                   reading.message,
+                                   kNothingTouched,
+                                   ". Start again when it can be read, or move it out of ",
+                                   folder_.path().string(),
+                                   " to go on from an older one"));
+    }
+    if (reading.verdict == Verdict::kGood) {
+      settle(found.manifest.position, damaged);
+      log::info(concat(
+          "resumed from ", folder.string(), ", written by ", found.manifest.world, " rank(s)"));
+      return ResumedRun{found.manifest.position,
+                        differences(found.manifest.options, content.options)};
+    }
+    if (is_first)
+      log::warning(concat(
+          "checkpoint ", checkpoint_name(step), " is damaged and not used: ", reading.message));
+    damaged.push_back(step);
+    causes += concat("\n  ", reading.message);
   }
+  if (!steps.empty()) {
+    throw DataError(concat("none of the ",
+                           steps.size(),
+                           " checkpoints in ",
+                           folder_.path().string(),
+                           " can be used",
+                           kNothingTouched,
+                           ". Put back a copy of one, or begin anew with another --output:",
+                           causes));
+  }
+  on_first_rank(communicator_, [&] { folder_.remove_temporaries(); });
+  return std::nullopt;
 }
 
-std::optional<TrainingPosition> CheckpointStore::load(const CheckpointContent& content) {
-  std::string choice;  // name and facts, found by rank 0 for all
-  Verified found;
+std::vector<int64_t> CheckpointStore::steps_on_first_rank() const {
+  std::string text;
   on_first_rank(communicator_, [&] {
-    std::error_code ignored;
-    if (fs::is_directory(folder_)) {
-      for (const fs::directory_entry& entry : fs::directory_iterator(folder_)) {
-        if (is_temporary(entry.path().filename().string())) fs::remove_all(entry.path(), ignored);
-      }
+    for (const int64_t step : folder_.steps()) text += std::to_string(step) + " ";
+  });
+  std::istringstream words(communicator_.all_gather(text).front());
+  return {std::istream_iterator<int64_t>(words), std::istream_iterator<int64_t>()};
+}
+
+void CheckpointStore::settle(TrainingPosition& position,
+                             const std::vector<int64_t>& damaged) const {
+  std::string best;  // its step, if its checkpoint is there
+  on_first_rank(communicator_, [&] {
+    for (const int64_t step : damaged) {
+      const std::string name = folder_.set_aside(step);
+      log::warning(concat("the damaged ",
+                          checkpoint_name(step),
+                          " is now ",
+                          name,
+                          ", for you to look at or remove"));
     }
-    for (const std::string& name : names_newest_first()) {
-      try {
-        found = read_manifest(folder_ / name, /*checks_files=*/true);
-        choice = name;
-        return;
-      } catch (const DataError& error) {
-        log::warning(concat("checkpoint ", name, " is damaged and not used: ", error.what()));
-      }
+    folder_.remove_temporaries();
+    if (position.best.has_value()) {
+      const int64_t step = position.best->step != kUnknownStep
+                               ? position.best->step
+                               : folder_.linked_best().value_or(kUnknownStep);
+      const std::vector<int64_t> steps = folder_.steps();
+      if (step <= position.step && std::find(steps.begin(), steps.end(), step) != steps.end())
+        best = std::to_string(step);
     }
   });
-  choice = communicator_.all_gather(choice).front();
-  if (choice.empty()) return std::nullopt;
-  const fs::path folder = folder_ / choice;
-  on_all_ranks(communicator_, [&] {
-    // Rank 0 has read and checked every byte already.
-    if (communicator_.rank() != 0) found = read_manifest(folder, /*checks_files=*/false);
-    if (found.identity != content.identity) {
-      throw ConfigError(concat(folder.string(),
-                               " was made with other options and cannot be resumed; there:\n",
-                               found.identity,
-                               "here:\n",
-                               content.identity));
-    }
-    model::load_weights(content.model, folder, /*may_lack_new=*/false);
-    for (int part = 0; part < found.world; ++part) {
-      read_part(folder / part_name(part, found.world), content.optimizer, part, found.world);
-    }
-  });
-  log::info(concat("resumed from ", folder.string(), ", written by ", found.world, " rank(s)"));
-  return found.position;
+  best = communicator_.all_gather(best).front();
+  if (best.empty())
+    position.best.reset();
+  else
+    position.best->step = std::stoll(best);
+  on_first_rank(communicator_, [&] { folder_.point_links(position); });
+}
+
+void CheckpointStore::warn_if_disk_is_small(const CheckpointContent& content,
+                                            int64_t num_saves) const {
+  if (communicator_.rank() != 0) return;
+  uint64_t one = static_cast<uint64_t>(content.model.parameters().num_scalars()) * 3 * 4;
+  std::error_code error;
+  for (const fs::path& file : content.copies) one += fs::file_size(file, error);
+  // The newest, the best, and the one that is being written.
+  const int64_t most = num_kept_ + 2;
+  const int64_t num_there = static_cast<int64_t>(folder_.steps().size());
+  const uint64_t num_more = static_cast<uint64_t>(
+      std::clamp(most - num_there, int64_t{1}, std::max(num_saves, int64_t{1})));
+  fs::path place = folder_.path();
+  while (!fs::exists(place, error) && place.has_parent_path()) place = place.parent_path();
+  const fs::space_info space = fs::space(place, error);
+  if (error || space.available >= num_more * one) return;
+  const auto gigabytes = [](uint64_t bytes) { return static_cast<double>(bytes) / 1e9; };
+  log::warning(concat("checkpoints will not fit: one has ",
+                      gigabytes(one),
+                      " GB, and ",
+                      num_more,
+                      " more are to be there at once (keep-checkpoints = ",
+                      num_kept_,
+                      ", the best, and the one being written), ",
+                      gigabytes(num_more * one),
+                      " GB; ",
+                      folder_.path().string(),
+                      " has ",
+                      gigabytes(space.available),
+                      " GB free"));
 }
 
 }  // namespace t2r::launch

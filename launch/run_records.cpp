@@ -82,15 +82,15 @@ void RunRecords::end(const TrainingPosition& position, const std::filesystem::pa
   if (num_steps != position.step) text += concat("; ", num_steps, " of the steps");
   text += concat(" in ", duration_text(seconds));
   if (num_steps > 0) text += concat("; last loss ", last_loss_);
-  if (position.has_best) {
+  if (position.best.has_value()) {
     values.insert(values.end(),
-                  {{"best_valid_loss", position.best_loss}, {"best_step", position.best_step}});
+                  {{"best_valid_loss", position.best->loss}, {"best_step", position.best->step}});
     text += concat("; best validation loss ",
-                   position.best_loss,
+                   position.best->loss,
                    " (perplexity ",
-                   std::exp(position.best_loss),
+                   std::exp(position.best->loss),
                    ") at step ",
-                   position.best_step);
+                   position.best->step);
   }
   metrics_->event("end", values);
   log::info(concat(text, "; ", model.string()));

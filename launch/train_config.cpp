@@ -195,16 +195,29 @@ int64_t TrainConfig::total_steps() const {
   return steps > 0 ? steps : tokens / (batch_size * sequence_length);
 }
 
-std::string TrainConfig::resume_identity() const {
-  return concat("sequence-length = ",
-                sequence_length,
-                "\nbatch-size = ",
-                batch_size,
-                "\nseed = ",
-                seed,
-                "\ntransfer-steps = ",
-                transfer_steps,
-                "\n");
+RunFacts TrainConfig::resume_identity() const {
+  return {{"sequence-length", std::to_string(sequence_length)},
+          {"batch-size", std::to_string(batch_size)},
+          {"seed", std::to_string(seed)},
+          {"transfer-steps", std::to_string(transfer_steps)}};
+}
+
+RunFacts TrainConfig::resume_options() const {
+  return {{"steps", std::to_string(total_steps())},
+          {"learning-rate", fact_text(learning_rate)},
+          {"map-learning-rate", fact_text(map_learning_rate)},
+          {"transfer-learning-rate", fact_text(transfer_learning_rate)},
+          {"schedule", schedule},
+          {"warmup-steps", std::to_string(warmup_steps)},
+          {"final-lr-ratio", fact_text(final_lr_ratio)},
+          {"beta1", fact_text(beta1)},
+          {"beta2", fact_text(beta2)},
+          {"eps", fact_text(eps)},
+          {"weight-decay", fact_text(weight_decay)},
+          {"clip-norm", fact_text(clip_norm)},
+          {"dropout", fact_text(dropout)},
+          {"precision", backend.precision},
+          {"eval-tokens", std::to_string(eval_tokens)}};
 }
 
 }  // namespace t2r::launch

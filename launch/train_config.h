@@ -6,6 +6,7 @@
 
 #include "launch/backend_options.h"
 #include "launch/options.h"
+#include "launch/run_facts.h"
 #include "model/config.h"
 
 namespace t2r::launch {
@@ -80,8 +81,11 @@ struct TrainConfig {
 
   int64_t total_steps() const;
 
-  /// The options that a resumed run must share with its checkpoint, one "key = value" a line.
-  std::string resume_identity() const;
+  /// The options that a resumed run must share with its checkpoint.
+  RunFacts resume_identity() const;
+
+  /// The others that its result depends on: they may change, and that is said.
+  RunFacts resume_options() const;
 };
 
 }  // namespace t2r::launch

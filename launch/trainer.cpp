@@ -98,7 +98,8 @@ Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, Backend& back
   inputs_.model.format.dtypes.clear();  // checkpoints hold float32
   dist::broadcast_parameters(communicator_, arena_.masters());
   arena_.round_masters();
-  resume();
+  if (!config.model.empty()) initial_weights_ = model_.parameters().content_hash();
+  const std::vector<FactDifference> changed = resume();
   step_ = backend.make_step(
       {.model = model_,
        .arena = arena_,
@@ -122,6 +123,7 @@ Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, Backend& back
                                                             .log_every = config.log_every},
                                           position_,
                                           communicator_);
+  say_changed_options(changed);
   if (records_->was_evaluated()) last_evaluated_step_ = position_.step;
 }
 
@@ -155,8 +157,9 @@ Trainer::Outcome Trainer::run() {
   const bool is_complete = position_.step == total_steps &&
                            (!evaluator_.has_data() || last_evaluated_step_ == total_steps);
   if (!is_complete) return Outcome::kStopped;
-  records_->end(position_,
-                inputs_.output / "checkpoints" / (checkpoints_.has_best() ? "best" : "latest"));
+  records_->end(
+      position_,
+      inputs_.output / "checkpoints" / (position_.best_step().has_value() ? "best" : "latest"));
   return Outcome::kFinished;
 }
 
@@ -272,31 +275,9 @@ void Trainer::evaluate() {
   const PerplexityResult result = score();
   if (is_stop_requested_) return;
   last_evaluated_step_ = position_.step;
-  const bool is_best =
-      std::isfinite(result.loss()) && (!position_.has_best || result.loss() < position_.best_loss);
-  is_best_pending_ = is_best;
-  if (is_best) {
-    position_.best_loss = result.loss();
-    position_.has_best = true;
-    position_.best_step = position_.step;
-  }
-  if (last_saved_step_ == position_.step) {
-    mark_best(is_best);
-  } else if (is_best && saves_on_the_way()) {
-    save();
-  }
+  const bool is_best = note_evaluation(result.loss());
+  if (is_best && last_saved_step_ != position_.step && saves_on_the_way()) save();
   records_->evaluation(position_, result, evaluator_.seconds(), is_best);
-}
-
-// What was saved in front of its evaluation: the best, or, where the best was not to be saved, the
-// first that was.
-void Trainer::mark_best(bool is_best) {
-  try {
-    checkpoints_.mark_best(position_, is_best);
-    is_best_pending_ = false;
-  } catch (const WriteError& error) {
-    log::warning(error.what());
-  }
 }
 
 PerplexityResult Trainer::score() {
@@ -310,17 +291,41 @@ PerplexityResult Trainer::score() {
   }
 }
 
+// Whether this is the best evaluation so far. A checkpoint that is there already learns of it.
+bool Trainer::note_evaluation(double loss) {
+  const TrainingPosition before = position_;
+  position_.evaluated = {position_.step, loss};
+  const bool is_best =
+      std::isfinite(loss) && (!best_evaluated_loss_.has_value() || loss < *best_evaluated_loss_);
+  if (is_best) best_evaluated_loss_ = loss;
+  if (last_saved_step_ != position_.step) return is_best;
+  position_ = position_.as_saved();
+  if (position_ == before) return is_best;  // evaluated again
+  try {
+    checkpoints_.update(position_);
+  } catch (const Error& error) {
+    if (communicator_.rank() == 0)
+      log::warning(concat("the evaluation is not noted in its checkpoint: ", error.what()));
+  }
+  return is_best;
+}
+
 CheckpointContent Trainer::checkpoint_content() {
-  std::string identity =
-      config_.resume_identity() + "train-data = " + inputs_.train.content_hash() + "\n";
-  if (inputs_.teacher != nullptr)
-    identity +=
-        concat("teacher = ", teacher_hash_, "\ndistillation = ", config_.distillation, "\n");
+  RunFacts identity = config_.resume_identity();
+  identity.emplace_back("train-data", inputs_.train.content_hash());
+  identity.emplace_back("model-weights",
+                        initial_weights_.empty() ? "[model] from the seed" : initial_weights_);
+  if (inputs_.teacher != nullptr) {
+    identity.emplace_back("teacher", teacher_hash_);
+    identity.emplace_back("distillation", concat(config_.distillation));
+  }
+  RunFacts options = config_.resume_options();
+  if (inputs_.valid != nullptr) options.emplace_back("valid-data", inputs_.valid->content_hash());
   return {.model = model_,
           .format = inputs_.model.format,
-          .arena = arena_,
           .optimizer = optimizer_,
           .identity = std::move(identity),
+          .options = std::move(options),
           .copies = inputs_.tokenizer_files};
 }
 
@@ -338,11 +343,9 @@ void Trainer::save() {
   if (last_saved_step_ == position_.step) return;
   last_save_time_ = Clock::now();
   dist::check_replicas_equal(communicator_, arena_.masters(), "parameters");
-  // The best, or, where the best could not be or was not to be saved, the first that was.
-  const bool is_best =
-      last_evaluated_step_ == position_.step && (is_best_pending_ || !checkpoints_.has_best());
+  const TrainingPosition position = position_.as_saved();
   try {
-    checkpoints_.save(checkpoint_content(), position_, is_best);
+    checkpoints_.save(checkpoint_content(), position);
   } catch (const WriteError& error) {
     ++num_failed_saves_;
     log::warning(concat(error.what(),
@@ -354,23 +357,41 @@ void Trainer::save() {
     if (num_failed_saves_ >= config_.max_failed_saves) throw;
     return;
   }
+  position_ = position;
   num_failed_saves_ = 0;
   last_saved_step_ = position_.step;
-  is_best_pending_ = false;
   records_->checkpoint(std::chrono::duration<double>(Clock::now() - last_save_time_).count());
 }
 
-void Trainer::resume() {
+// Which options differ from those of the run that is resumed.
+std::vector<FactDifference> Trainer::resume() {
   if (!checkpoints_.empty() && !config_.resume) {
     throw ConfigError(
         concat(inputs_.output.string(),
                " holds a run already; continue it with --resume, or choose another --output"));
   }
-  const std::optional<TrainingPosition> found = checkpoints_.load(checkpoint_content());
-  if (!found.has_value()) return;
-  arena_.round_masters();
-  position_ = *found;
-  last_saved_step_ = position_.step;
+  std::vector<FactDifference> changed;
+  const CheckpointContent content = checkpoint_content();
+  const std::optional<ResumedRun> found = checkpoints_.load(content);
+  if (found.has_value()) {
+    arena_.round_masters();
+    position_ = found->position;
+    last_saved_step_ = position_.step;
+    if (position_.best.has_value()) best_evaluated_loss_ = position_.best->loss;
+    changed = found->changed_options;
+  }
+  const int64_t num_steps_left = config_.total_steps() - position_.step;
+  const int64_t num_saves =
+      config_.checkpoint_every > 0 ? num_steps_left / config_.checkpoint_every : 0;
+  checkpoints_.warn_if_disk_is_small(content, num_saves + 1);
+  return changed;
+}
+
+void Trainer::say_changed_options(const std::vector<FactDifference>& changed) {
+  if (changed.empty() || communicator_.rank() != 0) return;
+  const std::string text = text_of(changed, "before");
+  log::warning("resumed with other options than before: " + text);
+  records_->metrics()->event("changed_options", {{"changes", text}});
 }
 
 }  // namespace t2r::launch

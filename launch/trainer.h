@@ -67,14 +67,15 @@ class Trainer {
   void evaluate();
   void evaluate_start();
   PerplexityResult score();
-  void mark_best(bool is_best);
+  bool note_evaluation(double loss);
   bool is_save_due();
   bool saves_on_the_way() const {
     return config_.checkpoint_every > 0 || config_.checkpoint_minutes > 0.0;
   }
   void save();
   CheckpointContent checkpoint_content();
-  void resume();
+  std::vector<FactDifference> resume();
+  void say_changed_options(const std::vector<FactDifference>& changed);
 
   TrainConfig config_;
   TrainingInputs inputs_;
@@ -85,6 +86,7 @@ class Trainer {
   dist::GradientReducer reducer_;
   LrSchedule schedule_, map_schedule_, transfer_schedule_;
   std::string teacher_hash_;
+  std::string initial_weights_;  ///< hash of what finetuning began from; empty: [model]
   data::Sampler sampler_;
   CheckpointStore checkpoints_;
   std::unique_ptr<TrainingStep> step_;
@@ -94,7 +96,7 @@ class Trainer {
 
   TrainingPosition position_;
   bool is_stop_requested_ = false;
-  bool is_best_pending_ = false;  ///< the newest evaluation was the best and has not been saved
+  std::optional<double> best_evaluated_loss_ = {};  ///< saved or not
   int64_t num_skipped_ = 0, num_skipped_in_row_ = 0, num_failed_saves_ = 0;
   int64_t last_saved_step_ = -1, last_evaluated_step_ = -1;
   std::chrono::steady_clock::time_point last_save_time_ = std::chrono::steady_clock::now();

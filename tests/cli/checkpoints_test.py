@@ -1,0 +1,278 @@
+"""Checkpoints as a user meets them: damage, what cannot be read, links, and another run's options."""
+import json
+import os
+import pathlib
+import shutil
+import unittest
+
+from support import Case, run, step_losses, weights
+
+
+def names(output):
+    return sorted(path.name for path in (output / "checkpoints").iterdir())
+
+
+def links(output):
+    return {name: os.readlink(output / "checkpoints" / name) for name in ("best", "latest")}
+
+
+def manifest(output, name="latest"):
+    return json.loads((output / "checkpoints" / name / "manifest.json").read_text())
+
+
+def contents(folder):
+    """Every file and link below a folder: what must not change when nothing is to be touched."""
+    found = {}
+    for path in sorted(pathlib.Path(folder).rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_symlink():
+            found[name] = os.readlink(path)
+        elif path.is_file():
+            found[name] = path.read_bytes()
+    return found
+
+
+def flip(path, at=-100):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+class Run(Case):
+    """One run of six steps with checkpoints at 2, 4 and 6, and the same run of eight steps."""
+
+    OPTIONS = ["--schedule", "constant", "--checkpoint-every", 2, "--keep-checkpoints", 3, "--eval-every", 2]
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.six, cls.eight = cls.folder / "six", cls.folder / "eight"
+        cls.must(*cls.arguments(cls.six, 6))
+        cls.must(*cls.arguments(cls.eight, 8))
+
+    @classmethod
+    def arguments(cls, output, steps, *more):
+        return [str(x) for x in cls.train_arguments(cls, output, *cls.OPTIONS, "--steps", steps, *more)]
+
+    def copy(self, name):
+        output = self.folder / name
+        shutil.copytree(self.six, output, symlinks=True)
+        return output
+
+    def resume(self, output, steps=8, *more, **options):
+        return run(*self.arguments(output, steps, "--resume", *more), **options)
+
+
+class Damage(Run):
+    def test_no_checkpoint_that_verifies_is_an_error_and_nothing_is_touched(self):
+        output = self.copy("none")
+        for step in (2, 4, 6):
+            flip(output / f"checkpoints/step-0000000{step}/model.safetensors")
+        before = contents(output / "checkpoints")
+        for ranks in (1, 2):
+            result = self.resume(output, ranks=ranks)
+            self.fails(result, 65, "none of the 3 checkpoints in", "nothing was changed", "another --output")
+            for step in (2, 4, 6):
+                self.assertIn(f"step-0000000{step}/model.safetensors: content does not match", result.stderr)
+            self.assertEqual(contents(output / "checkpoints"), before)
+
+    def test_what_cannot_be_read_is_no_damage_and_nothing_is_touched(self):
+        output = self.copy("unreadable")
+        file = output / "checkpoints/step-00000006/manifest.json"
+        kept = file.with_name("kept")
+        file.rename(kept)
+        os.symlink("/proc/self/mem", file)  # opens, and gives EIO
+        before = contents(output / "checkpoints")
+        self.fails(self.resume(output), 65, "step-00000006 cannot be read, which is no damage", "Input/output error", "nothing was changed")
+        self.assertEqual(contents(output / "checkpoints"), before)
+        file.unlink()
+        kept.rename(file)
+        self.assertEqual(self.resume(output).returncode, 0)
+        self.assertEqual(weights(output), weights(self.eight))
+
+    def test_damaged_ones_are_set_aside_and_take_no_part_in_retention(self):
+        output = self.copy("aside")
+        for step in (4, 6):
+            flip(output / f"checkpoints/step-0000000{step}/model.safetensors")
+        damaged = contents(output / "checkpoints/step-00000006")
+        result = self.resume(output, 8)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("step-00000006 is damaged and not used", result.stderr)
+        self.assertIn("the damaged step-00000006 is now damaged-step-00000006", result.stderr)
+        self.assertEqual(names(output), ["best", "damaged-step-00000004", "damaged-step-00000006", "latest", "step-00000004",
+                                         "step-00000006", "step-00000008"])
+        self.assertEqual(contents(output / "checkpoints/damaged-step-00000006"), damaged)
+        self.assertEqual(weights(output), weights(self.eight))
+        self.assertEqual(step_losses(output), step_losses(self.eight))
+        flip(output / "checkpoints/step-00000008/model.safetensors")
+        flip(output / "checkpoints/step-00000006/model.safetensors")
+        self.assertEqual(self.resume(output, 8).returncode, 0)
+        self.assertIn("damaged-step-00000006-2", names(output))
+        self.assertEqual(weights(output), weights(self.eight))
+
+    def test_a_damaged_list_of_parts_is_left_for_the_older_one(self):
+        for damage in ("parts", "step", "cursor", "world", "best", "hash", "empty", "zeros"):
+            output = self.copy(f"manifest-{damage}")
+            file = output / "checkpoints/step-00000006/manifest.json"
+            text = file.read_text()
+            changed = {"parts": text.replace("00000-of-00001", "00000-of-00002"), "step": text.replace('"step": 6', '"step": 7'),
+                       "cursor": text.replace('"sample_cursor": 48', '"sample_cursor": 49'),
+                       "world": text.replace('"world_size": 1', '"world_size": 0'), "best": text.replace('"loss": ', '"lost": '),
+                       "hash": text[:text.index("manifest_xxh3_128")], "empty": "", "zeros": "\0" * len(text)}[damage]
+            self.assertNotEqual(changed, text)
+            file.write_text(changed)
+            result = self.resume(output)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertIn("step-00000006 is damaged and not used", result.stderr)
+            self.assertEqual(weights(output), weights(self.eight), damage)
+
+    def test_parts_that_are_missing_are_left_for_the_older_one(self):
+        output = self.copy("missing")
+        (output / "checkpoints/step-00000006/optimizer-00000-of-00001.safetensors").unlink()
+        result = self.resume(output)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("step-00000006 is damaged and not used", result.stderr)
+        self.assertEqual(weights(output), weights(self.eight))
+
+    def test_folders_of_the_users_stay_and_what_kills_leave_goes(self):
+        output = self.copy("theirs")
+        checkpoints = output / "checkpoints"
+        theirs = ["step-00000006-keep", "step-00000002.tmp.mine", "step-7", "notes.tmp.1", "step-00000004.tmp.01", "latest.tmp.99999999"]
+        for name in theirs:
+            shutil.copytree(checkpoints / "step-00000002", checkpoints / name)
+        dead = 4194304 + 7  # above the largest process number
+        left = [f"step-00000008.tmp.{dead}", f"step-00000002.tmp.{dead}"]
+        for name in left:
+            shutil.copytree(checkpoints / "step-00000002", checkpoints / name)
+        os.symlink("step-00000002", checkpoints / f"best.tmp.{dead}")
+        (checkpoints / f"step-00000006/manifest.json.tmp.{dead}").write_text("half")
+        before = {name: contents(checkpoints / name) for name in theirs}
+        self.must(*self.arguments(output, 12, "--resume"))
+        self.assertEqual(names(output), sorted([*theirs, "best", "latest", "step-00000008", "step-00000010", "step-00000012"]))
+        self.assertEqual({name: contents(checkpoints / name) for name in theirs}, before)
+
+    def test_a_manifest_of_an_earlier_version_is_taken_and_said(self):
+        output = self.copy("earlier")
+        for step in (2, 4, 6):
+            file = output / f"checkpoints/step-0000000{step}/manifest.json"
+            now = json.loads(file.read_text())
+            identity = "".join(f"{key} = {value}\n" for key, value in now["identity"].items() if key != "model-weights")
+            file.write_text(json.dumps({"version": 1, **{key: now[key] for key in ("step", "num_updates", "sample_cursor", "num_tokens")},
+                                        "has_best": True, "best_loss": None if step == 6 else now["best"]["loss"], "world_size": 1,
+                                        "identity": identity, "files": now["files"]}, indent=2) + "\n")
+        result = self.resume(output)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("earlier version of t2r", result.stderr)
+        self.assertEqual(weights(output), weights(self.eight))
+        self.fails(self.resume(output, 10, "--seed", 9), 78, "seed = 1 there, seed = 9 here")
+
+
+class Best(Run):
+    def test_the_last_evaluation_counts_when_its_step_is_saved_already(self):
+        # Saved at 3 and 6, evaluated at 4 and 6: the better one is known only behind the save.
+        output = self.folder / "behind"
+        result = self.must(*self.train_arguments(output, "--steps", 6, "--eval-every", 4, "--checkpoint-every", 3, "--learning-rate", 1e-2))
+        self.assertRegex(result.stderr, r"step 6: validation loss .*the best so far")
+        self.assertEqual(links(output), {"best": "step-00000006", "latest": "step-00000006"})
+        self.assertEqual(manifest(output)["best"]["step"], 6)
+        never = self.folder / "never"
+        self.must(*self.train_arguments(never, "--steps", 6, "--checkpoint-every", 3))
+        self.assertEqual(links(never), {"best": "step-00000006", "latest": "step-00000006"})
+
+    def test_without_validation_data_the_last_is_the_best(self):
+        output = self.folder / "blind"
+        arguments = self.train_arguments(output, "--steps", 4, "--checkpoint-every", 2)
+        at = arguments.index("--valid-data")
+        self.must(*arguments[:at], *arguments[at + 2:])
+        self.assertEqual(links(output), {"best": "step-00000004", "latest": "step-00000004"})
+
+    def test_what_is_not_finite_is_never_the_best(self):
+        output = self.folder / "infinite"
+        options = ["--learning-rate", 100, "--weight-decay", 100, "--clip-norm", 0, "--max-skipped-steps", 1000, "--schedule", "constant"]
+        result = run(*self.train_arguments(output, *options, "--steps", 10, "--eval-every", 10, "--checkpoint-every", 2))
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertRegex(result.stderr, "validation loss (-?nan|inf)")
+        self.assertNotIn("best so far", result.stderr)
+        self.assertIsNone(manifest(output)["best"])
+        self.assertNotIn("best", names(output))
+        self.must(*self.train_arguments(output, *options, "--steps", 12, "--checkpoint-every", 2, "--resume"))
+        self.assertEqual(manifest(output)["step"], 12)
+
+    def test_links_are_mended_when_the_run_goes_on(self):
+        for damage in ("stale", "gone", "dangling"):
+            output = self.copy(f"links-{damage}")
+            right = links(output)
+            self.assertEqual(right["latest"], "step-00000006")
+            for name in ("best", "latest"):
+                (output / "checkpoints" / name).unlink()
+                if damage != "gone":
+                    os.symlink("step-00000002" if damage == "stale" else "step-00000099", output / "checkpoints" / name)
+            self.must(*self.arguments(output, 6, "--resume"))
+            self.assertEqual(links(output), right, damage)
+
+    def test_a_link_that_cannot_be_made_is_a_warning(self):
+        output = self.copy("no-links")
+        for name in ("best", "latest"):
+            (output / "checkpoints" / name).unlink()
+            (output / "checkpoints" / name).mkdir()  # nothing can be renamed over a folder
+        result = self.resume(output)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("checkpoints/latest: cannot link to step-00000008", result.stderr)
+        self.assertEqual(weights(output, "step-00000008"), weights(self.eight))
+        self.assertEqual([name for name in names(output) if ".tmp." in name], [])
+
+
+class Identity(Run):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.models = {}
+        for name, seed in (("first", 1), ("second", 2)):
+            teaching = cls.folder / f"teaching-{name}"
+            cls.must(*cls.train_arguments(cls, teaching, "--steps", 1, "--model.attention", "softmax", "--seed", seed))
+            cls.models[name] = teaching / "checkpoints/step-00000001"
+        cls.models["elu"] = cls.folder / "elu"
+        cls.must("convert", "--model", cls.models["first"], "--output", cls.models["elu"], "--feature-map", "elu")
+
+    def finetune(self, output, model, *more):
+        return ["train", "--output", output, "--model", model, "--train-data", self.folder / "train", "--valid-data", self.folder / "valid",
+                "--sequence-length", 32, "--batch-size", 8, "--learning-rate", 3e-3, *more]
+
+    def test_another_model_is_refused_and_the_field_is_named(self):
+        output = self.folder / "finetuned"
+        self.must(*self.finetune(output, self.models["first"], "--steps", 2))
+        before = contents(output / "checkpoints")
+        result = run(*self.finetune(output, self.models["second"], "--steps", 4, "--resume"))
+        self.fails(result, 78, "made with other options", "model-weights = ")
+        self.assertNotIn("sequence-length = ", result.stderr)  # only what differs
+        self.fails(run(*self.finetune(output, self.models["elu"], "--steps", 4, "--resume")), 78,
+                   "model.attention = softmax there, model.attention = elu here")
+        self.fails(run(*self.train_arguments(output, "--steps", 4, "--model.attention", "softmax", "--resume")), 78,
+                   "model-weights = ", "[model] from the seed here")
+        self.assertEqual(contents(output / "checkpoints"), before)
+        moved, renamed = self.folder / "moved", self.folder / "renamed"
+        shutil.move(output, moved)
+        shutil.copytree(self.models["first"], renamed)
+        self.must(*self.finetune(moved, renamed, "--steps", 4, "--resume"))  # the same weights, elsewhere
+        self.assertEqual(manifest(moved)["step"], 4)
+
+    def test_changed_options_are_said_in_one_line_and_an_event(self):
+        output = self.copy("changed")
+        result = self.resume(output, 8, "--learning-rate", 1e-3, "--dropout", 0.1, "--clip-norm", 2, "--weight-decay", 0.2)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        lines = [line for line in result.stderr.splitlines() if "other options than before" in line]
+        self.assertEqual(len(lines), 1)
+        for text in ("learning-rate = 0.003 before, learning-rate = 0.001 here", "dropout = 0.0 before", "clip-norm = 1.0 before",
+                     "weight-decay = 0.1 before", "steps = 6 before, steps = 8 here"):
+            self.assertIn(text, lines[0])
+        events = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+        changes = [event for event in events if event["event"] == "changed_options"]
+        self.assertEqual(len(changes), 1)
+        self.assertIn("dropout = 0.0 before, dropout = 0.1 here", changes[0]["changes"])
+        self.assertEqual(changes[0]["step"], 6)
+        again = self.resume(output, 8, "--learning-rate", 1e-3, "--dropout", 0.1, "--clip-norm", 2, "--weight-decay", 0.2)
+        self.assertNotIn("other options than before", again.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
