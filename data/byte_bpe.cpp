@@ -53,7 +53,9 @@ std::string hash_definition(const ByteBpeDefinition& definition, const AddedToke
   for (const BpeMerge& merge : definition.merges) {
     update_with(concat(merge.left, " ", merge.right), &hasher);
   }
-  for (const std::string& pattern : definition.patterns) update_with(pattern, &hasher);
+  for (const std::string& pattern : definition.patterns) {
+    update_with(pattern_identity(pattern), &hasher);
+  }
   update_with(definition.ignore_merges ? "whole pieces first" : "merges only", &hasher);
   const auto num_normalized = std::ranges::count_if(added.tokens(), &AddedToken::normalized);
   // Which pass finds a token matters only if there are tokens of both passes.
@@ -287,15 +289,16 @@ std::vector<int32_t> ByteBpe::encode(std::string_view text) const {
 
 std::string ByteBpe::decode(const std::vector<int32_t>& ids) const {
   std::string text;
-  for (const int32_t id : ids) {
-    if (id < 0 || id >= vocab_size()) {
-      throw DataError(concat("token id ", id, " is outside [0, ", vocab_size(), ")"));
-    }
-    const std::string& piece = rules_->pieces[static_cast<size_t>(id)];
-    if (piece.empty()) throw DataError(concat("token id ", id, " has no token in the vocabulary"));
-    text += piece;
-  }
+  for (const int32_t id : ids) text += piece(id).text;
   return text;
+}
+
+TokenPiece ByteBpe::piece(int32_t id) const {
+  if (id < 0) throw DataError(concat("token id ", id, " is negative"));
+  if (id >= vocab_size()) return {};
+  const std::string& bytes = rules_->pieces[static_cast<size_t>(id)];
+  if (bytes.empty()) return {};
+  return {.kind = TokenPiece::Kind::kText, .text = bytes};
 }
 
 int64_t ByteBpe::vocab_size() const {

@@ -22,7 +22,7 @@ namespace t2r::data {
 /// others. decode() gives bytes: cut in the middle of a character, they are no valid UTF-8. Added
 /// tokens decode to their content.
 ///
-/// vocab_size() is the highest id + 1; ids may have holes, which decode() refuses.
+/// vocab_size() is the highest id + 1; ids may have holes, which decode to nothing.
 /// All methods may be called from several threads.
 /// Source: Sennrich et al. 2016; Radford et al. 2019, section 2.2;
 ///         huggingface/tokenizers models/bpe/word.rs (order of merges)
@@ -34,6 +34,7 @@ class ByteBpe final : public Tokenizer {
 
   std::vector<int32_t> encode(std::string_view text) const override;
   std::string decode(const std::vector<int32_t>& ids) const override;
+  TokenPiece piece(int32_t id) const override;
   int64_t vocab_size() const override;
 
   /// <|endoftext|>; else the added token </s>, else <eos>.

@@ -18,17 +18,21 @@ inline constexpr std::string_view kGpt2Pattern =
 inline constexpr std::string_view kDigitPattern = R"([\p{N}\x{10FFFE}])";
 inline constexpr std::string_view kDigitRunPattern = R"([\p{N}\x{10FFFE}]+)";
 
+/// What a tokenizer's hash takes for a pattern: the pattern itself, with a mark where PCRE2 alone
+/// would match something else (what t2r did until it translated patterns).
+std::string pattern_identity(const std::string& pattern);
+
 /// Cuts a text into the pieces that byte-pair merges never cross.
 ///
 /// A chain of stages; each cuts every piece of the stage before at the matches of its pattern, and
 /// matches and the text between them are pieces alike (Hugging Face: behaviour "Isolated").
-/// Patterns are PCRE2 with UTF and Unicode properties. \p{L}, \p{N} and \s cover the code points
-/// that they cover in Hugging Face tokenizers 0.23 (Unicode 16), whatever Unicode version PCRE2 has
-/// (14 to 18): code points in dispute are matched as a stand-in of the right class.
+/// Patterns are Hugging Face's (translate_pattern()), but for the three above. Properties cover the
+/// code points that they cover in Hugging Face tokenizers 0.23 (Unicode 16), whatever version PCRE2
+/// has: replace_version_dependent().
 class PreTokenizer {
  public:
   /// @param patterns  one per stage, in order; none means that a text is one piece
-  /// @throws DataError  if a pattern does not compile; names pattern, position and cause
+  /// @throws DataError  if a pattern is not supported or does not compile; names pattern and cause
   explicit PreTokenizer(std::vector<std::string> patterns);
   ~PreTokenizer();
   PreTokenizer(PreTokenizer&&) noexcept;

@@ -23,6 +23,18 @@ constexpr int kNumFixedPieces = 3 + 1 + 256;  // control pieces, "\n", bytes
 constexpr std::string_view kNormalisationProbe =
     "  Ab\xEF\xBD\x81 \xEF\xAC\x81  e\xCC\x81\t\n \xC2\xA0X ";
 
+constexpr std::string_view kSpace = "\xE2\x96\x81";  // U+2581
+
+std::string with_spaces(std::string_view piece) {
+  std::string text;
+  for (size_t offset = 0; offset < piece.size();) {
+    const bool is_space = piece.substr(offset).starts_with(kSpace);
+    text.push_back(is_space ? ' ' : piece[offset]);
+    offset += is_space ? kSpace.size() : 1;
+  }
+  return text;
+}
+
 /// Lines of all inputs, checked before training starts.
 class LineIterator final : public sentencepiece::SentenceIterator {
  public:
@@ -153,17 +165,50 @@ std::vector<int32_t> SentencePieceTokenizer::encode(std::string_view text) const
 }
 
 std::string SentencePieceTokenizer::decode(const std::vector<int32_t>& ids) const {
+  std::vector<int> known;
   for (const int32_t id : ids) {
-    if (id < 0 || id >= vocab_size()) {
-      throw DataError(concat("token id ", id, " is outside [0, ", vocab_size(), ")"));
-    }
+    if (id < 0) throw DataError(concat("token id ", id, " is negative"));
+    if (id < vocab_size()) known.push_back(id);
   }
   std::string text;
-  const auto status = model_->processor.Decode(std::vector<int>(ids.begin(), ids.end()), &text);
+  const auto status = model_->processor.Decode(known, &text);
   if (!status.ok()) {
     throw DataError(concat(model_->path.string(), ": cannot decode: ", status.ToString()));
   }
   return text;
+}
+
+TokenPiece SentencePieceTokenizer::piece(int32_t id) const {
+  if (id < 0) throw DataError(concat("token id ", id, " is negative"));
+  const auto& processor = model_->processor;
+  if (id >= vocab_size() || processor.IsControl(id)) return {};
+  if (processor.IsUnknown(id)) {
+    return {.kind = TokenPiece::Kind::kText, .text = decode({id}), .keeps_spaces = true};
+  }
+  const std::string& piece = processor.IdToPiece(id);
+  if (processor.IsByte(id)) {
+    const auto byte = static_cast<char>(std::stoi(piece.substr(3, 2), nullptr, 16));  // <0xE6>
+    return {.kind = TokenPiece::Kind::kByte, .text = {byte}};
+  }
+  return {.kind = TokenPiece::Kind::kText, .text = with_spaces(piece)};
+}
+
+TextRules SentencePieceTokenizer::text_rules() const {
+  const auto& processor = model_->processor;
+  TextRules rules;
+  for (int id = 0; id < processor.GetPieceSize(); ++id) {
+    const std::string& piece = processor.IdToPiece(id);
+    if (!piece.starts_with(kSpace) || piece.size() == kSpace.size() ||
+        piece.find(kSpace, 1) < piece.size())
+      continue;
+    if (decode({id}).starts_with(' ')) break;
+    rules.strips_first_space = true;
+    const int space = processor.PieceToId(kSpace);
+    rules.strips_leading_spaces =
+        !processor.IsUnknown(space) && !decode({space, id}).starts_with(' ');
+    break;
+  }
+  return rules;
 }
 
 int64_t SentencePieceTokenizer::vocab_size() const {

@@ -27,6 +27,8 @@ class SentencePieceTokenizer final : public Tokenizer {
 
   std::vector<int32_t> encode(std::string_view text) const override;
   std::string decode(const std::vector<int32_t>& ids) const override;
+  TokenPiece piece(int32_t id) const override;
+  TextRules text_rules() const override;
   int64_t vocab_size() const override;
 
   /// The model's end-of-sentence piece.

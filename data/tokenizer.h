@@ -10,6 +10,27 @@
 
 namespace t2r::data {
 
+/// What one token stands for in a text.
+struct TokenPiece {
+  enum class Kind {
+    kNone,  ///< no such token, or one that decodes to nothing
+    kText,  ///< bytes of the text; of a byte-level tokenizer any bytes, also parts of a character
+    kByte,  ///< one byte of a character that is spelled in bytes (<0xE6>)
+  };
+  Kind kind = Kind::kNone;
+  std::string text;
+  bool keeps_spaces = false;  ///< TextRules take nothing off it
+};
+
+/// How pieces become a text, beyond standing one after the other.
+struct TextRules {
+  bool strips_first_space = false;     ///< the one that encode() puts before a text
+  bool strips_leading_spaces = false;  ///< all before the first other character
+  /// Consecutive byte pieces are text if all of them together are valid UTF-8, else each is U+FFFD
+  /// (Hugging Face's ByteFallback); otherwise each character is judged for itself (sentencepiece).
+  bool judges_byte_runs_whole = false;
+};
+
 /// Text to token ids and back; what every tokenizer of the project offers.
 class Tokenizer {
  public:
@@ -19,9 +40,17 @@ class Tokenizer {
   /// by the implementation's documented rule; an empty text gives no ids.
   virtual std::vector<int32_t> encode(std::string_view text) const = 0;
 
-  /// Text of `ids`. Inverse of encode() up to the tokenizer's own normalisation.
-  /// @throws DataError  if an id is outside [0, vocab_size())
+  /// Text of `ids`. Inverse of encode() up to the tokenizer's own normalisation. An id without a
+  /// token, also one of vocab_size() and above (models with more rows than tokens), gives nothing.
+  /// Tokens one at a time: StreamDecoder.
+  /// @throws DataError  if an id is negative
   virtual std::string decode(const std::vector<int32_t>& ids) const = 0;
+
+  /// @throws DataError  if `id` is negative
+  virtual TokenPiece piece(int32_t id) const {
+    return {.kind = TokenPiece::Kind::kText, .text = decode({id})};
+  }
+  virtual TextRules text_rules() const { return {}; }
 
   virtual int64_t vocab_size() const = 0;
 

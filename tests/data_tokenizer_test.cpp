@@ -159,13 +159,12 @@ TEST(ByteBpe, GivesTheBytesOfACutCharacter) {
   EXPECT_EQ(tokenizer->decode(ids), "\xE4\xB8");
 }
 
-TEST(ByteBpe, RefusesIdsOutsideTheVocabulary) {
+TEST(ByteBpe, DecodesIdsWithoutATokenToNothing) {
   const auto tokenizer = open_tokenizer(kGoldens / "tiny_byte_level");
   const auto size = static_cast<int32_t>(tokenizer->vocab_size());
-  expect_mentions(message_of<DataError>([&] {
-                    tokenizer->decode({0, size});
-                  }),
-                  {concat("token id ", size), concat("[0, ", size, ")")});
+  std::vector<int32_t> ids = tokenizer->encode("ab");
+  ids.insert(ids.begin() + 1, {size, size + 1000});  // a model may have more rows than tokens
+  EXPECT_EQ(tokenizer->decode(ids), "ab");
   expect_mentions(message_of<DataError>([&] { tokenizer->decode({-1}); }), {"token id -1"});
 }
 
@@ -253,7 +252,7 @@ TEST(ByteBpe, DropsBytesWithoutTokenAsHuggingFaceDoes) {
   EXPECT_EQ(tokenizer->encode("..").size(), 1u);
 }
 
-TEST(ByteBpe, AllowsHolesBetweenIdsAndRefusesToDecodeThem) {
+TEST(ByteBpe, AllowsHolesBetweenIds) {
   int32_t hole = 0;
   const auto tokenizer = open_changed([&](Json& json) {
     hole = static_cast<int32_t>(json["model"]["vocab"].size());
@@ -261,8 +260,7 @@ TEST(ByteBpe, AllowsHolesBetweenIdsAndRefusesToDecodeThem) {
   });
   EXPECT_EQ(tokenizer->vocab_size(), hole + 2);
   EXPECT_EQ(tokenizer->decode({hole + 1}), "<far>");
-  expect_mentions(message_of<DataError>([&] { tokenizer->decode({hole}); }),
-                  {concat("token id ", hole), "no token"});
+  EXPECT_EQ(tokenizer->decode({hole + 1, hole, hole + 1}), "<far><far>");
 }
 
 TEST(ByteBpe, RefusesDamagedTokenizerJson) {
@@ -336,7 +334,7 @@ TEST(ByteBpe, RefusesByNameWhatItDoesNotDo) {
   expect_mentions(set_pre_tokenizer(sequence({byte_level, {{"type", "Digits"}}})),
                   {"after ByteLevel"});
   expect_mentions(set_pre_tokenizer(sequence({removed, byte_level})), {"Removed", "Isolated"});
-  expect_mentions(set_pre_tokenizer(sequence({split, byte_level})), {"(x", "does not compile"});
+  expect_mentions(set_pre_tokenizer(sequence({split, byte_level})), {"(x", "without )"});
 }
 
 TEST(ByteBpe, RefusesBadMergeLines) {
@@ -541,7 +539,8 @@ TEST(SentencePiece, RefusesDamagedModels) {
     expect_mentions(message_of<DataError>([&] { open_tokenizer(file); }), {"damaged.model"});
   }
   const auto tokenizer = open_tokenizer(training.output_model);
-  expect_mentions(message_of<DataError>([&] { tokenizer->decode({400}); }), {"400", "[0, 400)"});
+  expect_mentions(message_of<DataError>([&] { tokenizer->decode({-1}); }), {"token id -1"});
+  EXPECT_EQ(tokenizer->decode({400, 4000}), "");
 }
 
 TEST(OpenTokenizer, PrefersTokenizerJsonAndThenPairsAndThenModels) {
