@@ -13,6 +13,7 @@
 #include <string_view>
 
 #include "base/error.h"
+#include "base/quoted_name.h"
 
 namespace t2r::log {
 namespace {
@@ -101,15 +102,15 @@ void set_level(Level level) {
 }
 
 void debug(const std::string& message) {
-  if (!is_quiet_rank) logger().debug("{}", message);
+  if (!is_quiet_rank) logger().debug("{}", one_line(message));
 }
 
 void info(const std::string& message) {
-  if (!is_quiet_rank) logger().info("{}", message);
+  if (!is_quiet_rank) logger().info("{}", one_line(message));
 }
 
 void warning(const std::string& message) {
-  logger().warn("{}", message);
+  logger().warn("{}", one_line(message));
 }
 
 void warning_of_first_rank(const std::string& message) {
@@ -117,7 +118,7 @@ void warning_of_first_rank(const std::string& message) {
 }
 
 void error(const std::string& message) {
-  logger().error("{}", message);
+  logger().error("{}", one_line(message));
 }
 
 void also_to_file(const std::filesystem::path& file) {
@@ -125,7 +126,7 @@ void also_to_file(const std::filesystem::path& file) {
 }
 
 void to_file_only(const std::string& message) {
-  file_sink()->log(spdlog::details::log_msg("t2r", spdlog::level::info, message));
+  file_sink()->log(spdlog::details::log_msg("t2r", spdlog::level::info, one_line(message)));
 }
 
 }  // namespace t2r::log

@@ -14,7 +14,7 @@ void set_rank(int rank, int world);
 /// Lines below `level` are dropped. Default kInfo.
 void set_level(Level level);
 
-/// One line each, to stderr, flushed at once.
+/// One line each, to stderr, flushed at once; control characters in it are escaped.
 void debug(const std::string& message);
 void info(const std::string& message);
 void warning(const std::string& message);

@@ -3,7 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "base/error.h"
+#include "base/log.h"
 #include "launch/backend.h"
 #include "launch/lr_schedule.h"
 #include "launch/train_config.h"
@@ -74,6 +77,43 @@ TEST(OptionSet, KnowsWhatWasGivenAndSaysOnceWhatIsIdle) {
   });
   EXPECT_THAT(said, testing::EndsWith("--count has no effect: there is one\n"));
   EXPECT_EQ(std::count(said.begin(), said.end(), '\n'), 1) << said;
+}
+
+TEST(Log, EscapesControlCharacters) {
+  const std::string said = logged([] { log::warning("a\nb\tc \x1b[2J\x7f \xC2\x9B \xC3\xA4\r"); });
+  EXPECT_THAT(said, testing::EndsWith("a\\nb\\tc \\x1b[2J\\x7f \\x9b \xC3\xA4\\x0d\n"));
+}
+
+TEST(TrainConfig, RefusesWhatDoesNotFitAndWhatIsNoNumber) {
+  const auto refusal = [](const auto& change) -> std::string {
+    TrainConfig config;
+    config.model = "m";
+    config.train_data = {"d"};
+    config.steps = 10;
+    change(config);
+    try {
+      config.validate();
+    } catch (const ConfigError& error) {
+      return error.what();
+    }
+    return "";
+  };
+  EXPECT_EQ(refusal([](TrainConfig&) {}), "");
+  EXPECT_THAT(refusal([](TrainConfig& c) { c.eps = 0.0; }), testing::HasSubstr("eps = 0, allowed"));
+  EXPECT_THAT(refusal([](TrainConfig& c) { c.eps = -1.0; }), testing::HasSubstr("eps = -1"));
+  EXPECT_THAT(refusal([](TrainConfig& c) { c.seed = -1; }), testing::HasSubstr("seed = -1"));
+  EXPECT_THAT(refusal([](TrainConfig& c) { c.learning_rate = std::nan(""); }),
+              testing::HasSubstr("learning-rate = nan"));
+  EXPECT_THAT(refusal([](TrainConfig& c) { c.batch_size = c.sequence_length = int64_t{1} << 32; }),
+              testing::HasSubstr("batch-size x sequence-length is more than"));
+  EXPECT_THAT(refusal([](TrainConfig& c) { c.steps = int64_t{1} << 62; }),
+              testing::HasSubstr("steps x batch-size x sequence-length is more than"));
+  EXPECT_THAT(refusal([](TrainConfig& c) {
+                c.model.clear();
+                c.new_model.num_layers = 1;
+                c.new_model.hidden_size = int64_t{1} << 60;
+              }),
+              testing::HasSubstr("model.hidden-size = "));
 }
 
 TEST(TrainConfig, TokensBecomeWholeSteps) {
