@@ -156,6 +156,12 @@ struct H5File::Impl {
   Handle file;
 };
 
+std::string hdf5_version() {
+  unsigned major = 0, minor = 0, release = 0;
+  H5get_libversion(&major, &minor, &release);
+  return concat(major, ".", minor, ".", release);
+}
+
 int64_t num_bytes_of(H5Integer type) {
   switch (type) {
     case H5Integer::kUint16:

@@ -7,6 +7,9 @@
 
 namespace t2r::data {
 
+/// Version of the HDF5 library that is loaded, e.g. "1.10.8".
+std::string hdf5_version();
+
 /// Integer types that our datasets use; little-endian on disk.
 enum class H5Integer { kUint16, kUint32, kUint64 };
 

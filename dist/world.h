@@ -1,14 +1,12 @@
 #pragma once
 
-#include <functional>
-#include <optional>
 #include <string>
 #include <vector>
 
-namespace t2r::dist {
+#include "dist/end_of_job.h"
+#include "dist/launcher.h"
 
-/// Reads an environment variable; empty if it is not set.
-using EnvironmentLookup = std::function<std::optional<std::string>(const std::string&)>;
+namespace t2r::dist {
 
 /// All processes of one run: owns MPI from MPI_Init_thread to MPI_Finalize.
 ///
@@ -42,7 +40,6 @@ class World {
   /// Host of each rank, by rank.
   const std::vector<std::string>& hosts() const { return hosts_; }
 
-  /// First line of the MPI library's own version text.
   const std::string& mpi_version() const { return mpi_version_; }
 
   /// See abort_job(). Local.
@@ -63,18 +60,7 @@ class World {
   std::string mpi_version_;
 };
 
-/// Logs `reason` and ends every process of the job; mpirun exits with `exit_code`. Works in main's
-/// catch after World is gone, and before or without MPI ends this process alone. Local.
-[[noreturn]] void abort_job(const std::string& reason, int exit_code);
-
-/// Refuses a job whose launcher counts other processes than MPI does, above all N processes that
-/// each believe to be rank 0 of 1 (srun without --mpi=pmix, another MPI's mpirun). Local.
-///
-/// Compares with OMPI_COMM_WORLD_RANK/SIZE, else PMI_RANK/SIZE, else, inside a Slurm step,
-/// SLURM_PROCID and SLURM_STEP_NUM_TASKS (SLURM_NTASKS); and with PMIX_RANK. Slurm's variables are
-/// ignored under mpirun, where they describe the daemons, and in a batch script, where they
-/// describe the job.
-/// @throws ConfigError  naming variable, both values and what to do
-void check_launcher(const EnvironmentLookup& environment, int mpi_rank, int mpi_size);
+/// First line of the MPI library's own version text; before and without MPI_Init, too. Local.
+std::string mpi_library_version();
 
 }  // namespace t2r::dist

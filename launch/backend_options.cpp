@@ -65,7 +65,7 @@ void BackendOptions::bind_cuda_graph(OptionSet& options) {
 }
 
 void BackendOptions::validate() const {
-  check_at_least("bucket-mib", bucket_mib, 1);
+  check_within("bucket-mib", bucket_mib, 1, 1 << 20);
 }
 
 model::Recompute BackendOptions::recomputed() const {

@@ -1,5 +1,6 @@
 #include "launch/bench_model.h"
 
+#include "launch/idle_options.h"
 #include "model/hugging_face.h"
 
 namespace t2r::launch {
@@ -11,7 +12,12 @@ void BenchModel::bind(OptionSet& options) {
 }
 
 void BenchModel::validate() const {
-  check_at_least("vocab-size", vocab_size, 1);
+  check_within("vocab-size", vocab_size, 1, 1 << 24);
+}
+
+void BenchModel::say_idle(const OptionSet& options) const {
+  options.say_if_idle("vocab-size", !folder.empty(), "the model of --model has its own");
+  if (folder.empty()) say_idle_model_table(options, table);
 }
 
 std::unique_ptr<model::DecoderLM> BenchModel::make(int64_t positions) const {

@@ -22,6 +22,9 @@ struct BenchModel {
   /// @throws ConfigError  naming option, value and what is allowed
   void validate() const;
 
+  /// What the model, or the choice between the two, makes idle. Local.
+  void say_idle(const OptionSet& options) const;
+
   /// On the CPU. Local.
   /// @param positions  that a model of the table has room for
   std::unique_ptr<model::DecoderLM> make(int64_t positions) const;

@@ -12,6 +12,7 @@
 #include "launch/bench_model.h"
 #include "launch/command.h"
 #include "launch/gpu_memory.h"
+#include "launch/idle_options.h"
 #include "launch/options.h"
 #include "launch/sampling_options.h"
 
@@ -43,10 +44,17 @@ struct BenchOptions {
 
   void validate() const {
     if (lengths.empty()) throw ConfigError("lengths is empty, allowed: one or more");
-    for (const int64_t length : lengths) check_at_least("lengths", length, 1);
+    constexpr int64_t kMost = int64_t{1} << 40;  // their sums and products with sizes fit
+    for (const int64_t length : lengths) {
+      check_at_least("lengths", length, 1);
+      check_within("lengths", length, 1, kMost);
+    }
     check_at_least("batch-size", batch_size, 1);
+    check_within("batch-size", batch_size, 1, kMost);
     check_at_least("steps", steps, 1);
+    check_within("steps", steps, 1, kMost);
     check_at_least("warmup-steps", warmup_steps, 0);
+    check_within("warmup-steps", warmup_steps, 0, kMost);
     model.validate();
     check_at_least("threads", threads, 0);
     sampling.validate();
@@ -144,6 +152,10 @@ int run_bench_generate(const Invocation& invocation) {
   if (options.parse(invocation.arguments) == OptionSet::Outcome::kDone) return 0;
   values.backend.resolve(invocation);
   values.validate();
+  values.model.say_idle(options);
+  say_idle_backend_options(options, values.backend, /*num_ranks=*/1);
+  for (const char* key : {"top-k", "top-p"})
+    options.say_if_idle(key, values.sampling.temperature == 0.0, "temperature = 0 is greedy");
   if (values.threads > 0) at::set_num_threads(static_cast<int>(values.threads));
 
   const model::Placement placement = single_placement(values.backend);

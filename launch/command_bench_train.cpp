@@ -9,6 +9,8 @@
 #include "base/error.h"
 #include "launch/bench_model.h"
 #include "launch/command.h"
+#include "launch/idle_options.h"
+#include "launch/option_value.h"
 #include "launch/session.h"
 #include "launch/trainer.h"
 
@@ -51,8 +53,11 @@ struct BenchOptions {
     check_at_least("sequence-length", sequence_length, 1);
     check_at_least("batch-size", batch_size, 1);
     check_at_least("steps", steps, 1);
+    checked_product("steps x batch-size x sequence-length", {steps, batch_size, sequence_length});
+    check_within("peak-tflops", peak_tflops, 0.0, 1e9);
     model.validate();
     check_at_least("warmup-steps", warmup_steps, 0);
+    check_within("warmup-steps", warmup_steps, 0, int64_t{1} << 40);
     if (micro_batch_size < 0 || micro_batch_size > batch_size) {
       throw ConfigError(concat(
           "micro-batch-size = ", micro_batch_size, ", allowed: 0 to batch-size = ", batch_size));
@@ -269,7 +274,10 @@ int run_bench_train(const Invocation& invocation) {
 
   Session session(invocation, options, values.backend, values.threads);
   Backend& backend = session.backend();
+  values.model.say_idle(options);
+  say_idle_backend_options(options, values.backend, session.world().size());
   const std::unique_ptr<model::DecoderLM> model = values.model.make(values.sequence_length);
+  check_length("sequence-length", values.sequence_length, *model);
   check_model_fits(model->config(), backend.placement());
   model::ParameterArena arena(model->parameters(), backend.placement());
   model::AdamW optimizer(arena, {});

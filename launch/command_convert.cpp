@@ -34,14 +34,38 @@ model::LinearAttentionConfig linear_config(const ConvertOptions& options,
   if (!options.keep.empty() && options.keep_every > 0) {
     throw ConfigError("--keep-softmax and --keep-softmax-every exclude each other");
   }
+  check_at_least("feature-size", options.feature_size, 0);
+  check_at_least("seed", options.seed, 0);
   if (options.keep_every < 0)
     throw ConfigError(
         concat("keep-softmax-every = ", options.keep_every, ", allowed: 0 (none) or more"));
   linear.softmax_layers = options.keep_every > 0 ? model::every_nth_layer_from_top(
                                                        config.num_layers, options.keep_every)
                                                  : options.keep;
-  std::sort(linear.softmax_layers.begin(), linear.softmax_layers.end());
+  std::vector<int64_t>& kept = linear.softmax_layers;
+  std::sort(kept.begin(), kept.end());
+  kept.erase(std::unique(kept.begin(), kept.end()), kept.end());
+  if (static_cast<int64_t>(kept.size()) == config.num_layers) {
+    throw ConfigError(concat("all ",
+                             config.num_layers,
+                             " layers keep softmax attention: there is nothing to convert; keep "
+                             "fewer (--keep-softmax, --keep-softmax-every)"));
+  }
   return linear;
+}
+
+void say_idle_options(const OptionSet& options,
+                      const ConvertOptions& values,
+                      const model::DecoderConfig& config) {
+  options.say_if_idle("map-per-query-head",
+                      config.num_heads == config.num_kv_heads,
+                      "the model has a key head for each query head");
+  if (values.feature_map == "t2r") return;
+  const std::string map = concat("--feature-map ", values.feature_map);
+  options.say_if_idle("denominator-floor", true, concat(map, " has no floor"));
+  const bool has_none = values.feature_map == "elu";
+  for (const char* key : {"seed", "map-per-query-head"})
+    options.say_if_idle(key, has_none, concat(map, " has no parameters"));
 }
 
 void print_summary(const ConvertOptions& options, const model::Conversion& conversion) {
@@ -88,6 +112,7 @@ int run_convert(const Invocation& invocation) {
   const fs::path folder = values.model, config_file = folder / model::kConfigFile;
   const model::DecoderConfig config =
       model::parse_config(read_file(config_file), config_file.string());
+  say_idle_options(options, values, config);
   const model::Conversion conversion = model::convert_to_linear(
       folder, linear_config(values, config), static_cast<uint64_t>(values.seed));
   make_folder(values.output, [&](const fs::path& temporary) {

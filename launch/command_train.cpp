@@ -6,6 +6,7 @@
 #include "data/tokenizer.h"
 #include "launch/agreement.h"
 #include "launch/command.h"
+#include "launch/idle_options.h"
 #include "launch/model_files.h"
 #include "launch/options.h"
 #include "launch/ranks.h"
@@ -145,6 +146,7 @@ int run_train(const Invocation& invocation) {
 
   Session session(invocation, options, config.backend, config.threads);
   dist::Communicator& communicator = session.communicator();
+  if (config.backend.device == "cpu") check_same_kernels(communicator);
   RunFolder folder(config.output, communicator);
   install_stop_signals(/*says=*/communicator.rank() == 0);
 
@@ -162,6 +164,12 @@ int run_train(const Invocation& invocation) {
                         .config_text = options.dump(),
                         .tokenizer_files = tokenizer_files(config, train)};
   inputs.teacher = load_teacher(config, *inputs.model.model, train);
+  say_idle_train_options(options, config, inputs.model.model->config(), session.world().size());
+  check_length("sequence-length", config.sequence_length, *inputs.model.model);
+  if (inputs.tokenizer_files.empty()) {
+    log::warning_of_first_rank(
+        "no --tokenizer: the run's checkpoints will have none, and t2r generate needs one");
+  }
   log_start(session, config, inputs);
   Trainer::Outcome outcome;
   {

@@ -258,6 +258,8 @@ int run_verify(const Invocation& invocation) {
               values.gradient_tolerance,
               "largest error of a gradient over its largest element");
   if (options.parse(invocation.arguments) == OptionSet::Outcome::kDone) return 0;
+  check_within("tolerance", values.tolerance, 0.0, 1e9);
+  check_within("gradient-tolerance", values.gradient_tolerance, 0.0, 1e9);
   Report report;
   verify_entries(values, report);
   if (report.num_entries() == 0)

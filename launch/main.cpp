@@ -3,13 +3,16 @@
 #include <algorithm>
 #include <iostream>
 #include <new>
+#include <optional>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "dist/world.h"
 #include "launch/command.h"
 #include "launch/gpu_memory.h"
 #include "launch/options.h"
 #include "launch/stop_signal.h"
+#include "launch/version.h"
 
 namespace {
 
@@ -19,21 +22,31 @@ struct Command {
   std::vector<std::string> words;
   const char* summary;
   int (*run)(const launch::Invocation&);
+  bool runs_on_ranks = false;  ///< shares its work among mpirun's processes
 };
 
 const std::vector<Command> kCommands = {
     {{"prepare", "vocab"},
      "train a sentencepiece vocabulary on text files",
      launch::run_prepare_vocab},
-    {{"prepare", "lm"}, "turn text files into HDF5 shards of tokens", launch::run_prepare_lm},
+    {{"prepare", "lm"},
+     "turn text files into HDF5 shards of tokens",
+     launch::run_prepare_lm,
+     /*runs_on_ranks=*/true},
     {{"convert"},
      "swap a pretrained model's softmax attention for linear attention",
      launch::run_convert},
     {{"verify"},
      "compare a model with stored logits, gradients and greedy tokens",
      launch::run_verify},
-    {{"train"}, "pretrain or finetune a model, alone or under mpirun", launch::run_train},
-    {{"evaluate"}, "perplexity of a model, per token and per word", launch::run_evaluate},
+    {{"train"},
+     "pretrain or finetune a model, alone or under mpirun",
+     launch::run_train,
+     /*runs_on_ranks=*/true},
+    {{"evaluate"},
+     "perplexity of a model, per token and per word",
+     launch::run_evaluate,
+     /*runs_on_ranks=*/true},
     {{"generate"}, "continue a prompt", launch::run_generate},
     {{"bench", "attention"},
      "time attention on this GPU beside its peers",
@@ -43,7 +56,8 @@ const std::vector<Command> kCommands = {
      launch::run_bench_generate},
     {{"bench", "train"},
      "time training steps on 1..n ranks: tokens/s, MFU, memory, phases",
-     launch::run_bench_train},
+     launch::run_bench_train,
+     /*runs_on_ranks=*/true},
 };
 
 std::string joined(const std::vector<std::string>& words) {
@@ -52,36 +66,50 @@ std::string joined(const std::vector<std::string>& words) {
   return text;
 }
 
-void print_usage(std::ostream& out) {
-  out << "t2r: pretrained transformers into RNNs\n\nusage: t2r COMMAND [--help] [--config FILE] "
-         "[options]\n\n";
-  for (const Command& command : kCommands) {
-    const std::string name = joined(command.words);
-    out << "  " << name << std::string(18 - name.size(), ' ') << command.summary << "\n";
-  }
+bool is_help(const std::string& word) {
+  return word == "--help" || word == "-h" || word == "help";
 }
 
-int dispatch(int argc, char** argv) {
-  std::vector<std::string> arguments(argv + 1, argv + argc);
-  if (arguments.empty()) throw UsageError("no command; t2r --help lists them");
-  if (arguments[0] == "--help" || arguments[0] == "-h" || arguments[0] == "help") {
-    print_usage(std::cout);
-    return 0;
+/// The commands that begin with `group`, all for "".
+void print_usage(const std::string& group) {
+  if (group.empty()) {
+    std::cout << "t2r: pretrained transformers into RNNs\n\nusage: t2r COMMAND [--help] [--config "
+                 "FILE] [options]\n\n";
+  } else {
+    std::cout << "usage: t2r " << group << " COMMAND [--help] [--config FILE] [options]\n\n";
   }
-  std::vector<std::string> names;
   for (const Command& command : kCommands) {
-    names.push_back(joined(command.words));
-    const size_t count = command.words.size();
-    if (arguments.size() >= count &&
-        std::equal(command.words.begin(), command.words.end(), arguments.begin())) {
-      arguments.erase(arguments.begin(), arguments.begin() + static_cast<std::ptrdiff_t>(count));
-      return command.run({arguments, &argc, &argv});
-    }
+    if (!group.empty() && command.words[0] != group) continue;
+    const std::string name = joined(command.words);
+    std::cout << "  " << name << std::string(18 - name.size(), ' ') << command.summary << "\n";
   }
-  const std::string word =
-      (arguments[0] == "prepare" || arguments[0] == "bench") && arguments.size() > 1
-          ? arguments[0] + " " + arguments[1]
-          : arguments[0];
+  std::cout << "\nt2r COMMAND --help lists a command's options"
+            << (group.empty() ? "; t2r --version says what this was built with" : "") << "\n";
+}
+
+bool is_group(const std::string& word) {
+  return std::any_of(kCommands.begin(), kCommands.end(), [&](const Command& command) {
+    return command.words.size() == 2 && command.words[0] == word;
+  });
+}
+
+const Command* find_command(const std::vector<std::string>& arguments) {
+  for (const Command& command : kCommands) {
+    if (arguments.size() >= command.words.size() &&
+        std::equal(command.words.begin(), command.words.end(), arguments.begin()))
+      return &command;
+  }
+  return nullptr;
+}
+
+[[noreturn]] void refuse_unknown(const std::vector<std::string>& arguments) {
+  std::vector<std::string> names;
+  for (const Command& command : kCommands) names.push_back(joined(command.words));
+  const bool has_group = is_group(arguments[0]);
+  if (has_group && arguments.size() == 1)
+    throw UsageError(concat(
+        "t2r ", arguments[0], " is several commands; t2r ", arguments[0], " --help lists them"));
+  const std::string word = has_group ? arguments[0] + " " + arguments[1] : arguments[0];
   const std::string near = launch::nearest(word, names);
   throw UsageError(concat("unknown command \"",
                           word,
@@ -90,25 +118,58 @@ int dispatch(int argc, char** argv) {
                           " (t2r --help lists all)"));
 }
 
+int dispatch(int argc, char** argv) {
+  std::vector<std::string> arguments(argv + 1, argv + argc);
+  if (arguments.empty()) throw UsageError("no command; t2r --help lists them");
+  if (arguments[0] == "--version") {
+    std::cout << launch::version_text();
+    return 0;
+  }
+  if (is_help(arguments[0])) {  // "help train" is "train --help"
+    if (arguments.size() == 1) arguments.push_back("");
+    std::rotate(arguments.begin(), arguments.begin() + 1, arguments.end());
+    arguments.back() = "--help";
+  }
+  if (arguments[0].empty() || is_group(arguments[0])) {
+    if (arguments.size() == 2 && is_help(arguments[1])) {
+      print_usage(arguments[0]);
+      return 0;
+    }
+  }
+  const Command* const command = find_command(arguments);
+  if (command == nullptr) refuse_unknown(arguments);
+  if (!command->runs_on_ranks)
+    dist::check_started_alone(dist::environment_variable, joined(command->words));
+  arguments.erase(arguments.begin(),
+                  arguments.begin() + static_cast<std::ptrdiff_t>(command->words.size()));
+  return command->run({arguments, &argc, &argv});
+}
+
+/// The log knows its rank before MPI has started, so that one line is said once.
+void set_rank_of_log() {
+  const std::optional<dist::LauncherPlace> place = dist::launcher_place(dist::environment_variable);
+  if (place.has_value() && place->size > 1) log::set_rank(place->rank.value_or(0), place->size);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   launch::ignore_file_size_signal();
   try {
+    set_rank_of_log();
     return dispatch(argc, argv);
   } catch (const Error& error) {
-    dist::abort_job(error.what(), static_cast<int>(error.exit_code()));
+    dist::end_job(error.what(), static_cast<int>(error.exit_code()));
   } catch (const c10::OutOfMemoryError& error) {
     const launch::GpuMemoryError ours(error);
-    dist::abort_job(ours.what(), static_cast<int>(ours.exit_code()));
+    dist::end_job(ours.what(), static_cast<int>(ours.exit_code()));
   } catch (const c10::Error& error) {
-    dist::abort_job(concat("internal error: ", error.what_without_backtrace()),
-                    static_cast<int>(ExitCode::kInternal));
+    dist::end_job(concat("internal error: ", error.what_without_backtrace()),
+                  static_cast<int>(ExitCode::kInternal));
   } catch (const std::bad_alloc&) {
-    dist::abort_job("out of memory; try a smaller --batch-size or --micro-batch-size",
-                    static_cast<int>(ExitCode::kInternal));
+    dist::end_job("out of memory; try a smaller --batch-size or --micro-batch-size",
+                  static_cast<int>(ExitCode::kInternal));
   } catch (const std::exception& error) {
-    dist::abort_job(concat("internal error: ", error.what()),
-                    static_cast<int>(ExitCode::kInternal));
+    dist::end_job(concat("internal error: ", error.what()), static_cast<int>(ExitCode::kInternal));
   }
 }

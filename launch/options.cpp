@@ -240,6 +240,10 @@ OptionSet::Outcome OptionSet::parse(const std::vector<std::string>& arguments) {
   return Outcome::kRun;
 }
 
+bool OptionSet::has(const std::string& key) const {
+  return find_option(implementation_->entries, key) != nullptr;
+}
+
 bool OptionSet::was_given(const std::string& key) const {
   const OptionEntry& entry = implementation_->at(key);
   return entry.on_command_line.has_value() || entry.in_file.has_value();
@@ -257,6 +261,11 @@ std::string OptionSet::dump() const {
 
 void check_at_least(const char* key, int64_t value, int64_t least) {
   if (value < least) throw ConfigError(concat(key, " = ", value, ", allowed: ", least, " or more"));
+}
+
+void check_within(const char* key, int64_t value, int64_t low, int64_t high) {
+  if (value < low || value > high)
+    throw ConfigError(concat(key, " = ", value, ", allowed: ", low, " to ", high));
 }
 
 void check_within(const char* key, double value, double low, double high) {

@@ -52,6 +52,9 @@ class OptionSet {
   ///                      keys of the table of its name (--model with --model.layers)
   Outcome parse(const std::vector<std::string>& arguments);
 
+  /// Whether this command has the option. Local.
+  bool has(const std::string& key) const;
+
   /// Whether the key stands on the command line or in --config's file.
   /// @throws ContractError  if there is no such key
   bool was_given(const std::string& key) const;
@@ -78,6 +81,7 @@ class OptionSet {
 void check_at_least(const char* key, int64_t value, int64_t least);
 
 /// @throws ConfigError  "KEY = VALUE, allowed: LOW to HIGH", unless it is; NaN is not
+void check_within(const char* key, int64_t value, int64_t low, int64_t high);
 void check_within(const char* key, double value, double low, double high);
 
 /// The candidate that is the fewest edits away from `word`, or "" if none is near.

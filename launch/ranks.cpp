@@ -1,6 +1,7 @@
 #include "launch/ranks.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/Version.h>
 #include <sched.h>
 #include <unistd.h>
 
@@ -12,6 +13,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "launch/agreement.h"
+#include "model/kernels/cpu_dispatch.h"
 
 namespace t2r::launch {
 
@@ -43,6 +45,23 @@ void check_same_options(dist::Communicator& communicator, const OptionSet& optio
                                  line_other));
       }
     }
+  }
+}
+
+void check_same_kernels(dist::Communicator& communicator) {
+  const std::vector<std::string> kinds = communicator.all_gather(
+      concat(model::kernels::cpu_kernels().name, ", LibTorch's ", at::get_cpu_capability()));
+  for (size_t rank = 1; rank < kinds.size(); ++rank) {
+    if (kinds[rank] == kinds[0]) continue;
+    throw ConfigError(concat("the ranks' processors differ: rank 0 has kernels for ",
+                             kinds[0],
+                             ", rank ",
+                             rank,
+                             " for ",
+                             kinds[rank],
+                             "; their parameters would not stay the same bits. Use hosts of one "
+                             "kind, or give all ranks T2R_CPU_ISA=avx2 and "
+                             "ATEN_CPU_CAPABILITY=avx2"));
   }
 }
 

@@ -20,6 +20,11 @@ int64_t set_threads(int64_t threads, const dist::World& world);
 /// @throws ConfigError  on every rank
 void check_same_options(dist::Communicator& communicator, const OptionSet& options);
 
+/// Refuses ranks whose processors run other kernels (AVX-512 beside AVX2): their replicas would not
+/// stay the same bits. Collective: every rank, same order.
+/// @throws ConfigError  on every rank, naming two ranks and what makes them equal
+void check_same_kernels(dist::Communicator& communicator);
+
 /// Opens the same shards on every rank; one rank of each host reads them whole and verifies them
 /// for all of that host. Collective: every rank, same order.
 /// @throws ConfigError, DataError  on every rank, as data::Corpus does on any

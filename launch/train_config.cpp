@@ -1,6 +1,9 @@
 #include "launch/train_config.h"
 
+#include <algorithm>
+
 #include "base/error.h"
+#include "launch/option_value.h"
 
 namespace t2r::launch {
 namespace {
@@ -9,13 +12,14 @@ void check(bool holds, const char* key, const std::string& value, const std::str
   if (!holds) throw ConfigError(concat(key, " = ", value, ", allowed: ", allowed));
 }
 
-void within(const char* key, double value, double low, double high) {
-  check(value >= low && value <= high, key, concat(value), concat(low, " to ", high));
-}
+// Sizes of a model's table: products of two, and of three small ones, fit 63 bits.
+constexpr int64_t kLargestSize = int64_t{1} << 24;
+constexpr int64_t kMostLayers = 10000;
 
 }  // namespace
 
 model::DecoderConfig NewModelConfig::resolve(int64_t vocab_size, int64_t sequence_length) const {
+  validate();
   model::DecoderConfig config;
   const bool is_gpt2 = family == "gpt2";
   config.family = is_gpt2 ? model::Family::kGpt2 : model::Family::kLlama;
@@ -43,15 +47,32 @@ model::DecoderConfig NewModelConfig::resolve(int64_t vocab_size, int64_t sequenc
   config.attention_bias = is_gpt2;
   config.mlp_bias = is_gpt2;
   if (attention != "softmax") {
+    check(attention != "elu" || feature_size == 0 || feature_size == config.head_dim,
+          "model.feature-size",
+          std::to_string(feature_size),
+          concat("0 or the head dimension, ", config.head_dim, ", for elu"));
     config.linear = model::LinearAttentionConfig{
         .feature_map = attention,
         .feature_size = attention == "elu" || feature_size == 0
                             ? model::default_feature_size(attention, config.head_dim)
                             : feature_size,
         .softmax_layers = softmax_layers};
+    std::vector<int64_t>& kept = config.linear->softmax_layers;
+    std::sort(kept.begin(), kept.end());
+    kept.erase(std::unique(kept.begin(), kept.end()), kept.end());
   }
   config.validate();
   return config;
+}
+
+void NewModelConfig::validate() const {
+  check_within("model.layers", num_layers, 0, kMostLayers);
+  check_within("model.hidden-size", hidden_size, 1, kLargestSize);
+  check_within("model.heads", num_heads, 1, kLargestSize);
+  check_within("model.kv-heads", num_kv_heads, 0, num_heads);
+  check_within("model.intermediate-size", intermediate_size, 0, kLargestSize);
+  check_within("model.max-positions", max_positions, 0, kLargestSize);
+  check_within("model.feature-size", feature_size, 0, kLargestSize);
 }
 
 void NewModelConfig::bind(OptionSet& options) {
@@ -144,18 +165,23 @@ void TrainConfig::validate() const {
             ? "nothing to train: give --model FOLDER (finetune) or [model] layers (pretrain)"
             : "--model and [model] exclude each other: finetune or pretrain");
   }
+  if (model.empty()) new_model.validate();
   if (train_data.empty())
     throw ConfigError("train-data is empty; make shards with `t2r prepare lm`");
   check_at_least("sequence-length", sequence_length, 1);
   check_at_least("batch-size", batch_size, 1);
   check_at_least("micro-batch-size", micro_batch_size, 0);
-  if ((steps > 0) == (tokens > 0)) throw ConfigError("give exactly one of steps and tokens");
   check_at_least("steps", steps, 0);
   check_at_least("tokens", tokens, 0);
+  check_at_least("seed", seed, 0);
+  if ((steps > 0) == (tokens > 0)) throw ConfigError("give exactly one of steps and tokens");
+  const int64_t step_tokens =
+      checked_product("batch-size x sequence-length", {batch_size, sequence_length});
   check(total_steps() > 0,
         "tokens",
         std::to_string(tokens),
-        concat(batch_size * sequence_length, " (one step) or more"));
+        concat(step_tokens, " (one step) or more"));
+  checked_product("steps x batch-size x sequence-length", {total_steps(), step_tokens});
   check_at_least("warmup-steps", warmup_steps, 0);
   check_at_least("eval-every", eval_every, 0);
   check_at_least("eval-tokens", eval_tokens, 0);
@@ -166,9 +192,9 @@ void TrainConfig::validate() const {
   check_at_least("log-every", log_every, 1);
   check_at_least("threads", threads, 0);
   backend.validate();
-  within("checkpoint-minutes", checkpoint_minutes, 0.0, 1e6);
-  within("learning-rate", learning_rate, 0.0, 100.0);
-  within("transfer-learning-rate", transfer_learning_rate, 0.0, 100.0);
+  check_within("checkpoint-minutes", checkpoint_minutes, 0.0, 1e6);
+  check_within("learning-rate", learning_rate, 0.0, 100.0);
+  check_within("transfer-learning-rate", transfer_learning_rate, 0.0, 100.0);
   check(transfer_steps >= 0 && transfer_steps < total_steps(),
         "transfer-steps",
         std::to_string(transfer_steps),
@@ -177,18 +203,19 @@ void TrainConfig::validate() const {
         "transfer-steps",
         std::to_string(transfer_steps),
         "0 when pretraining");
-  within("distillation", distillation, 0.0, 1.0);
+  check_within("distillation", distillation, 0.0, 1.0);
   check(!teacher.empty() || distillation == 1.0,
         "distillation",
         concat(distillation),
         "1 without a teacher");
-  within("map-learning-rate", map_learning_rate, 0.0, 100.0);
-  within("final-lr-ratio", final_lr_ratio, 0.0, 1.0);
-  within("beta1", beta1, 0.0, 0.9999999);
-  within("beta2", beta2, 0.0, 0.9999999);
-  within("weight-decay", weight_decay, 0.0, 100.0);
-  within("clip-norm", clip_norm, 0.0, 1e9);
-  within("dropout", dropout, 0.0, 0.99);
+  check_within("map-learning-rate", map_learning_rate, 0.0, 100.0);
+  check_within("final-lr-ratio", final_lr_ratio, 0.0, 1.0);
+  check_within("beta1", beta1, 0.0, 0.9999999);
+  check_within("beta2", beta2, 0.0, 0.9999999);
+  check_within("eps", eps, 1e-30, 1.0);
+  check_within("weight-decay", weight_decay, 0.0, 100.0);
+  check_within("clip-norm", clip_norm, 0.0, 1e9);
+  check_within("dropout", dropout, 0.0, 0.99);
 }
 
 int64_t TrainConfig::total_steps() const {

@@ -27,6 +27,9 @@ struct NewModelConfig {
 
   void bind(OptionSet& options);
 
+  /// @throws ConfigError  naming option, value and what is allowed
+  void validate() const;
+
   /// The model's config for a vocabulary and a sequence length.
   model::DecoderConfig resolve(int64_t vocab_size, int64_t sequence_length) const;
 };

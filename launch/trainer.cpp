@@ -379,6 +379,10 @@ std::vector<FactDifference> Trainer::resume() {
     last_saved_step_ = position_.step;
     if (position_.best.has_value()) best_evaluated_loss_ = position_.best->loss;
     changed = found->changed_options;
+  } else if (config_.resume) {
+    log::warning_of_first_rank(concat("--resume has no effect: ",
+                                      (inputs_.output / "checkpoints").string(),
+                                      " has no checkpoint; the run begins at step 1"));
   }
   const int64_t num_steps_left = config_.total_steps() - position_.step;
   const int64_t num_saves =

@@ -4,6 +4,7 @@
 
 #include <stdexcept>
 
+#include "base/error.h"
 #include "tests/dist_ranks.h"
 #include "tests/mpi_main.h"
 
@@ -38,6 +39,21 @@ TEST(Probe, ThrowsOnLastRankWhileOthersWait) {
 
 TEST(Probe, AbortsOnLastRankWhileOthersWait) {
   if (is_last_rank()) test_world().abort("the probe's abort", 75);
+  wait_for_all();
+}
+
+TEST(Probe, EndsOnAllRanksWithOneReason) {
+  wait_for_all();
+  end_job("the probe's common end", 78);
+}
+
+TEST(Probe, EndsOnAllRanksWithReasonsOfTheirOwn) {
+  wait_for_all();
+  end_job(concat("the probe's end ", test_world().rank()), 70 + test_world().rank());
+}
+
+TEST(Probe, EndsOnLastRankWhileOthersWait) {
+  if (is_last_rank()) end_job("the probe's lonely end", 75);
   wait_for_all();
 }
 

@@ -112,6 +112,52 @@ TEST(World, GivesExitCodeThroughMpirunWhenOneRankAborts) {
   EXPECT_THAT(ending.output, HasSubstr("the probe's abort"));
 }
 
+int count_of(const std::string& text, const std::string& part) {
+  int count = 0;
+  for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++count;
+  return count;
+}
+
+TEST(World, SaysOnceWhatAllRanksEndWith) {
+  const Ending ending = run_probe(3, "Probe.EndsOnAllRanksWithOneReason");
+  EXPECT_EQ(ending.exit_code, 78) << ending.output;
+  EXPECT_EQ(count_of(ending.output, "the probe's common end"), 1) << ending.output;
+  EXPECT_EQ(count_of(ending.output, "MPI_ABORT"), 0) << ending.output;
+}
+
+TEST(World, SaysWhatIsNotTheSameOfEachRank) {
+  const Ending ending = run_probe(2, "Probe.EndsOnAllRanksWithReasonsOfTheirOwn");
+  EXPECT_EQ(ending.exit_code, 70) << "rank 0's: " << ending.output;
+  EXPECT_EQ(count_of(ending.output, "the probe's end 0"), 1) << ending.output;
+  EXPECT_EQ(count_of(ending.output, "the probe's end 1"), 1) << ending.output;
+}
+
+TEST(World, NamesARankThatEndsAlone) {
+  const auto start = std::chrono::steady_clock::now();
+  const Ending ending = run_probe(3, "Probe.EndsOnLastRankWhileOthersWait");
+  EXPECT_EQ(ending.exit_code, 75) << ending.output;
+  EXPECT_THAT(ending.output,
+              HasSubstr("rank 2: the probe's lonely end; the job ends with exit code 75"));
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(60));
+}
+
+TEST(World, SaysNothingOfMpiWhenAProcessIsAlone) {
+  const Ending ending = run_shell(concat("env OMP_NUM_THREADS=1 ",
+                                         T2R_MPI_PROBE,
+                                         " --gtest_filter=Probe.EndsOnAllRanksWithOneReason"));
+  EXPECT_EQ(ending.exit_code, 78) << ending.output;
+  EXPECT_THAT(ending.output, HasSubstr("error the probe's common end\n"));
+  EXPECT_EQ(count_of(ending.output, "MPI_ABORT"), 0) << ending.output;
+}
+
+TEST(CheckLauncher, RefusesSeveralProcessesOfACommandForOne) {
+  const auto lookup = [](const std::string& name) -> std::optional<std::string> {
+    return name == "OMPI_COMM_WORLD_SIZE" ? std::optional<std::string>("2") : std::nullopt;
+  };
+  EXPECT_THROW(check_started_alone(lookup, "convert"), ConfigError);
+  EXPECT_NO_THROW(check_started_alone([](const std::string&) { return std::nullopt; }, "convert"));
+}
+
 TEST(World, EndsTheJobWhenAnExceptionLeavesMainsScope) {
   const Ending ending =
       run_probe(2, "Probe.ThrowsOnLastRankWhileOthersWait --gtest_catch_exceptions=0");

@@ -110,7 +110,7 @@ class BadInput(Case):
         self.fails(run("bench", "train", "--device", "cpu", "--threads", -1), 78, "threads = -1, allowed: 0 or more")
         self.fails(run("bench", "train", "--device", "cpu", "--precision", "bf16"), 78, "precision = bf16, allowed on a CPU: float32")
         self.fails(run("bench", "train", "--device", "cpu", "--trace", self.folder / "trace"), 78, "trace = ", "it lists a GPU's kernels")
-        self.fails(run("bench", "train", "--device", "cpu", "--bucket-mib", 0), 78, "bucket-mib = 0, allowed: 1 or more")
+        self.fails(run("bench", "train", "--device", "cpu", "--bucket-mib", 0), 78, "bucket-mib = 0, allowed: 1 to 1048576")
         self.fails(run("bench", "train", "--device", "cpu", "--recompute", "some"), 78, 'recompute = "some", allowed: none, mlps, all')
         if not self.has_gpu_program():
             for name, command in commands:
