@@ -23,7 +23,13 @@ uint64_t SamplingOptions::stream_seed() const {
 }
 
 Tensor draw_tokens(const Tensor& logits_NV, int64_t position, const SamplingOptions& options) {
-  if (options.temperature == 0.0) return logits_NV.argmax(-1).cpu();
+  if (options.temperature == 0.0) {
+    const Tensor first_N1 = logits_NV.argmax(-1, /*keepdim=*/true);  // of a row with NaN, the NaN
+    const Tensor is_finite_N1 = logits_NV.gather(-1, first_N1).isfinite();
+    const Tensor tokens_N = torch::where(is_finite_N1, first_N1, -1).squeeze(-1).cpu();
+    check_drawn(tokens_N);
+    return tokens_N;
+  }
   const Tensor logits = logits_NV.to(torch::kCPU, torch::kFloat32).contiguous();
   const Tensor tokens_N = torch::empty({logits.size(0)}, torch::kInt64);
   const auto rule = t2r::kernels::DrawRule::make(

@@ -230,22 +230,27 @@ TEST(Sampling, TemperatureZeroAndNearIsTheFirstOfTheLargest) {
 }
 
 TEST(Sampling, LogitsThatAreNotFiniteAreRefused) {
-  const auto refusal = [](const std::vector<float>& bad) -> std::string {
-    const Tensor logits = torch::zeros({2, static_cast<int64_t>(bad.size())});
-    logits[1].copy_(torch::tensor(bad));
-    try {
-      draw_tokens(logits, 3, {.temperature = 1.0, .top_k = 2, .top_p = 0.9});
-    } catch (const NumericError& error) {
-      return error.what();
-    }
-    return "nothing was thrown";
-  };
   const char* const expected = "sequence 1: no token can be drawn";
-  EXPECT_THAT(refusal({0.0F, kNan, 1.0F}), HasSubstr(expected));
-  EXPECT_THAT(refusal({0.0F, -kNan, 1.0F}), HasSubstr(expected));
-  EXPECT_THAT(refusal({0.0F, kInfinity, 1.0F}), HasSubstr(expected));
-  EXPECT_THAT(refusal({-kInfinity, -kInfinity, -kInfinity}), HasSubstr(expected));
-  EXPECT_EQ(refusal({0.0F, -kInfinity, 1.0F}), "nothing was thrown");
+  for (const SamplingOptions& options :
+       {SamplingOptions{}, {.temperature = 1.0, .top_k = 2, .top_p = 0.9}}) {  // greedy, drawn
+    for (const auto type : {torch::kFloat32, torch::kBFloat16}) {
+      const auto refusal = [&](const std::vector<float>& bad) -> std::string {
+        const Tensor logits = torch::zeros({2, static_cast<int64_t>(bad.size())}, type);
+        logits[1].copy_(torch::tensor(bad));
+        try {
+          draw_tokens(logits, 3, options);
+        } catch (const NumericError& error) {
+          return error.what();
+        }
+        return "nothing was thrown";
+      };
+      EXPECT_THAT(refusal({0.0F, kNan, 1.0F}), HasSubstr(expected));
+      EXPECT_THAT(refusal({0.0F, -kNan, 1.0F}), HasSubstr(expected));
+      EXPECT_THAT(refusal({0.0F, kInfinity, 1.0F}), HasSubstr(expected));
+      EXPECT_THAT(refusal({-kInfinity, -kInfinity, -kInfinity}), HasSubstr(expected));
+      EXPECT_EQ(refusal({0.0F, -kInfinity, 1.0F}), "nothing was thrown");
+    }
+  }
 }
 
 TEST(Sampling, GenerationTakesItsTokensFromTheWholeSequencesLogits) {
