@@ -49,7 +49,7 @@ class ArgumentReader {
 
   void take_option(OptionEntry& entry) {
     last_ = &entry;
-    const OptionTexts values = take_values(entry.is_flag, entry.is_list);
+    const OptionTexts values = take_values(entry.is_flag, entry.is_list && !entry.takes_one);
     if (!entry.is_list || !entry.on_command_line.has_value()) {
       entry.on_command_line = values;
     } else {

@@ -1,6 +1,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <iostream>
 #include <new>
 #include <optional>
@@ -151,13 +152,21 @@ void set_rank_of_log() {
   if (place.has_value() && place->size > 1) log::set_rank(place->rank.value_or(0), place->size);
 }
 
+// What was printed is buffered: that a disk is full may show at the end only.
+void check_output() {
+  if (!std::cout.flush() || std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
+    throw WriteError("standard output: cannot write");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   launch::ignore_file_size_signal();
   try {
     set_rank_of_log();
-    return dispatch(argc, argv);
+    const int code = dispatch(argc, argv);
+    check_output();
+    return code;
   } catch (const Error& error) {
     dist::end_job(error.what(), static_cast<int>(error.exit_code()));
   } catch (const c10::OutOfMemoryError& error) {

@@ -16,7 +16,8 @@ using OptionTexts = std::vector<std::string>;
 struct OptionEntry {
   std::string key, help, default_dump;
   bool is_flag = false, is_list = false, is_number = false, is_required = false;
-  OptionTexts choices;                                  ///< none: any
+  bool takes_one = false;  ///< of a list: each use of the flag adds one value
+  OptionTexts choices;     ///< none: any
   std::function<std::string(const OptionTexts&)> read;  ///< "", or what would be allowed
   std::function<std::string()> dump;
   std::function<bool()> is_empty;  ///< never of numbers and flags

@@ -207,6 +207,12 @@ void OptionSet::add_minutes(const std::string& key, double& minutes, const std::
   };
 }
 
+void OptionSet::add_repeated(const std::string& key,
+                             std::vector<std::string>& value,
+                             const std::string& help) {
+  bind(key, value, help).takes_one = true;
+}
+
 void OptionSet::add_choice(const std::string& key,
                            std::string& value,
                            const std::vector<std::string>& allowed,

@@ -34,6 +34,11 @@ class OptionSet {
   /// A time in minutes, which may be given with its unit: 90s, 30m, 2h, 1h30m, 1d.
   void add_minutes(const std::string& key, double& minutes, const std::string& help);
 
+  /// A list to which each use of the flag adds one text, whatever is in it.
+  void add_repeated(const std::string& key,
+                    std::vector<std::string>& value,
+                    const std::string& help);
+
   /// A string that must be one of `allowed`.
   void add_choice(const std::string& key,
                   std::string& value,
