@@ -40,7 +40,10 @@ struct BenchOptions {
     options.add("warmup-steps", warmup_steps, "before them");
     options.add(
         "peak-tflops", peak_tflops, "of one rank's device, for MFU; 0: the data sheet's, if known");
-    options.add("threads", threads, "per rank; 0: this host's processors divided by its ranks");
+    options.add(
+        "threads",
+        threads,
+        "per rank; 0: its share of the processors, or fewer where a step is too small for them");
     options.add(
         "trace",
         trace,
@@ -279,6 +282,11 @@ int run_bench_train(const Invocation& invocation) {
   const std::unique_ptr<model::DecoderLM> model = values.model.make(values.sequence_length);
   check_length("sequence-length", values.sequence_length, *model);
   check_model_fits(model->config(), backend.placement());
+  session.fit_threads(
+      work_of_step(*model,
+                   values.sequence_length *
+                       (values.micro_batch_size > 0 ? values.micro_batch_size : values.batch_size),
+                   /*trains=*/true));
   model::ParameterArena arena(model->parameters(), backend.placement());
   model::AdamW optimizer(arena, {});
   dist::GradientReducer reducer(gradient_slices(arena),

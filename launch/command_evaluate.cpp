@@ -128,6 +128,8 @@ int run_evaluate(const Invocation& invocation) {
   const model::LoadedModel loaded = model::load_model(values.model.folder);
   check_model_fits(loaded.model->config(), session.backend().placement());
   loaded.model->parameters().move_to(session.backend().placement());
+  session.fit_threads(
+      work_of_step(*loaded.model, values.protocol.batch_size * values.protocol.context));
   std::optional<ScratchFolder> scratch;
   if (!values.text.empty()) scratch.emplace();
   const data::Corpus corpus =

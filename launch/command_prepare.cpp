@@ -1,6 +1,5 @@
 #include <functional>
 #include <iostream>
-#include <thread>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -14,6 +13,7 @@
 #include "launch/options.h"
 #include "launch/progress.h"
 #include "launch/ranks.h"
+#include "launch/threads.h"
 
 namespace t2r::launch {
 namespace {
@@ -73,7 +73,7 @@ int run_prepare_vocab(const Invocation& invocation) {
   if (options.parse(invocation.arguments) == OptionSet::Outcome::kDone) return 0;
   if (inputs.empty()) throw UsageError("--inputs is required (t2r prepare vocab --help)");
   check_at_least("threads", threads, 0);
-  if (threads == 0) threads = std::max(1u, std::thread::hardware_concurrency());
+  if (threads == 0) threads = usable_processors();
   data::train_sentencepiece({.inputs = as_paths(inputs),
                              .output_model = output,
                              .vocab_size = static_cast<int>(vocab_size),

@@ -5,7 +5,7 @@ namespace t2r::launch {
 void ModelOptions::bind(OptionSet& options) {
   options.add_required("model", folder, "Hugging Face folder");
   options.add("tokenizer", tokenizer, "folder or file [default: the model folder's]");
-  options.add("threads", threads, "per rank; 0: this host's processors divided by its ranks");
+  options.add("threads", threads, "per rank; 0: its share of the processors, or fewer where a step is too small for them");
   backend.bind(options, /*trains=*/false);
 }
 

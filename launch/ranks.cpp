@@ -1,33 +1,33 @@
 #include "launch/ranks.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/Version.h>
-#include <sched.h>
-#include <unistd.h>
 
-#include <algorithm>
 #include <filesystem>
+#include <iterator>
 #include <optional>
 #include <sstream>
 
 #include "base/error.h"
 #include "base/log.h"
 #include "launch/agreement.h"
+#include "launch/threads.h"
 #include "model/kernels/cpu_dispatch.h"
 
 namespace t2r::launch {
 
-int64_t set_threads(int64_t threads, const dist::World& world) {
-  check_at_least("threads", threads, 0);
-  if (threads == 0) {
-    cpu_set_t allowed;
-    const int64_t online = ::sysconf(_SC_NPROCESSORS_ONLN);
-    const int64_t bound =
-        ::sched_getaffinity(0, sizeof(allowed), &allowed) == 0 ? CPU_COUNT(&allowed) : online;
-    threads = std::max<int64_t>(1, std::min<int64_t>(bound, online / world.local_size()));
+int64_t usable_processors(const dist::World& world, dist::Communicator& communicator) {
+  std::ostringstream own;
+  for (const int processor : allowed_processors()) own << processor << " ";
+  const std::vector<std::string> texts = communicator.all_gather(own.str());
+  std::vector<std::vector<int>> masks;  // of this host's ranks
+  size_t own_index = 0;
+  for (size_t rank = 0; rank < texts.size(); ++rank) {
+    if (world.hosts()[rank] != world.hosts()[static_cast<size_t>(world.rank())]) continue;
+    if (rank == static_cast<size_t>(world.rank())) own_index = masks.size();
+    std::istringstream in(texts[rank]);
+    masks.emplace_back(std::istream_iterator<int>(in), std::istream_iterator<int>());
   }
-  at::set_num_threads(static_cast<int>(threads));
-  return threads;
+  return share_of_processors(masks, own_index, granted_processors());
 }
 
 void check_same_options(dist::Communicator& communicator, const OptionSet& options) {

@@ -11,10 +11,8 @@
 
 namespace t2r::launch {
 
-/// Gives LibTorch `threads` threads, or with 0 this rank's share of the host's processors; returns
-/// the number. Local.
-/// @throws ConfigError  if `threads` is negative
-int64_t set_threads(int64_t threads, const dist::World& world);
+/// This rank's share of its host's processors. Collective: every rank, same order.
+int64_t usable_processors(const dist::World& world, dist::Communicator& communicator);
 
 /// Names the first option that is not the same on all ranks. Collective: every rank, same order.
 /// @throws ConfigError  on every rank

@@ -9,11 +9,17 @@ Session::Session(const Invocation& invocation,
                  const OptionSet& options,
                  const BackendOptions& backend,
                  int64_t threads)
-    : world_(invocation.argc, invocation.argv), host_(world_) {
+    : world_(invocation.argc, invocation.argv), host_(world_), chooses_threads_(threads == 0) {
   log::set_rank(world_.rank(), world_.size());
   check_same_options(host_, options);
-  threads_ = set_threads(threads, world_);
+  check_at_least("threads", threads, 0);
+  const int64_t usable = usable_processors(world_, host_);
+  threads_ = set_threads(chooses_threads_ ? usable : threads);
   backend_ = make_backend(backend, world_, host_);
+}
+
+void Session::fit_threads(const StepWork& work) {
+  if (chooses_threads_) threads_ = set_threads(threads_for(work, threads_));
 }
 
 }  // namespace t2r::launch

@@ -8,6 +8,7 @@
 #include "launch/backend.h"
 #include "launch/command.h"
 #include "launch/options.h"
+#include "launch/threads.h"
 
 namespace t2r::launch {
 
@@ -18,7 +19,7 @@ class Session {
   /// Collective: every rank, same order.
   ///
   /// @param backend  resolved (BackendOptions::resolve)
-  /// @param threads  per rank; 0: this host's processors divided by its ranks
+  /// @param threads  per rank; 0: as many of its share of the processors as fit_threads() finds
   /// @throws ConfigError  on every rank: options differ between ranks, threads is negative, or what
   ///                      make_backend() refuses
   Session(const Invocation& invocation,
@@ -31,9 +32,13 @@ class Session {
   dist::Communicator& communicator() { return backend_->communicator(); }
   int64_t threads() const { return threads_; }
 
+  /// Takes no more threads than a step is worth, unless the command was told how many. Local.
+  void fit_threads(const StepWork& work);
+
  private:
   dist::World world_;
   dist::MpiCommunicator host_;
+  bool chooses_threads_;
   int64_t threads_;
   std::unique_ptr<Backend> backend_;
 };

@@ -1,0 +1,56 @@
+// Linked into t2r alone. Threads of LibTorch's OpenMP runtime (GNU's) wait for each other behind
+// every operation. By default they spin for some 3 ms before they sleep: beside a busy processor
+// a thread that spins takes the time of the one that it waits for, and a step of a small model
+// takes ten times as long. The runtime reads how long from the environment when it is loaded, which
+// is before main() and before any constructor of ours. So this program starts itself once more with
+// the variable set, from the one place that runs before libraries set themselves up: that costs
+// 20 ms, where doing it in main() would cost 200. Whoever sets one of the two variables decides.
+// Figures: docs/results/threads.md.
+#include <unistd.h>
+
+#include <climits>
+#include <cstddef>
+
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || \
+    __has_feature(memory_sanitizer)
+#define T2R_SANITIZED
+#endif
+#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define T2R_SANITIZED
+#endif
+
+#ifndef T2R_SANITIZED  // their runtimes are not there yet
+namespace {
+
+char short_waits[] = "GOMP_SPINCOUNT=1000";
+
+// Nothing of the C library but system calls may be used here: it has not been initialised.
+bool begins_with(const char* text, const char* prefix) {
+  while (*prefix != '\0' && *text == *prefix) ++text, ++prefix;
+  return *prefix == '\0';
+}
+
+void start_again_with_short_waits(int, char** argv, char** environment) {
+  constexpr size_t kMostVariables = 4096;
+  static char* variables[kMostVariables + 2];
+  size_t count = 0;
+  for (; environment[count] != nullptr; ++count) {
+    if (count == kMostVariables || begins_with(environment[count], "GOMP_SPINCOUNT=") ||
+        begins_with(environment[count], "OMP_WAIT_POLICY="))
+      return;
+    variables[count] = environment[count];
+  }
+  variables[count] = short_waits;
+  static char program[PATH_MAX];  // zeros behind the name
+  if (::readlink("/proc/self/exe", program, sizeof(program) - 1) > 0)
+    ::execve(program, argv, variables);
+  // It could not be started: it goes on, with the runtime's own waits.
+}
+
+using Initializer = void (*)(int, char**, char**);
+[[gnu::section(".preinit_array"), gnu::used]] const Initializer initializer =
+    &start_again_with_short_waits;
+
+}  // namespace
+#endif
