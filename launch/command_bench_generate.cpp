@@ -1,5 +1,4 @@
 #include <ATen/Context.h>
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <chrono>
@@ -15,6 +14,7 @@
 #include "launch/idle_options.h"
 #include "launch/options.h"
 #include "launch/sampling_options.h"
+#include "launch/threads.h"
 
 namespace t2r::launch {
 namespace {
@@ -36,7 +36,8 @@ struct BenchOptions {
     options.add("steps", steps, "timed, one token of each sequence");
     options.add("warmup-steps", warmup_steps, "before them");
     bind_sampling(options, sampling);
-    options.add("threads", threads, "0: all that this process may use");
+    options.add(
+        "threads", threads, "0: all that it may use, or fewer where a step is too small for them");
     options.add("json", json, "print one JSON object a length");
     backend.bind(options, /*trains=*/false);
     backend.bind_cuda_graph(options);
@@ -154,9 +155,7 @@ int run_bench_generate(const Invocation& invocation) {
   values.validate();
   values.model.say_idle(options);
   say_idle_backend_options(options, values.backend, /*num_ranks=*/1);
-  for (const char* key : {"top-k", "top-p"})
-    options.say_if_idle(key, values.sampling.temperature == 0.0, "temperature = 0 is greedy");
-  if (values.threads > 0) at::set_num_threads(static_cast<int>(values.threads));
+  say_idle_sampling(options, values.sampling);
 
   const model::Placement placement = single_placement(values.backend);
   const int64_t longest = *std::max_element(values.lengths.begin(), values.lengths.end());
@@ -165,6 +164,9 @@ int run_bench_generate(const Invocation& invocation) {
   for (const int64_t length : values.lengths) model->check_positions(values.positions(length));
   model->parameters().move_to(placement);
   model->prepare_generation();
+  set_threads(values.threads > 0
+                  ? values.threads
+                  : threads_for(work_of_step(*model, values.batch_size), usable_processors()));
   if (!values.json) {
     std::cout << model->parameters().num_scalars() << " parameters, " << values.batch_size
               << " sequences at once\n"

@@ -210,7 +210,12 @@ void OptionSet::add_minutes(const std::string& key, double& minutes, const std::
 void OptionSet::add_repeated(const std::string& key,
                              std::vector<std::string>& value,
                              const std::string& help) {
-  bind(key, value, help).takes_one = true;
+  OptionEntry& entry = bind(key, value, help);
+  entry.takes_one = true;
+  entry.read = [&value](const OptionTexts& texts) {
+    value = texts;  // an empty text is one, too
+    return "";
+  };
 }
 
 void OptionSet::add_choice(const std::string& key,

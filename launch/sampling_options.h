@@ -12,4 +12,10 @@ inline void bind_sampling(OptionSet& options, model::SamplingOptions& sampling) 
   options.add("top-p", sampling.top_p, "sample among the fewest that reach this probability");
 }
 
+/// Says which of them have no effect.
+inline void say_idle_sampling(const OptionSet& options, const model::SamplingOptions& sampling) {
+  for (const char* key : {"top-k", "top-p"})
+    options.say_if_idle(key, sampling.temperature == 0.0, "temperature = 0 is greedy");
+}
+
 }  // namespace t2r::launch

@@ -21,7 +21,7 @@ GenerationResult generate(DecodeLoop& loop,
                           int64_t max_new_tokens,
                           const std::vector<int64_t>& end_tokens,
                           const SamplingOptions& options,
-                          const std::function<void(const Tensor&)>& on_tokens) {
+                          const std::function<bool(const Tensor&)>& on_tokens) {
   require(prompt_BT.dim() == 2 && prompt_BT.size(1) > 0,
           "generate: the prompt must be [B, T] with T >= 1");
   options.validate();
@@ -38,14 +38,14 @@ GenerationResult generate(DecodeLoop& loop,
     last = last.defined() ? torch::where(is_done, last, next) : next;
     for (const int64_t end : end_tokens) is_done = is_done.logical_or(last == end);
     columns.push_back(last.unsqueeze(-1));
-    if (on_tokens) on_tokens(last);
+    const bool goes_on = !on_tokens || on_tokens(last);
     if (i == 0) result.prompt_seconds = seconds_since(start);
     if (i <= 1) {
       decode_start = Clock::now();
     } else {
       ++result.num_decoded;
     }
-    if (!end_tokens.empty() && is_done.all().item<bool>()) break;
+    if (!goes_on || (!end_tokens.empty() && is_done.all().item<bool>())) break;
   }
   result.decode_seconds = seconds_since(decode_start);
   result.state_bytes = loop.state_bytes();

@@ -20,17 +20,18 @@ struct GenerationResult {
 };
 
 /// Continues each row of a prompt by up to `max_new_tokens`, one token per step. Stops early when
-/// every row has produced one of `end_tokens`. A seed means the same on every device
+/// every row has produced one of `end_tokens`, or `on_tokens` says so. A seed means the same on every device
 /// (model/sampling.h); where devices round logits differently, texts may part.
 ///
 /// @param prompt_BT  int64, at least one token
-/// @param on_tokens  called with each step's tokens [B] as soon as they are known; may be empty
+/// @param on_tokens  called with each step's tokens [B] as soon as they are known; returns whether
+///                   to go on; may be empty
 /// @throws NumericError  if nothing can be drawn from the logits
 GenerationResult generate(DecodeLoop& loop,
                           const torch::Tensor& prompt_BT,
                           int64_t max_new_tokens,
                           const std::vector<int64_t>& end_tokens,
                           const SamplingOptions& options,
-                          const std::function<void(const torch::Tensor&)>& on_tokens = {});
+                          const std::function<bool(const torch::Tensor&)>& on_tokens = {});
 
 }  // namespace t2r::model

@@ -241,10 +241,12 @@ class Generation(GpuCase):
                          for device in ("cpu", "cuda")}
                 self.assertEqual(texts["cpu"], texts["cuda"])
 
-    def test_a_context_past_a_learned_position_table_is_refused(self):
-        result = run("generate", "--model", self.models["gpt2"], "--prompt", "the cat", "--max-new-tokens", 600, "--ignore-end",
-                     "--device", "cuda")
-        self.fails(result, 78, "learned position table of 256 rows")
+    def test_learned_positions_end_a_text_and_refuse_a_longer_prompt(self):
+        result = self.must("generate", "--model", self.models["gpt2"], "--prompt", "the cat", "--max-new-tokens", 600, "--ignore-end",
+                           "--device", "cuda")
+        self.assertIn("the model has 256 positions", result.stderr)
+        result = run("generate", "--model", self.models["gpt2"], "--prompt", "the cat " * 200, "--device", "cuda")
+        self.fails(result, 78, "learned position table 256 rows")
 
     def test_bench_generate(self):
         for kind in self.KINDS:
