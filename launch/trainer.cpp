@@ -1,5 +1,7 @@
 #include "launch/trainer.h"
 
+#include <ATen/Parallel.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -321,6 +323,8 @@ CheckpointContent Trainer::checkpoint_content() {
   }
   RunFacts options = config_.resume_options();
   if (inputs_.valid != nullptr) options.emplace_back("valid-data", inputs_.valid->content_hash());
+  // Sums are cut differently by another number of threads: their last bits depend on it.
+  if (model_.device().is_cpu()) options.emplace_back("threads", concat(at::get_num_threads()));
   return {.model = model_,
           .format = inputs_.model.format,
           .optimizer = optimizer_,
