@@ -37,7 +37,10 @@ struct GenerateOptions {
     options.add_repeated(
         "stop", stops, "end a text in front of this string; several: of whichever comes first");
     bind_sampling(options, sampling);
-    options.add("seed", seed, "of sampling; prompt number i is drawn with seed + i - 1");
+    options.add("seed",
+                seed,
+                "of sampling; prompts behind the first are drawn with seed + 1, + 2, ..., those of a "
+                "batch as its rows");
     options.add("batch-size",
                 batch_size,
                 "sequences at once: prompts of equally many tokens; of a single prompt copies, to "
