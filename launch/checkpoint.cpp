@@ -164,6 +164,7 @@ void CheckpointStore::update(const TrainingPosition& position) {
     manifest.fields = checkpoint.to_fields();
     write_folder_manifest(folder, manifest);
     folder_.point_links(position);
+    folder_.remove_old(position, num_kept_);  // the best until now may have stayed as that alone
   });
 }
 

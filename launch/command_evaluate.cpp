@@ -10,10 +10,12 @@
 #include "base/error.h"
 #include "data/corpus.h"
 #include "data/prepare_lm.h"
+#include "launch/agreement.h"
 #include "launch/command.h"
 #include "launch/model_options.h"
 #include "launch/options.h"
 #include "launch/perplexity.h"
+#include "launch/progress.h"
 #include "launch/ranks.h"
 #include "launch/session.h"
 #include "model/hugging_face.h"
@@ -60,6 +62,21 @@ data::Corpus corpus_of_text(const EvaluateOptions& options, const fs::path& scra
   prepare.append_end_of_document = options.end_of_document;
   data::prepare_lm(*tokenizer, prepare, 0, 1);
   return data::Corpus({prepare.output});
+}
+
+PerplexityResult score(const model::DecoderLM& model,
+                       const data::Corpus& corpus,
+                       const PerplexityProtocol& protocol,
+                       dist::Communicator& communicator) {
+  ProgressLine line;
+  PassingProgress progress(line);
+  ScoringHooks hooks;
+  if (communicator.rank() == 0) {
+    hooks.on_progress = [&](int64_t done, int64_t total) {
+      progress.show(done, total, "evaluating");
+    };
+  }
+  return score_corpus(model, corpus, protocol, communicator, hooks);
 }
 
 void print_result(const EvaluateOptions& options,
@@ -125,7 +142,10 @@ int run_evaluate(const Invocation& invocation) {
   values.model.backend.resolve(invocation);
 
   Session session(invocation, options, values.model.backend, values.model.threads);
-  const model::LoadedModel loaded = model::load_model(values.model.folder);
+  dist::Communicator& communicator = session.communicator();
+  const model::LoadedModel loaded =
+      made_on_all_ranks(communicator, [&] { return model::load_model(values.model.folder); });
+  check_same_model(communicator, session.world(), *loaded.model, values.model.folder);
   check_model_fits(loaded.model->config(), session.backend().placement());
   loaded.model->parameters().move_to(session.backend().placement());
   session.fit_threads(
@@ -133,8 +153,16 @@ int run_evaluate(const Invocation& invocation) {
   std::optional<ScratchFolder> scratch;
   if (!values.text.empty()) scratch.emplace();
   const data::Corpus corpus =
-      scratch.has_value() ? corpus_of_text(values, scratch->path())
-                          : open_corpus(values.data, session.world(), session.communicator());
+      scratch.has_value()
+          ? made_on_all_ranks(communicator, [&] { return corpus_of_text(values, scratch->path()); })
+          : open_corpus(values.data, session.world(), communicator);
+  if (scratch.has_value()) {
+    check_same_on_ranks(communicator,
+                        session.world(),
+                        "tokens of hash " + corpus.content_hash(),
+                        concat("the text ", values.text.front()),
+                        "give every host the same text and tokenizer");
+  }
   if (corpus.vocab_size() > loaded.model->config().vocab_size) {
     throw ConfigError(concat("the data have token ids up to ",
                              corpus.vocab_size() - 1,
@@ -143,8 +171,7 @@ int run_evaluate(const Invocation& invocation) {
                              " entries: they do not belong together"));
   }
   const auto start = std::chrono::steady_clock::now();
-  const PerplexityResult result =
-      score_corpus(*loaded.model, corpus, values.protocol, session.communicator());
+  const PerplexityResult result = score(*loaded.model, corpus, values.protocol, communicator);
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (session.world().rank() == 0) print_result(values, corpus, result, seconds);

@@ -157,13 +157,19 @@ int run_train(const Invocation& invocation) {
   if (valid.has_value() && valid->tokenizer_hash() != train.tokenizer_hash()) {
     throw ConfigError("train-data and valid-data were made with different tokenizers");
   }
-  TrainingInputs inputs{.model = make_model(config, train),
-                        .train = train,
-                        .valid = valid.has_value() ? &*valid : nullptr,
-                        .output = folder.path(),
-                        .config_text = options.dump(),
-                        .tokenizer_files = tokenizer_files(config, train)};
-  inputs.teacher = load_teacher(config, *inputs.model.model, train);
+  TrainingInputs inputs{
+      .model = made_on_all_ranks(communicator, [&] { return make_model(config, train); }),
+      .train = train,
+      .valid = valid.has_value() ? &*valid : nullptr,
+      .output = folder.path(),
+      .config_text = options.dump(),
+      .tokenizer_files = tokenizer_files(config, train)};
+  if (!config.model.empty())
+    check_same_model(communicator, session.world(), *inputs.model.model, config.model);
+  inputs.teacher = made_on_all_ranks(
+      communicator, [&] { return load_teacher(config, *inputs.model.model, train); });
+  if (inputs.teacher != nullptr)
+    check_same_model(communicator, session.world(), *inputs.teacher, config.teacher);
   say_idle_train_options(options, config, inputs.model.model->config(), session.world().size());
   check_length("sequence-length", config.sequence_length, *inputs.model.model);
   if (inputs.tokenizer_files.empty()) {

@@ -129,7 +129,6 @@ void MetricsLog::clean(const Start& start) {
         step == start.step && event != record.end() && *event == "evaluation";
     const bool is_repeated = step > start.step || (is_evaluation && start.is_evaluated_again);
     (is_repeated ? repeated : kept) += line;
-    was_evaluated_ |= is_evaluation && !is_repeated;
   }
   if (num_broken > 0)
     log::warning(concat(path_.string(), ": ", num_broken, " broken line(s) taken out"));

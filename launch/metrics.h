@@ -57,9 +57,6 @@ class MetricsLog {
   MetricsLog(const MetricsLog&) = delete;
   MetricsLog& operator=(const MetricsLog&) = delete;
 
-  /// Whether the file has the evaluation of the start's step already.
-  bool was_evaluated() const { return was_evaluated_; }
-
   void step(const StepMetrics& metrics);
 
   /// A named event at the newest step, e.g. {"evaluation", {{"valid_loss", 3.2}}}. A key means the
@@ -81,7 +78,6 @@ class MetricsLog {
 
   std::filesystem::path path_;
   int descriptor_ = -1;
-  bool was_evaluated_ = false;
   int64_t step_, num_tokens_;
   int world_size_;
   int64_t log_every_;

@@ -8,9 +8,11 @@
 #include <sstream>
 
 #include "base/error.h"
+#include "base/hash.h"
 #include "base/log.h"
 #include "launch/agreement.h"
 #include "launch/threads.h"
+#include "model/hugging_face.h"
 #include "model/kernels/cpu_dispatch.h"
 
 namespace t2r::launch {
@@ -65,6 +67,45 @@ void check_same_kernels(dist::Communicator& communicator) {
   }
 }
 
+void check_same_on_ranks(dist::Communicator& communicator,
+                         const dist::World& world,
+                         const std::string& value,
+                         const std::string& what,
+                         const std::string& remedy) {
+  const std::vector<std::string> values = communicator.all_gather(value);
+  for (size_t rank = 1; rank < values.size(); ++rank) {
+    if (values[rank] == values[0]) continue;
+    throw ConfigError(concat(what,
+                             " differs between ranks: rank 0 on ",
+                             world.hosts()[0],
+                             " has ",
+                             values[0],
+                             ", rank ",
+                             rank,
+                             " on ",
+                             world.hosts()[rank],
+                             " has ",
+                             values[rank],
+                             "; ",
+                             remedy));
+  }
+}
+
+void check_same_model(dist::Communicator& communicator,
+                      const dist::World& world,
+                      const model::DecoderLM& model,
+                      const std::string& folder) {
+  if (communicator.size() == 1) return;
+  Hasher hasher;
+  hasher.update(model::write_config(model.config(), ""));
+  hasher.update(model.parameters().content_hash());
+  check_same_on_ranks(communicator,
+                      world,
+                      "config and weights of hash " + hasher.hex(),
+                      concat("the model at ", folder),
+                      "give every host the same model folder");
+}
+
 data::Corpus open_corpus(const std::vector<std::string>& names,
                          const dist::World& world,
                          dist::Communicator& communicator) {
@@ -84,6 +125,11 @@ data::Corpus open_corpus(const std::vector<std::string>& names,
                         " shard(s) were made by an earlier version of t2r, and cannot be verified "
                         "before HDF5 reads them; `t2r prepare lm --overwrite` makes them anew"));
   }
+  check_same_on_ranks(communicator,
+                      world,
+                      "tokens of hash " + corpus->content_hash(),
+                      concat("the content of the shards ", names.front()),
+                      "give every host the same shards");
   return std::move(*corpus);
 }
 

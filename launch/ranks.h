@@ -8,6 +8,7 @@
 #include "dist/communicator.h"
 #include "dist/world.h"
 #include "launch/options.h"
+#include "model/decoder_lm.h"
 
 namespace t2r::launch {
 
@@ -23,9 +24,28 @@ void check_same_options(dist::Communicator& communicator, const OptionSet& optio
 /// @throws ConfigError  on every rank, naming two ranks and what makes them equal
 void check_same_kernels(dist::Communicator& communicator);
 
+/// Refuses what ranks were given from files of their own and do not have in common: folders of one
+/// name may hold other content on each host. Collective: every rank, same order.
+/// @param value  of this rank, short: a hash, a name
+/// @param what   what differs then, for the message: "the model at m"
+/// @param remedy the message's end
+/// @throws ConfigError  on every rank: names the first rank that differs from 0, and both hosts
+void check_same_on_ranks(dist::Communicator& communicator,
+                         const dist::World& world,
+                         const std::string& value,
+                         const std::string& what,
+                         const std::string& remedy);
+
+/// Likewise a model that every rank has loaded from `folder`: its config and its weights.
+void check_same_model(dist::Communicator& communicator,
+                      const dist::World& world,
+                      const model::DecoderLM& model,
+                      const std::string& folder);
+
 /// Opens the same shards on every rank; one rank of each host reads them whole and verifies them
 /// for all of that host. Collective: every rank, same order.
-/// @throws ConfigError, DataError  on every rank, as data::Corpus does on any
+/// @throws ConfigError, DataError  on every rank: what data::Corpus throws on any, and content that
+///                                 is not the same on all
 data::Corpus open_corpus(const std::vector<std::string>& names,
                          const dist::World& world,
                          dist::Communicator& communicator);

@@ -29,8 +29,6 @@ RunRecords::RunRecords(const Start& start,
                     {{"ranks", int64_t{communicator.size()}}});
     if (start.is_resumed && !changes.empty()) metrics_->event("config", {{"changes", changes}});
   });
-  const bool was_evaluated = metrics_ && metrics_->was_evaluated();
-  was_evaluated_ = communicator.all_gather(was_evaluated ? "yes" : "no").front() == "yes";
   // A folder that other hosts do not see is no error: their lines are on stderr.
   if (communicator.rank() != 0 && std::filesystem::exists(log_file)) log::also_to_file(log_file);
 }

@@ -31,9 +31,6 @@ class RunRecords {
              const TrainingPosition& position,
              dist::Communicator& communicator);
 
-  /// Whether the position's step was evaluated by an earlier start. The same on every rank.
-  bool was_evaluated() const { return was_evaluated_; }
-
   /// nullptr on other ranks.
   MetricsLog* metrics() { return metrics_.get(); }
   ProgressLine* progress() { return metrics_ ? &metrics_->progress() : nullptr; }
@@ -50,7 +47,6 @@ class RunRecords {
 
  private:
   std::unique_ptr<MetricsLog> metrics_;
-  bool was_evaluated_ = false;
   int64_t first_step_;
   double last_loss_ = 0.0;  ///< meaningful behind first_step_
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();

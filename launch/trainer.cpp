@@ -39,23 +39,6 @@ PerplexityProtocol evaluation_protocol(const TrainConfig& config,
 
 }  // namespace
 
-std::vector<dist::GradientSlice> gradient_slices(const model::ParameterArena& arena) {
-  std::vector<dist::GradientSlice> slices;
-  for (const model::ParameterArena::Slice& slice : arena.slices()) {
-    const model::Parameter& parameter = arena.parameters().all()[slice.index];
-    slices.push_back({.name = parameter.pieces.front().name,
-                      .parameter = parameter.value,
-                      .offset = slice.offset,
-                      .numel = slice.numel,
-                      .group = parameter.group});
-  }
-  return slices;
-}
-
-dist::GradientReducerOptions reducer_options(const BackendOptions& backend) {
-  return {.cap_bytes = backend.bucket_mib << 20};
-}
-
 Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, Backend& backend)
     : config_(config),
       inputs_(std::move(inputs)),
@@ -126,17 +109,11 @@ Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, Backend& back
                                           position_,
                                           communicator_);
   say_changed_options(changed);
-  if (records_->was_evaluated()) last_evaluated_step_ = position_.step;
 }
 
 void Trainer::place_teacher(const model::Placement& placement) {
   check_model_fits(inputs_.teacher->config(), placement);
   teacher_hash_ = inputs_.teacher->parameters().content_hash();
-  const std::vector<std::string> hashes = communicator_.all_gather(teacher_hash_);
-  for (size_t rank = 0; rank < hashes.size(); ++rank) {
-    if (hashes[rank] != hashes.front())
-      throw ConfigError(concat("the teacher has other weights on rank ", rank, " than on rank 0"));
-  }
   on_all_ranks(communicator_, [&] { inputs_.teacher->parameters().move_to(placement); });
 }
 
@@ -381,6 +358,9 @@ std::vector<FactDifference> Trainer::resume() {
     arena_.round_masters();
     position_ = found->position;
     last_saved_step_ = position_.step;
+    // The last evaluation is taken again: every start that ends says what was reached.
+    if (position_.evaluated.has_value() && position_.step < config_.total_steps())
+      last_evaluated_step_ = position_.evaluated->step;
     if (position_.best.has_value()) best_evaluated_loss_ = position_.best->loss;
     changed = found->changed_options;
   } else if (config_.resume) {

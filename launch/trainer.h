@@ -35,11 +35,6 @@ struct TrainingInputs {
   std::vector<std::filesystem::path> tokenizer_files;
 };
 
-/// The arena's gradients, as the reducer wants to know them.
-std::vector<dist::GradientSlice> gradient_slices(const model::ParameterArena& arena);
-
-dist::GradientReducerOptions reducer_options(const BackendOptions& backend);
-
 /// Data-parallel training: the only place that knows model, data and ranks.
 class Trainer {
  public:

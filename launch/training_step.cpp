@@ -4,6 +4,23 @@
 
 namespace t2r::launch {
 
+std::vector<dist::GradientSlice> gradient_slices(const model::ParameterArena& arena) {
+  std::vector<dist::GradientSlice> slices;
+  for (const model::ParameterArena::Slice& slice : arena.slices()) {
+    const model::Parameter& parameter = arena.parameters().all()[slice.index];
+    slices.push_back({.name = parameter.pieces.front().name,
+                      .parameter = parameter.value,
+                      .offset = slice.offset,
+                      .numel = slice.numel,
+                      .group = parameter.group});
+  }
+  return slices;
+}
+
+dist::GradientReducerOptions reducer_options(const BackendOptions& backend) {
+  return {.cap_bytes = backend.bucket_mib << 20};
+}
+
 torch::Tensor micro_batch_loss(const StepParts& parts,
                                Objective objective,
                                const torch::Tensor& inputs_BT,

@@ -8,6 +8,7 @@
 #include "data/batch.h"
 #include "dist/communicator.h"
 #include "dist/gradient_reducer.h"
+#include "launch/backend_options.h"
 #include "launch/objective.h"
 #include "model/adamw.h"
 #include "model/decoder_lm.h"
@@ -46,6 +47,11 @@ struct StepParts {
   double clip_norm = 0.0;                            ///< 0: no clipping
   model::DecoderLM::Distillation distillation = {};  ///< of Objective::kDistillation
 };
+
+/// The arena's gradients, as the reducer wants to know them.
+std::vector<dist::GradientSlice> gradient_slices(const model::ParameterArena& arena);
+
+dist::GradientReducerOptions reducer_options(const BackendOptions& backend);
 
 /// What a micro-batch adds to the loss that the step minimises, as a sum over its tokens.
 torch::Tensor micro_batch_loss(const StepParts& parts,
