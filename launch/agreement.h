@@ -3,6 +3,7 @@
 #include <c10/util/Exception.h>
 
 #include <exception>
+#include <new>
 #include <optional>
 #include <string>
 #include <utility>
@@ -31,7 +32,10 @@ LocalOutcome attempt(const Action& action) {
     const GpuMemoryError ours(error);
     return {static_cast<int>(ours.exit_code()), ours.what()};
   } catch (const c10::Error& error) {
-    return {static_cast<int>(ExitCode::kInternal), error.what_without_backtrace()};
+    return {static_cast<int>(ExitCode::kInternal),
+            is_out_of_host_memory(error) ? "out of memory" : error.what_without_backtrace()};
+  } catch (const std::bad_alloc&) {
+    return {static_cast<int>(ExitCode::kInternal), "out of memory"};
   } catch (const std::exception& error) {
     return {static_cast<int>(ExitCode::kInternal), error.what()};
   }

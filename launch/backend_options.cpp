@@ -8,6 +8,7 @@
 #include <filesystem>
 
 #include "base/error.h"
+#include "base/log.h"
 
 namespace t2r::launch {
 namespace {
@@ -78,6 +79,11 @@ void BackendOptions::resolve(const Invocation& invocation) {
   if (device == "auto") {
     const bool can_use_gpu = is_gpu_program || fs::exists(beside_this_program(kGpuProgram));
     device = can_use_gpu && has_gpu() ? "cuda" : "cpu";
+    if (!can_use_gpu && has_gpu()) {
+      log::warning_of_first_rank(
+          "this host has a GPU, but this is a build without CUDA: the CPU computes "
+          "(launch/build.sh gpu; --device cpu says that it shall)");
+    }
   }
   if (precision == "auto") precision = device == "cuda" ? "bf16" : "float32";
   if (device == "cpu" && precision == "bf16")

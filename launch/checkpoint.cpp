@@ -230,7 +230,7 @@ std::optional<ResumedRun> CheckpointStore::load(const CheckpointContent& content
       log::warning(concat(
           "checkpoint ", checkpoint_name(step), " is damaged and not used: ", reading.message));
     damaged.push_back(step);
-    causes += concat("\n  ", reading.message);
+    causes += concat(causes.empty() ? " " : "; ", reading.message);
   }
   if (!steps.empty()) {
     throw DataError(concat("none of the ",

@@ -13,9 +13,7 @@ namespace t2r::launch {
 /// brackets LibTorch's first sentence.
 class GpuMemoryError : public Error {
  public:
-  explicit GpuMemoryError(
-      const c10::OutOfMemoryError& error,
-      const std::string& what_for = "; try a smaller --batch-size or --micro-batch-size")
+  explicit GpuMemoryError(const c10::OutOfMemoryError& error, const std::string& what_for = "")
       : Error(ExitCode::kInternal, text(error.what_without_backtrace(), what_for)) {}
 
  private:
@@ -23,6 +21,12 @@ class GpuMemoryError : public Error {
     return concat("out of GPU memory", what_for, " (", what.substr(0, what.find(". ")), ")");
   }
 };
+
+/// Whether LibTorch could not get memory of this host; it has no type of its own for that.
+inline bool is_out_of_host_memory(const c10::Error& error) {
+  return std::string(error.what_without_backtrace()).find("can't allocate memory") !=
+         std::string::npos;
+}
 
 /// The most bytes that tensors have taken on a GPU since the last reset_peak_memory().
 inline int64_t peak_memory_bytes(const c10::Device& gpu) {

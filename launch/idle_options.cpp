@@ -94,6 +94,8 @@ void say_idle_train_options(const OptionSet& options,
   options.say_if_idle("teacher",
                       config.distillation == 0.0,
                       "distillation = 0 leaves it no share of the loss; it costs time alone");
+  if (config.learning_rate == 0.0 && (config.map_learning_rate == 0.0 || !has_maps))
+    log::warning_of_first_rank("--learning-rate = 0: the run changes no parameter");
   const int64_t share = (config.batch_size + num_ranks - 1) / num_ranks;
   options.say_if_idle("micro-batch-size",
                       config.micro_batch_size > share,

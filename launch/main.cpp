@@ -23,7 +23,8 @@ struct Command {
   std::vector<std::string> words;
   const char* summary;
   int (*run)(const launch::Invocation&);
-  bool runs_on_ranks = false;  ///< shares its work among mpirun's processes
+  bool runs_on_ranks = false;      ///< shares its work among mpirun's processes
+  std::string memory_option = {};  ///< that takes less memory if it is smaller
 };
 
 const std::vector<Command> kCommands = {
@@ -43,22 +44,31 @@ const std::vector<Command> kCommands = {
     {{"train"},
      "pretrain or finetune a model, alone or under mpirun",
      launch::run_train,
-     /*runs_on_ranks=*/true},
+     /*runs_on_ranks=*/true,
+     "--micro-batch-size"},
     {{"evaluate"},
      "perplexity of a model, per token and per word",
      launch::run_evaluate,
-     /*runs_on_ranks=*/true},
-    {{"generate"}, "continue a prompt", launch::run_generate},
+     /*runs_on_ranks=*/true,
+     "--batch-size"},
+    {{"generate"},
+     "continue a prompt",
+     launch::run_generate,
+     /*runs_on_ranks=*/false,
+     "--batch-size"},
     {{"bench", "attention"},
      "time attention on this GPU beside its peers",
      launch::run_bench_attention},
     {{"bench", "generate"},
      "time generation at given context lengths: microseconds a token, state, memory",
-     launch::run_bench_generate},
+     launch::run_bench_generate,
+     /*runs_on_ranks=*/false,
+     "--batch-size"},
     {{"bench", "train"},
      "time training steps on 1..n ranks: tokens/s, MFU, memory, phases",
      launch::run_bench_train,
-     /*runs_on_ranks=*/true},
+     /*runs_on_ranks=*/true,
+     "--micro-batch-size"},
 };
 
 std::string joined(const std::vector<std::string>& words) {
@@ -119,6 +129,13 @@ const Command* find_command(const std::vector<std::string>& arguments) {
                           " (t2r --help lists all)"));
 }
 
+/// What to try when the command that argv names has run out of memory, behind "out of memory".
+std::string memory_hint(int argc, char** argv) {
+  const Command* const command = find_command({argv + 1, argv + argc});
+  if (command == nullptr || command->memory_option.empty()) return "";
+  return concat("; try a smaller ", command->memory_option);
+}
+
 int dispatch(int argc, char** argv) {
   std::vector<std::string> arguments(argv + 1, argv + argc);
   if (arguments.empty()) throw UsageError("no command; t2r --help lists them");
@@ -170,13 +187,15 @@ int main(int argc, char** argv) {
   } catch (const Error& error) {
     dist::end_job(error.what(), static_cast<int>(error.exit_code()));
   } catch (const c10::OutOfMemoryError& error) {
-    const launch::GpuMemoryError ours(error);
+    const launch::GpuMemoryError ours(error, memory_hint(argc, argv));
     dist::end_job(ours.what(), static_cast<int>(ours.exit_code()));
   } catch (const c10::Error& error) {
-    dist::end_job(concat("internal error: ", error.what_without_backtrace()),
+    dist::end_job(launch::is_out_of_host_memory(error)
+                      ? concat("out of memory", memory_hint(argc, argv))
+                      : concat("internal error: ", error.what_without_backtrace()),
                   static_cast<int>(ExitCode::kInternal));
   } catch (const std::bad_alloc&) {
-    dist::end_job("out of memory; try a smaller --batch-size or --micro-batch-size",
+    dist::end_job(concat("out of memory", memory_hint(argc, argv)),
                   static_cast<int>(ExitCode::kInternal));
   } catch (const std::exception& error) {
     dist::end_job(concat("internal error: ", error.what()), static_cast<int>(ExitCode::kInternal));

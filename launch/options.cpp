@@ -52,7 +52,8 @@ std::string nearest(const std::string& word, const std::vector<std::string>& can
   const auto length = static_cast<int64_t>(word.size());
   int64_t best_distance = std::min(std::max<int64_t>(2, length / 3), length - 1) + 1;
   for (const std::string& candidate : candidates) {
-    const int64_t distance = edit_distance(word, candidate);
+    const bool is_beginning = length >= 3 && candidate.starts_with(word);
+    const int64_t distance = is_beginning ? 1 : edit_distance(word, candidate);
     if (distance < best_distance) {
       best_distance = distance;
       best = candidate;

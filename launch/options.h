@@ -89,7 +89,7 @@ void check_at_least(const char* key, int64_t value, int64_t least);
 void check_within(const char* key, int64_t value, int64_t low, int64_t high);
 void check_within(const char* key, double value, double low, double high);
 
-/// The candidate that is the fewest edits away from `word`, or "" if none is near.
+/// The candidate that is the fewest edits away from `word`, or begins with it; "" if none is near.
 std::string nearest(const std::string& word, const std::vector<std::string>& candidates);
 
 }  // namespace t2r::launch

@@ -329,12 +329,12 @@ void Trainer::save() {
     checkpoints_.save(checkpoint_content(), position);
   } catch (const WriteError& error) {
     ++num_failed_saves_;
-    log::warning(concat(error.what(),
-                        " (",
-                        num_failed_saves_,
-                        " in a row; the run stops after ",
-                        config_.max_failed_saves,
-                        ")"));
+    log::warning_of_first_rank(concat(error.what(),
+                                      " (",
+                                      num_failed_saves_,
+                                      " in a row; the run stops after ",
+                                      config_.max_failed_saves,
+                                      ")"));
     if (num_failed_saves_ >= config_.max_failed_saves) throw;
     return;
   }

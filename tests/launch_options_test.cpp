@@ -37,7 +37,10 @@ TEST(OptionSet, NearestFindsTyposAndNothingElse) {
   const std::vector<std::string> keys{"learning-rate", "batch-size", "steps"};
   EXPECT_EQ(nearest("lerning-rate", keys), "learning-rate");
   EXPECT_EQ(nearest("stpes", keys), "steps");
+  EXPECT_EQ(nearest("learn", keys), "learning-rate");
+  EXPECT_EQ(nearest("batch_size", keys), "batch-size");
   EXPECT_EQ(nearest("completely-different", keys), "");
+  EXPECT_EQ(nearest("x", {"lr"}), "");
 }
 
 TEST(OptionSet, DumpGivesTheShortestNumbersThatReadBack) {
