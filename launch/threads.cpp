@@ -13,6 +13,8 @@
 #include <numeric>
 #include <sstream>
 
+#include "launch/options.h"
+
 namespace t2r::launch {
 namespace {
 
@@ -140,6 +142,8 @@ int64_t threads_for(const StepWork& work, int64_t usable) {
 }
 
 int64_t set_threads(int64_t threads) {
+  constexpr int64_t kMost = 1024;  // a hundred thousand would be made, and hang
+  check_within("threads", threads, 0, kMost);
   at::set_num_threads(static_cast<int>(threads));
   return threads;
 }

@@ -50,6 +50,7 @@ StepWork work_of_step(const model::DecoderLM& model, int64_t tokens, bool trains
 int64_t threads_for(const StepWork& work, int64_t usable);
 
 /// Gives LibTorch so many threads; returns the number. Local.
+/// @throws ConfigError  if they are more than 1,024
 int64_t set_threads(int64_t threads);
 
 }  // namespace t2r::launch

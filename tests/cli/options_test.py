@@ -79,6 +79,7 @@ class Commands(unittest.TestCase):
                                 (["--steps", 2, "--distillation", 0.5], "distillation = 0.5, allowed: 1 without a teacher")):
             with self.subTest(arguments):
                 self.fails(run(*base, *arguments), 78, text)
+        self.fails(run("bench", "train", "--device", "cpu", "--threads", 100000), 78, "threads = 100000, allowed: 0 to 1024")
         self.fails(run("bench", "train", "--batch-size", 2**40, "--sequence-length", 2**40), 78, "batch-size x sequence-length is more than")
         self.fails(run("bench", "generate", "--lengths", "9e18"), 78, "lengths = 9000000000000000000, allowed: 1 to")
         self.fails(run("verify", "--model", "m", "--expected", "e", "--tolerance", "-1"), 78, "tolerance = -1, allowed: 0 to")
