@@ -13,9 +13,11 @@ namespace t2r::data {
 struct AddedToken {
   std::string content;
   int32_t id = 0;
-  bool normalized = false;    ///< looked for only between the tokens that are not normalized
+  bool normalized = false;    ///< looked for in the normalized text between the others
   bool strips_left = false;   ///< takes the white space before it along
   bool strips_right = false;  ///< takes the white space after it along
+  bool single_word = false;   ///< not where a letter, mark, digit or _ touches it
+  std::string sought = {};    ///< what is looked for in the normalized text; empty: the content
 };
 
 /// Finds added tokens in a text, leftmost first and the longest of those that start together.
@@ -26,11 +28,20 @@ class AddedTokens {
   AddedTokens(AddedTokens&&) = default;  // a copy's passes would point into the original
   AddedTokens& operator=(AddedTokens&&) = default;
 
-  /// Calls `take_text` for every non-empty stretch without added tokens and `take_id` for every
-  /// added token, in the order of the text.
+  /// Calls `take_text` for every non-empty stretch without a token that is not normalized, and
+  /// `take_id` for every such token, in the order of the text.
   void split(std::string_view text,
              const std::function<void(std::string_view)>& take_text,
-             const std::function<void(int32_t)>& take_id) const;
+             const std::function<void(int32_t)>& take_id) const {
+    split_pass(verbatim_, text, take_text, take_id);
+  }
+
+  /// The same for a normalized stretch and the tokens that are normalized.
+  void split_normalized(std::string_view text,
+                        const std::function<void(std::string_view)>& take_text,
+                        const std::function<void(int32_t)>& take_id) const {
+    split_pass(normalized_, text, take_text, take_id);
+  }
 
   /// In the order of their ids.
   const std::vector<AddedToken>& tokens() const { return tokens_; }

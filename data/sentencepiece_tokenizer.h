@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "data/tokenizer.h"
+#include "data/tokenizer_config.h"
 
 namespace t2r::data {
 
@@ -21,8 +22,12 @@ namespace t2r::data {
 /// Source: Kudo and Richardson 2018
 class SentencePieceTokenizer final : public Tokenizer {
  public:
-  /// @throws DataError  if the file is no sentencepiece model
-  explicit SentencePieceTokenizer(const std::filesystem::path& model);
+  /// With a configuration beside the model (`config.files`), control pieces, the unknown piece and
+  /// the configuration's added tokens are found in the text, as transformers finds them; they
+  /// decode to their names. Without, the model is all: "<s>" in a text is three characters.
+  /// @throws DataError  if the file is no sentencepiece model, or an added token's id is not free
+  explicit SentencePieceTokenizer(const std::filesystem::path& model,
+                                  const TokenizerConfig& config = {});
   ~SentencePieceTokenizer() override;
 
   std::vector<int32_t> encode(std::string_view text) const override;
@@ -31,16 +36,25 @@ class SentencePieceTokenizer final : public Tokenizer {
   TextRules text_rules() const override;
   int64_t vocab_size() const override;
 
-  /// The model's end-of-sentence piece.
+  /// The token that the configuration names; else the model's end-of-sentence piece.
   std::optional<int32_t> end_of_document() const override;
 
-  /// Of pieces, kinds and scores by id, and of the ids of a probe that tells normalisations apart.
+  /// If the configuration says add_bos_token.
+  std::optional<int32_t> begin_of_text() const override;
+
+  /// Of pieces, kinds and scores by id, and of the ids of a probe that tells normalisations apart;
+  /// with a configuration, of the tokens that are found in the text as well.
   std::string hash() const override;
 
   std::vector<std::filesystem::path> files() const override;
 
  private:
   struct Model;
+  /// The library's own decoding.
+  std::string decode_pieces(const std::vector<int32_t>& ids) const;
+  /// Ids of a stretch without added tokens.
+  void encode_stretch(std::string_view text, bool first, std::vector<int32_t>* ids) const;
+
   std::unique_ptr<Model> model_;
 };
 

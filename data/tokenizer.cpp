@@ -1,10 +1,17 @@
 #include "data/tokenizer.h"
 
 #include <algorithm>
+#include <fstream>
 
 #include "base/error.h"
-#include "data/byte_bpe.h"
+#include "base/file_kind.h"
+#include "base/log.h"
+#include "data/bpe.h"
+#include "data/bpe_files.h"
+#include "data/sentencepiece_model.h"
 #include "data/sentencepiece_tokenizer.h"
+#include "data/tokenizer_config.h"
+#include "data/tokenizer_json.h"
 
 namespace t2r::data {
 namespace {
@@ -20,19 +27,29 @@ struct BpePair {
 constexpr BpePair kBpePairs[] = {{"vocab.json", "merges.txt"}, {"encoder.json", "vocab.bpe"}};
 constexpr const char* kKnown =
     "tokenizer.json, vocab.json + merges.txt, encoder.json + vocab.bpe, or one sentencepiece model "
-    "(tokenizer.model, spiece.model, *.model, *.spm)";
+    "(tokenizer.model, spiece.model, any name)";
 
-std::unique_ptr<Tokenizer> open_tokenizer_json(const fs::path& file) {
-  return std::make_unique<ByteBpe>(read_tokenizer_json(file));
+std::string read_beginning(const fs::path& file) {
+  std::string beginning(512, '\0');
+  std::ifstream stream(file, std::ios::binary);
+  stream.read(beginning.data(), static_cast<std::streamsize>(beginning.size()));
+  beginning.resize(static_cast<size_t>(stream.gcount()));
+  return beginning;
 }
 
-std::unique_ptr<Tokenizer> open_pair(const fs::path& folder, const BpePair& pair) {
-  return std::make_unique<ByteBpe>(
-      read_vocabulary_and_merges(folder / pair.vocabulary, folder / pair.merges));
+/// @throws DataError  if a download left something else in the file's place
+void check_kind(const fs::path& file) {
+  if (const auto kind = describe_wrong_file(read_beginning(file))) {
+    throw DataError(concat(file.string(), ": this is ", *kind));
+  }
+}
+
+bool is_sentencepiece_name(const fs::path& file) {
+  return file.extension() == ".model" || file.extension() == ".spm";
 }
 
 bool is_sentencepiece(const fs::path& file) {
-  return file.extension() == ".model" || file.extension() == ".spm";
+  return is_sentencepiece_name(file) || begins_as_sentencepiece_model(read_beginning(file));
 }
 
 /// The folder's sentencepiece model; empty if it has none.
@@ -58,6 +75,37 @@ fs::path find_sentencepiece(const fs::path& folder) {
   return models.empty() ? fs::path() : models.front();
 }
 
+std::unique_ptr<Tokenizer> open_sentencepiece(const fs::path& file, const TokenizerConfig& config) {
+  check_kind(file);
+  if (config.tokenizer_class == "LlamaTokenizer") {
+    return std::make_unique<Bpe>(read_llama_model(file, config));
+  }
+  return std::make_unique<SentencePieceTokenizer>(file, config);
+}
+
+std::unique_ptr<Tokenizer> open_tokenizer_json(const fs::path& file) {
+  check_kind(file);
+  try {
+    return std::make_unique<Bpe>(read_tokenizer_json(file));
+  } catch (const UnsupportedTokenizer& refusal) {
+    const fs::path model =
+        find_sentencepiece(file.parent_path().empty() ? "." : file.parent_path());
+    if (model.empty()) throw;
+    log::info(concat(refusal.what(), "; taking ", model.filename().string(), " beside it"));
+    TokenizerConfig config = read_tokenizer_config(file.parent_path());
+    if (config.added_tokens.empty()) config.added_tokens = read_added_tokens_of(file);
+    if (config.files.empty()) config.files = {file};
+    return open_sentencepiece(model, config);
+  }
+}
+
+std::unique_ptr<Tokenizer> open_pair(const fs::path& folder, const BpePair& pair) {
+  check_kind(folder / pair.vocabulary);
+  check_kind(folder / pair.merges);
+  return std::make_unique<Bpe>(
+      read_vocabulary_and_merges(folder / pair.vocabulary, folder / pair.merges));
+}
+
 std::unique_ptr<Tokenizer> open_folder(const fs::path& folder) {
   if (fs::exists(folder / "tokenizer.json")) return open_tokenizer_json(folder / "tokenizer.json");
   for (const BpePair& pair : kBpePairs) {
@@ -70,7 +118,7 @@ std::unique_ptr<Tokenizer> open_folder(const fs::path& folder) {
     throw ConfigError(
         concat(folder.string(), ": no tokenizer in this folder; looked for ", kKnown));
   }
-  return std::make_unique<SentencePieceTokenizer>(model);
+  return open_sentencepiece(model, read_tokenizer_config(folder));
 }
 
 }  // namespace
@@ -78,13 +126,15 @@ std::unique_ptr<Tokenizer> open_folder(const fs::path& folder) {
 std::unique_ptr<Tokenizer> open_tokenizer(const fs::path& path) {
   if (!fs::exists(path)) throw ConfigError(concat(path.string(), ": no such file or folder"));
   if (fs::is_directory(path)) return open_folder(path);
+  check_kind(path);
   for (const BpePair& pair : kBpePairs) {
     if (path.filename() == pair.vocabulary || path.filename() == pair.merges) {
       return open_pair(path.parent_path(), pair);
     }
   }
   if (path.extension() == ".json") return open_tokenizer_json(path);
-  if (is_sentencepiece(path)) return std::make_unique<SentencePieceTokenizer>(path);
+  if (is_sentencepiece(path))
+    return open_sentencepiece(path, read_tokenizer_config(path.parent_path()));
   throw ConfigError(concat(path.string(), ": not a known tokenizer file; allowed: ", kKnown));
 }
 

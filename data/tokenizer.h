@@ -70,7 +70,9 @@ class Tokenizer {
 };
 
 /// Opens the tokenizer in a folder or file: tokenizer.json, vocab.json + merges.txt, encoder.json +
-/// vocab.bpe (byte-level BPE), or a sentencepiece model (*.model, *.spm).
+/// vocab.bpe (byte-level BPE), or a sentencepiece model of any name. tokenizer_config.json,
+/// special_tokens_map.json and added_tokens.json beside it are read as well. A tokenizer.json of a
+/// kind that is not supported gives way, in one line, to a sentencepiece model beside it.
 /// @throws ConfigError  if nothing that is known is there; names what was looked for
 /// @throws DataError    if a file breaks its format
 std::unique_ptr<Tokenizer> open_tokenizer(const std::filesystem::path& path);

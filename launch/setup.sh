@@ -13,7 +13,8 @@ readonly PACKAGES=(
   "g++ cxx20" "pkg-config command:pkg-config" "libopenmpi-dev command:mpicc" "openmpi-bin command:mpirun"
   "libhdf5-dev module:hdf5,command:h5cc,command:h5pcc,header:hdf5.h"
   "nlohmann-json3-dev header:nlohmann/json.hpp" "libspdlog-dev header:spdlog/spdlog.h"
-  "libsentencepiece-dev module:sentencepiece" "libpcre2-dev module:libpcre2-8" "libxxhash-dev module:libxxhash"
+  "libsentencepiece-dev module:sentencepiece" "libpcre2-dev module:libpcre2-8" "libutf8proc-dev module:libutf8proc"
+  "libxxhash-dev module:libxxhash"
   "libtomlplusplus-dev module:tomlplusplus" "libgtest-dev header:gtest/gtest.h" "libgmock-dev header:gmock/gmock.h"
   "libbenchmark-dev header:benchmark/benchmark.h" "ccache optional" "git command:git" "xz-utils command:xz"
 )

@@ -49,7 +49,7 @@ fake_machine() {
   cat >"$bin/dpkg-query" <<'FAKE'
 #!/bin/sh
 for package in g++ pkg-config libopenmpi-dev openmpi-bin libhdf5-dev nlohmann-json3-dev libspdlog-dev \
-  libsentencepiece-dev libpcre2-dev libxxhash-dev libtomlplusplus-dev libgtest-dev libgmock-dev libbenchmark-dev \
+  libsentencepiece-dev libpcre2-dev libutf8proc-dev libxxhash-dev libtomlplusplus-dev libgtest-dev libgmock-dev libbenchmark-dev \
   ccache git xz-utils cmake ninja-build python3-venv; do echo "ii  $package"; done
 FAKE
   printf '#!/bin/sh\necho "apt-get $*" >>%s/apt.log\n' "$TMP" >"$bin/apt-get"

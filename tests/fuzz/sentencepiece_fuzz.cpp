@@ -1,0 +1,51 @@
+// libFuzzer target of sentencepiece models: what read_sentencepiece_model() lets pass must not hurt
+// libsentencepiece, which is not instrumented itself and trusts a model more than it should.
+//
+//   cmake --preset dev -DT2R_FUZZ=ON && cmake --build build/dev --target t2r_sentencepiece_fuzz
+//   build/dev/tests/fuzz/t2r_sentencepiece_fuzz -max_total_time=180 <folder for findings>
+//       tests/fuzz/corpus_sentencepiece
+
+#include <sentencepiece_processor.h>
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/error.h"
+#include "data/sentencepiece_model.h"
+
+namespace {
+
+/// Stops the fuzzer, which keeps the input, when a promise is broken.
+void demand(bool condition) {
+  if (!condition) __builtin_trap();
+}
+
+void use(const std::string& content, const t2r::data::SentencePieceModel& model) {
+  sentencepiece::SentencePieceProcessor processor;
+  if (!processor.LoadFromSerializedProto(content).ok()) return;
+  demand(processor.GetPieceSize() == static_cast<int>(model.pieces.size()));
+  for (const std::string_view text :
+       {std::string_view(
+            "The <s> caf\xC3\xA9  12 don't\n \xE6\xBC\xA2\xEF\xBD\x81\xEF\xAC\x81 \xFF "),
+        std::string_view(content).substr(0, 200)}) {
+    std::vector<int> ids;
+    if (!processor.Encode({text.data(), text.size()}, &ids).ok()) continue;
+    for (const int id : ids) demand(id >= 0 && id < processor.GetPieceSize());
+    std::string decoded;
+    demand(processor.Decode(ids, &decoded).ok());
+  }
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  const std::string content(reinterpret_cast<const char*>(data), size);
+  try {
+    use(content, t2r::data::read_sentencepiece_model(content, "fuzz"));
+  } catch (const t2r::DataError&) {
+    // The one right way to refuse; anything else ends the fuzzer.
+  }
+  return 0;
+}
