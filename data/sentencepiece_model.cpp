@@ -141,7 +141,7 @@ class CharacterMap {
     while (!open.empty()) {
       const size_t base = open.back();
       open.pop_back();
-      for (uint32_t label = 1; label < 256; ++label) {
+      for (uint32_t label = 0; label < 256; ++label) {
         const size_t child = base ^ label;
         if (child >= seen_.size()) message_.refuse("the character map's trie leads out of it");
         if ((unit(child) & 0x800000FFu) != label || seen_[child]) continue;
