@@ -1,4 +1,5 @@
 #include <torch/types.h>
+#include <algorithm>
 
 #include <cstdio>
 #include <cstring>
@@ -185,8 +186,21 @@ void verify_gradients(model::DecoderLM& model,
   }
 }
 
-void verify_entries(const VerifyOptions& options, Report& report) {
-  const model::SafetensorsFile file(options.expected);
+void say_idle_options(const OptionSet& options, const model::SafetensorsFile& file) {
+  const auto& tensors = file.tensors();
+  const bool has_gradients = std::any_of(tensors.begin(), tensors.end(), [](const auto& view) {
+    return view.name.starts_with(kGradientPrefix);
+  });
+  const bool has_others = std::any_of(tensors.begin(), tensors.end(), [](const auto& view) {
+    return view.name == "logits" || view.name == "loss" || view.name == "last_hidden";
+  });
+  options.say_if_idle("gradient-tolerance", !has_gradients, "--expected has no grad.NAME");
+  options.say_if_idle("tolerance", !has_others, "--expected has no logits, loss or last_hidden");
+}
+
+void verify_entries(const VerifyOptions& options,
+                    const model::SafetensorsFile& file,
+                    Report& report) {
   for (const model::TensorView& view : file.tensors()) {
     const bool is_known = view.name == "input_ids" || view.name == "logits" ||
                           view.name == "loss" || view.name == "greedy" ||
@@ -261,7 +275,9 @@ int run_verify(const Invocation& invocation) {
   check_within("tolerance", values.tolerance, 0.0, 1e9);
   check_within("gradient-tolerance", values.gradient_tolerance, 0.0, 1e9);
   Report report;
-  verify_entries(values, report);
+  const model::SafetensorsFile file(values.expected);
+  say_idle_options(options, file);
+  verify_entries(values, file, report);
   if (report.num_entries() == 0)
     throw DataError(concat(values.expected, ": nothing to compare besides input_ids"));
   std::printf("%lld entries: %s\n",

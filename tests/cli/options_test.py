@@ -2,6 +2,7 @@
 import json
 import pathlib
 import re
+import struct
 import tempfile
 import unittest
 
@@ -162,6 +163,9 @@ class IdleOptions(Case):
         result = self.run_training("--config", dump)
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertNotIn("no effect", result.stderr)
+        result = self.run_training("--config", self.folder / "t2r/config.toml", "--seed", 2)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertNotIn("no effect", result.stderr)
         dump.write_text(dump.read_text().replace("deterministic = false", "deterministic = true"))
         self.says_idle(self.run_training("--config", dump), deterministic="CPU")
 
@@ -200,6 +204,18 @@ class IdleOptions(Case):
             self.assertFalse(output.exists())
         result, output = self.convert("--keep-softmax", 1, 1)
         self.assertIn("1 of 2 layers are linear", result.stdout)
+
+    def test_verify(self):
+        tensors = {"input_ids": ("I64", [1, 4], struct.pack("<4q", 1, 2, 3, 4)), "loss": ("F32", [], struct.pack("<f", 5.0))}
+        header, data = {}, b""
+        for name, (dtype, shape, content) in tensors.items():
+            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(content)]}
+            data += content
+        text = json.dumps(header).encode()
+        (self.folder / "expected.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
+        result = run("verify", "--model", self.linear, "--expected", self.folder / "expected.safetensors", "--tolerance", 100, "--gradient-tolerance", 0.1)
+        self.says_idle(result, gradient_tolerance="no grad.NAME")
+        self.assertNotIn("--tolerance has no effect", result.stderr)
 
     def test_benchmarks(self):
         bench = ["bench", "generate", "--device", "cpu", "--model", self.softmax, "--lengths", 4, "--steps", 2, "--warmup-steps", 0]
