@@ -109,14 +109,13 @@ int run_convert(const Invocation& invocation) {
   options.add("seed", values.seed, "of the new feature maps");
   if (options.parse(invocation.arguments) == OptionSet::Outcome::kDone) return 0;
 
-  const fs::path folder = values.model, config_file = folder / model::kConfigFile;
-  const model::DecoderConfig config =
-      model::parse_config(read_file(config_file), config_file.string());
-  say_idle_options(options, values, config);
+  const fs::path folder = values.model;
+  const model::ModelSource source(folder);
+  say_idle_options(options, values, source.config());
   const model::Conversion conversion = model::convert_to_linear(
-      folder, linear_config(values, config), static_cast<uint64_t>(values.seed));
+      source, linear_config(values, source.config()), static_cast<uint64_t>(values.seed));
   make_folder(values.output, [&](const fs::path& temporary) {
-    model::save_model(*conversion.converted.model, conversion.converted.format, temporary);
+    model::save_converted(*conversion.converted.model, source, temporary);
     for (const fs::path& file : companion_files(folder)) {
       write_file_durably(temporary / file.filename(), read_file(file));
     }

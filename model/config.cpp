@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "base/error.h"
 
@@ -13,8 +14,19 @@ void check(bool condition, const char* field, int64_t value, const std::string& 
     throw ConfigError(concat("model config: ", field, " = ", value, ", allowed: ", allowed));
 }
 
-void check_positive(const char* field, int64_t value) {
-  check(value > 0, field, value, "1 or more");
+// Far above any model, and such that the bytes of all parameters still fit in 63 bits.
+constexpr int64_t kMaxLayers = 1 << 12;
+constexpr int64_t kMaxWidth = 1 << 20;  ///< of hidden states, and of all heads together
+constexpr int64_t kMaxIntermediate = 1 << 24;
+constexpr int64_t kMaxIds = std::numeric_limits<int32_t>::max();  ///< tokens are int32
+
+void check_size(const char* field, int64_t value, int64_t largest) {
+  check(value >= 1 && value <= largest, field, value, concat("1 to ", largest));
+}
+
+void check_above_0(const char* field, double value) {
+  if (!(value > 0.0) || !std::isfinite(value))
+    throw ConfigError(concat("model config: ", field, " = ", value, ", allowed: above 0"));
 }
 
 void check_feature_map(const std::string& name) {
@@ -44,11 +56,13 @@ void validate_linear(const LinearAttentionConfig& linear, const DecoderConfig& c
         linear.feature_size,
         concat("even, at most ", 2 * config.head_dim, " (hedgehog: two for each row of its map)"));
   }
-  if (!(linear.denominator_floor > 0.0)) {
-    throw ConfigError(
-        concat("denominator_floor = ", linear.denominator_floor, ", allowed: above 0"));
-  }
-  for (const int64_t layer : linear.softmax_layers) {
+  check_above_0("denominator_floor", linear.denominator_floor);
+  for (size_t i = 0; i < linear.softmax_layers.size(); ++i) {
+    const int64_t layer = linear.softmax_layers[i];
+    check(i == 0 || layer > linear.softmax_layers[i - 1],
+          "softmax_layers",
+          layer,
+          "each layer once, in ascending order");
     check(layer >= 0 && layer < config.num_layers,
           "softmax_layers",
           layer,
@@ -80,16 +94,28 @@ double DecoderConfig::query_scale(int64_t layer) const {
 }
 
 void DecoderConfig::validate() const {
-  check_positive("vocab_size", vocab_size);
-  check_positive("hidden_size", hidden_size);
-  check_positive("num_layers", num_layers);
-  check_positive("num_heads", num_heads);
-  check_positive("num_kv_heads", num_kv_heads);
-  check_positive("head_dim", head_dim);
-  check_positive("intermediate_size", intermediate_size);
-  check_positive("max_positions", max_positions);
+  const bool is_gpt2 = family == Family::kGpt2;
+  check_size("vocab_size", vocab_size, kMaxIds);
+  check_size(is_gpt2 ? "hidden_size (n_embd)" : "hidden_size", hidden_size, kMaxWidth);
+  check_size(
+      is_gpt2 ? "num_layers (n_layer)" : "num_layers (num_hidden_layers)", num_layers, kMaxLayers);
+  check_size(
+      is_gpt2 ? "num_heads (n_head)" : "num_heads (num_attention_heads)", num_heads, kMaxWidth);
+  check_size("num_kv_heads (num_key_value_heads)", num_kv_heads, kMaxWidth);
+  check_size("head_dim", head_dim, kMaxWidth / num_heads);
+  check_size(is_gpt2 ? "intermediate_size (n_inner)" : "intermediate_size",
+             intermediate_size,
+             kMaxIntermediate);
+  check_size(is_gpt2 ? "max_positions (n_positions)" : "max_positions (max_position_embeddings)",
+             max_positions,
+             kMaxIds);
+  check_above_0(is_gpt2 ? "norm_eps (layer_norm_epsilon)" : "norm_eps (rms_norm_eps)", norm_eps);
+  check_above_0("rope_theta", rope.theta);
+  if (!(initializer_range >= 0.0) || !std::isfinite(initializer_range))
+    throw ConfigError(
+        concat("model config: initializer_range = ", initializer_range, ", allowed: 0 or more"));
   check(num_heads % num_kv_heads == 0,
-        "num_kv_heads",
+        "num_kv_heads (num_key_value_heads)",
         num_kv_heads,
         concat("a divisor of num_heads = ", num_heads));
   if (family == Family::kLlama)

@@ -18,6 +18,8 @@ struct RopeConfig {
   double low_freq_factor = 1.0;
   double high_freq_factor = 4.0;
   int64_t original_max_positions = 8192;
+
+  bool operator==(const RopeConfig&) const = default;
 };
 
 /// The part of a config that T2R adds: which layers are linear, and with which feature map.
@@ -27,6 +29,8 @@ struct LinearAttentionConfig {
   double denominator_floor = 1e-2;  ///< t2r clamps phi(q) . z from below
   bool map_per_query_head = false;  ///< grouped queries: a map (and a state) per query head
   std::vector<int64_t> softmax_layers = {};  ///< layers that keep softmax attention, ascending
+
+  bool operator==(const LinearAttentionConfig&) const = default;
 };
 
 /// The maps of model/feature_map.h: t2r, elu, hedgehog.
@@ -66,8 +70,12 @@ struct DecoderConfig {
   /// before the map.
   double query_scale(int64_t layer) const;
 
+  /// Sizes are bounded so that no product of them overflows: the bytes of all parameters fit in 63
+  /// bits.
   /// @throws ConfigError  naming field, value and what is allowed
   void validate() const;
+
+  bool operator==(const DecoderConfig&) const = default;
 };
 
 /// Layers that keep softmax when every n-th is kept, counted from the top (T2R 75 %: n = 4).

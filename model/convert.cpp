@@ -1,27 +1,27 @@
 #include "model/convert.h"
 
-#include "base/durable_file.h"
 #include "base/error.h"
 
 namespace t2r::model {
 
-Conversion convert_to_linear(const std::filesystem::path& folder,
+Conversion convert_to_linear(const ModelSource& source,
                              const LinearAttentionConfig& linear,
                              uint64_t seed) {
-  const std::filesystem::path config_file = folder / kConfigFile;
-  DecoderConfig config = parse_config(read_file(config_file), config_file.string());
+  DecoderConfig config = source.config();
   if (config.linear.has_value()) {
-    throw ConfigError(concat(folder.string(),
+    throw ConfigError(concat(source.folder(),
                              " is converted already (feature map ",
                              config.linear->feature_map,
                              "); convert its softmax original"));
   }
   config.linear = linear;
   config.validate();
+  source.check_fits(DecoderLM(config, torch::kMeta), /*may_lack_new=*/true);
   Conversion result;
   result.converted.model = std::make_unique<DecoderLM>(config);
   result.converted.model->initialize_feature_maps(seed);
-  result.converted.format = load_weights(*result.converted.model, folder, /*may_lack_new=*/true);
+  source.copy_to(*result.converted.model);
+  result.converted.format = source.format();
   const ParameterSet& parameters = result.converted.model->parameters();
   for (const Parameter& parameter : parameters.all()) {
     for (const ParameterPiece& piece : parameter.pieces) {

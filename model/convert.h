@@ -6,6 +6,7 @@
 
 #include "model/decoder_lm.h"
 #include "model/hugging_face.h"
+#include "model/model_source.h"
 
 namespace t2r::model {
 
@@ -21,9 +22,8 @@ struct Conversion {
 /// stays as it is, and the feature maps get random parameters from `seed`. Source: Kasai et al.
 /// 2021, section 2.3.
 ///
-/// @param folder  Hugging Face folder of a softmax model
 /// @throws ConfigError  if the model is converted already, or `linear` does not fit it
-Conversion convert_to_linear(const std::filesystem::path& folder,
+Conversion convert_to_linear(const ModelSource& source,
                              const LinearAttentionConfig& linear,
                              uint64_t seed);
 

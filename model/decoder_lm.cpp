@@ -38,7 +38,8 @@ void DecoderState::set_host_position(int64_t tokens) {
   for (AttentionState& layer : layers) layer.length = tokens;
 }
 
-DecoderLM::DecoderLM(const DecoderConfig& config) : config_(config) {
+DecoderLM::DecoderLM(const DecoderConfig& config, torch::Device device)
+    : config_(config), parameters_(device) {
   config_.validate();
   const bool is_gpt2 = config.family == Family::kGpt2;
   const int64_t hidden = config.hidden_size, last_group = config.num_layers + 1;

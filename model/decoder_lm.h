@@ -33,8 +33,9 @@ struct DecoderState {
 class DecoderLM {
  public:
   /// Parameters are uninitialised: load them (hugging_face.h) or call initialize().
+  /// @param device  torch::kMeta: a model of names and shapes alone, without memory
   /// @throws ConfigError  if the config does not hold together
-  explicit DecoderLM(const DecoderConfig& config);
+  explicit DecoderLM(const DecoderConfig& config, torch::Device device = torch::kCPU);
 
   /// Random parameters: normal(0, initializer_range), residual outputs scaled by 1 / sqrt(2
   /// layers), norms one, biases zero, feature maps their own. Depends on the seed alone.

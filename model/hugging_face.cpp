@@ -1,11 +1,11 @@
 #include "model/hugging_face.h"
 
-#include <cstring>
-#include <set>
+#include <algorithm>
 #include <vector>
 
 #include "base/durable_file.h"
 #include "base/error.h"
+#include "model/model_source.h"
 #include "model/safetensors_index.h"
 
 namespace t2r::model {
@@ -14,45 +14,59 @@ namespace {
 using torch::Tensor;
 
 constexpr uint64_t kMaxShardBytes = uint64_t{5} << 30;  // as transformers' save_pretrained
-constexpr const char* kTiedHead = "lm_head.weight";
-constexpr const char* kGpt2Prefix = "transformer.";
 
-torch::ScalarType scalar_type(DType dtype, const std::string& name) {
-  switch (dtype) {
-    case DType::f32:
-      return torch::kFloat32;
-    case DType::f16:
-      return torch::kFloat16;
-    case DType::bf16:
-      return torch::kBFloat16;
-    case DType::f64:
-      return torch::kFloat64;
-    default:
-      throw DataError(concat(
-          "tensor \"", name, "\" has type ", dtype_name(dtype), ", allowed: F32, F16, BF16, F64"));
+/// Tensors of a file to be, with the memory that they point into.
+class Tensors {
+ public:
+  void add(TensorView view) { views_.push_back(std::move(view)); }
+
+  void add(const std::string& name, const Tensor& value, DType dtype) {
+    memory_.push_back(value.to(torch::kCPU, scalar_type(dtype).value()).contiguous());
+    const Tensor& kept = memory_.back();
+    add({name,
+         dtype,
+         kept.sizes().vec(),
+         static_cast<const std::byte*>(kept.data_ptr()),
+         kept.nbytes()});
   }
+
+  const std::vector<TensorView>& views() const { return views_; }
+
+ private:
+  std::vector<TensorView> views_;
+  std::vector<Tensor> memory_;
+};
+
+DType dtype_of(const SourceFormat& format, const std::string& name) {
+  const auto stored = format.dtypes.find(name);
+  return stored == format.dtypes.end() ? DType::f32 : stored->second;
 }
 
-// Buffers that old files carry and that are no parameters: masks and RoPE tables.
-bool is_buffer(const std::string& name) {
-  return name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") ||
-         name.ends_with(".inv_freq");
+/// The type of most of the model's scalars: what config.json says of all.
+DType main_dtype(const DecoderLM& model, const SourceFormat& format) {
+  std::map<DType, int64_t> scalars;
+  for (const Parameter& parameter : model.parameters().all())
+    for (const ParameterPiece& piece : parameter.pieces)
+      scalars[dtype_of(format, piece.name)] += parameter.piece_value(piece).numel();
+  return std::ranges::max_element(scalars, {}, [](const auto& entry) { return entry.second; })
+      ->first;
 }
 
-void copy_tensor(const TensorView& view, const Tensor& to, const std::string& folder) {
-  if (torch::IntArrayRef(view.shape) != to.sizes()) {
-    throw DataError(concat(folder,
-                           ": tensor \"",
-                           view.name,
-                           "\" has shape ",
-                           shape_text(view.shape),
-                           ", the config asks for ",
-                           shape_text(to.sizes().vec())));
-  }
-  // A clone first: the file may place elements at any address.
-  Tensor bytes = torch::empty({static_cast<int64_t>(view.num_bytes)}, torch::kUInt8);
-  std::memcpy(bytes.data_ptr(), view.data, view.num_bytes);
-  to.copy_(bytes.view(scalar_type(view.dtype, view.name)).view(to.sizes()));
+void write_folder(const DecoderLM& model,
+                  const Tensors& tensors,
+                  const SourceFormat& format,
+                  const std::filesystem::path& folder) {
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  if (error) throw WriteError(concat(folder.string(), ": cannot create: ", error.message()));
+  const Metadata metadata = format.metadata.empty() ? Metadata{{"format", "pt"}} : format.metadata;
+  write_model_weights(folder, tensors.views(), metadata, kMaxShardBytes);
+  write_file_durably(folder / kConfigFile,
+                     write_config(model.config(), format.config_json, main_dtype(model, format)));
+}
+
+std::string without_prefix(const std::string& name, const std::string& prefix) {
+  return name.starts_with(prefix) ? name.substr(prefix.size()) : name;
 }
 
 }  // namespace
@@ -60,59 +74,19 @@ void copy_tensor(const TensorView& view, const Tensor& to, const std::string& fo
 SourceFormat load_weights(DecoderLM& model,
                           const std::filesystem::path& folder,
                           bool may_lack_new) {
-  const torch::NoGradGuard no_grad;
-  const ModelWeights weights = open_model_weights(folder);
-  SourceFormat format;
-  format.config_json = read_file(folder / kConfigFile);
-  format.metadata = weights.metadata();
-  if (model.config().family == Family::kGpt2 && weights.find("wte.weight") != nullptr) {
-    format.name_prefix_removed = kGpt2Prefix;
-  }
-  std::set<std::string> used;
-  for (const Parameter& parameter : model.parameters().all()) {
-    for (const ParameterPiece& piece : parameter.pieces) {
-      std::string name = piece.name;
-      if (name.starts_with(format.name_prefix_removed))
-        name.erase(0, format.name_prefix_removed.size());
-      const TensorView* view = weights.find(name);
-      if (view == nullptr) {
-        if (piece.is_new && may_lack_new) continue;
-        throw DataError(concat(folder.string(),
-                               ": tensor \"",
-                               name,
-                               "\" is missing",
-                               piece.is_new ? " (a feature map: is this a converted model?)" : ""));
-      }
-      copy_tensor(*view, parameter.piece_value(piece), folder.string());
-      format.dtypes[name] = view->dtype;
-      used.insert(name);
-    }
-  }
-  for (const TensorView* view : weights.tensors()) {
-    const bool is_tied_head = view->name == kTiedHead && model.config().tied_embeddings;
-    if (!used.contains(view->name) && !is_buffer(view->name) && !is_tied_head) {
-      throw DataError(concat(folder.string(),
-                             ": tensor \"",
-                             view->name,
-                             "\" is not part of the model in ",
-                             kConfigFile));
-    }
-  }
-  return format;
+  const ModelSource source(folder);
+  source.check_fits(model, may_lack_new);
+  source.copy_to(model);
+  return source.format();
 }
 
 LoadedModel load_model(const std::filesystem::path& folder) {
-  const std::filesystem::path config_file = folder / kConfigFile;
-  if (!std::filesystem::is_directory(folder)) {
-    throw ConfigError(
-        concat(folder.string(),
-               " is not a folder; a model is a Hugging Face folder with config.json and "
-               "model.safetensors"));
-  }
+  const ModelSource source(folder);
+  source.check_fits(DecoderLM(source.config(), torch::kMeta), /*may_lack_new=*/false);
   LoadedModel loaded;
-  loaded.model =
-      std::make_unique<DecoderLM>(parse_config(read_file(config_file), config_file.string()));
-  loaded.format = load_weights(*loaded.model, folder, /*may_lack_new=*/false);
+  loaded.model = std::make_unique<DecoderLM>(source.config());
+  source.copy_to(*loaded.model);
+  loaded.format = source.format();
   return loaded;
 }
 
@@ -120,31 +94,34 @@ void save_model(const DecoderLM& model,
                 const SourceFormat& format,
                 const std::filesystem::path& folder) {
   const torch::NoGradGuard no_grad;
-  std::error_code error;
-  std::filesystem::create_directories(folder, error);
-  if (error) throw WriteError(concat(folder.string(), ": cannot create: ", error.message()));
-  std::vector<Tensor> keep_alive;
-  std::vector<TensorView> views;
+  Tensors tensors;
   for (const Parameter& parameter : model.parameters().all()) {
     for (const ParameterPiece& piece : parameter.pieces) {
-      std::string name = piece.name;
-      if (name.starts_with(format.name_prefix_removed))
-        name.erase(0, format.name_prefix_removed.size());
-      const auto stored = format.dtypes.find(name);
-      const DType dtype = stored == format.dtypes.end() ? DType::f32 : stored->second;
-      const Tensor value =
-          parameter.piece_value(piece).to(torch::kCPU, scalar_type(dtype, name)).contiguous();
-      keep_alive.push_back(value);
-      views.push_back({name,
-                       dtype,
-                       value.sizes().vec(),
-                       static_cast<const std::byte*>(value.data_ptr()),
-                       value.nbytes()});
+      tensors.add(without_prefix(piece.name, format.name_prefix_removed),
+                  parameter.piece_value(piece),
+                  dtype_of(format, piece.name));
     }
   }
-  const Metadata metadata = format.metadata.empty() ? Metadata{{"format", "pt"}} : format.metadata;
-  write_model_weights(folder, views, metadata, kMaxShardBytes);
-  write_file_durably(folder / kConfigFile, write_config(model.config(), format.config_json));
+  write_folder(model, tensors, format, folder);
+}
+
+void save_converted(const DecoderLM& model,
+                    const ModelSource& source,
+                    const std::filesystem::path& folder) {
+  const torch::NoGradGuard no_grad;
+  Tensors tensors;
+  for (const auto& [name, view] : source.named().tensors) {
+    TensorView renamed = *view;
+    renamed.name = source.named().file_name(name);
+    tensors.add(std::move(renamed));
+  }
+  for (const Parameter& parameter : model.parameters().all()) {
+    for (const ParameterPiece& piece : parameter.pieces) {
+      if (piece.is_new)
+        tensors.add(source.named().file_name(piece.name), parameter.piece_value(piece), DType::f32);
+    }
+  }
+  write_folder(model, tensors, source.format(), folder);
 }
 
 }  // namespace t2r::model

@@ -29,7 +29,8 @@ torch::Tensor ParameterSet::add_stacked(const std::vector<std::string>& names,
     height += rows[i];
   }
   row_shape.insert(row_shape.begin(), height);
-  parameter.value = torch::empty(row_shape, torch::kFloat32).requires_grad_(true);
+  parameter.value = torch::empty(row_shape, torch::TensorOptions(device_).dtype(torch::kFloat32))
+                        .requires_grad_(true);
   parameter.group = group;
   parameter.decays = decays;
   parameters_.push_back(parameter);

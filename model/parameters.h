@@ -43,6 +43,9 @@ struct Placement {
 /// All parameters of a model, in the order in which the forward pass uses them.
 class ParameterSet {
  public:
+  /// @param device  torch::kMeta: names and shapes without memory
+  explicit ParameterSet(torch::Device device = torch::kCPU) : device_(device) {}
+
   /// Adds an uninitialised float32 parameter made of one piece.
   torch::Tensor add(const std::string& name,
                     std::vector<int64_t> shape,
@@ -72,6 +75,7 @@ class ParameterSet {
   void mark_last_as_new();
 
  private:
+  torch::Device device_;
   std::vector<Parameter> parameters_;
 };
 

@@ -13,6 +13,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "base/foreign_file.h"
 #include "base/quoted_name.h"
 #include "base/strict_json.h"
 
@@ -196,6 +197,7 @@ class HeaderReader final : public StrictJsonReader {
 /// Length of the header without its padding spaces, and where the data starts.
 std::pair<std::string_view, uint64_t> find_header(std::span<const std::byte> bytes,
                                                   const std::string& file) {
+  refuse_foreign_content({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, file);
   if (bytes.size() < kPrefixBytes)
     throw DataError(concat(file,
                            ": byte 0: a safetensors file starts with 8 bytes of header length, "

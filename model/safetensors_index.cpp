@@ -9,8 +9,10 @@
 
 #include "base/durable_file.h"
 #include "base/error.h"
+#include "base/foreign_file.h"
 #include "base/quoted_name.h"
 #include "base/strict_json.h"
+#include "model/model_folder.h"
 
 namespace t2r::model {
 namespace {
@@ -93,35 +95,6 @@ class IndexReader final : public StrictJsonReader {
   bool top_key_is_weight_map_ = false;
   bool seen_ = false;
 };
-
-/// Names in `folder` of weights in pickle form, for the message when there are no others.
-std::vector<std::string> pickle_files(const fs::path& folder) {
-  std::vector<std::string> names;
-  std::error_code ignored;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder, ignored)) {
-    const std::string extension = entry.path().extension().string();
-    if (extension == ".bin" || extension == ".pt" || extension == ".pth" || extension == ".ckpt")
-      names.push_back(entry.path().filename().string());
-  }
-  std::sort(names.begin(), names.end());
-  return names;
-}
-
-[[noreturn]] void refuse_folder_without_weights(const fs::path& folder) {
-  std::error_code ignored;
-  if (!fs::is_directory(folder, ignored))
-    throw DataError(folder.string() + ": a model must be a folder; there is none of this name");
-  std::string message =
-      concat(folder.string(), ": neither ", kWeightsFile, " nor ", kWeightsIndexFile, " is there");
-  const std::vector<std::string> pickles = pickle_files(folder);
-  if (!pickles.empty())
-    message += concat("; ",
-                      quoted_name(pickles.front()),
-                      " is, but only safetensors are read: a pickle file can run any code when it "
-                      "is loaded. Save the model with save_pretrained(..., "
-                      "safe_serialization=True) first");
-  throw DataError(message);
-}
 
 WeightMap read_weight_map(const fs::path& index) {
   std::error_code error;
@@ -218,6 +191,7 @@ std::string index_text(const std::vector<std::vector<TensorView>>& shards) {
 }  // namespace
 
 WeightMap parse_weight_map(std::string_view text, const std::string& file) {
+  refuse_foreign_content(text, file);
   IndexReader reader(file);
   reader.read(text);
   return reader.take();

@@ -214,7 +214,7 @@ void expect_conversion_keeps_every_bit(const LinearAttentionConfig& linear, int6
     const auto model = make({"", family, std::nullopt});
     const TemporaryFolder folder;
     save_model(*model, {}, folder.path() / "soft");
-    const Conversion conversion = convert_to_linear(folder.path() / "soft", linear, 1);
+    const Conversion conversion = convert_to_linear(ModelSource(folder.path() / "soft"), linear, 1);
     std::map<std::string, Tensor> kept;
     for (const Parameter& parameter : model->parameters().all()) {
       for (const ParameterPiece& piece : parameter.pieces)

@@ -64,6 +64,8 @@ class BadInput(Case):
         (copy / "config.json").write_text(json.dumps(config))
         self.fails(self.convert(copy), 78, 'model_type = "mamba"', "gpt2, llama")
         (copy / "config.json").write_text("{")
+        self.fails(self.convert(copy), 65, "config.json", "not valid JSON")
+        (copy / "config.json").write_text("[]")
         self.fails(self.convert(copy), 65, "not a JSON object")
 
     def test_model_folder_that_is_not_there(self):
