@@ -1,5 +1,7 @@
 #include <torch/version.h>
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "base/log.h"
 #include "data/corpus.h"
@@ -15,6 +17,7 @@
 #include "launch/stop_signal.h"
 #include "launch/train_config.h"
 #include "launch/trainer.h"
+#include "model/generation_defaults.h"
 
 namespace t2r::launch {
 namespace {
@@ -34,16 +37,20 @@ void check_tokenizer(const data::Tokenizer& tokenizer,
                            "); run `t2r prepare lm` with this one"));
 }
 
-// The tokenizer of the run: its files, after a check that it is the one the shards were made with.
-std::vector<fs::path> tokenizer_files(const TrainConfig& config, const data::Corpus& corpus) {
+// What goes along with the run's checkpoints: the tokenizer's files, after a check that it is the
+// one the shards were made with, and how the model asks to be generated from.
+std::vector<fs::path> companions_of_run(const TrainConfig& config, const data::Corpus& corpus) {
   const std::string path = !config.tokenizer.empty() ? config.tokenizer : config.model;
-  if (path.empty()) return {};
-  const std::vector<fs::path> companions =
-      fs::is_directory(path) ? companion_files(path) : std::vector<fs::path>{};
-  if (config.tokenizer.empty() && companions.empty()) return {};
-  const auto tokenizer = data::open_tokenizer(path);
-  check_tokenizer(*tokenizer, path, corpus);
-  return companions.empty() ? tokenizer->files() : companions;
+  const bool is_folder = fs::is_directory(path);
+  std::vector<fs::path> files;
+  if (!config.tokenizer.empty() || (is_folder && has_tokenizer(path))) {
+    const auto tokenizer = data::open_tokenizer(path);
+    check_tokenizer(*tokenizer, path, corpus);
+    files = is_folder ? tokenizer_companions(path) : tokenizer->files();
+  }
+  if (!config.model.empty())
+    for (fs::path& file : generation_companions(config.model)) files.push_back(std::move(file));
+  return files;
 }
 
 model::LoadedModel make_model(const TrainConfig& config, const data::Corpus& train) {
@@ -86,7 +93,7 @@ std::unique_ptr<model::DecoderLM> load_teacher(const TrainConfig& config,
                              teacher->num_positions(),
                              ", its learned positions"));
   }
-  if (!companion_files(config.teacher).empty())
+  if (has_tokenizer(config.teacher))
     check_tokenizer(*data::open_tokenizer(config.teacher), config.teacher, train);
   return teacher;
 }
@@ -163,7 +170,7 @@ int run_train(const Invocation& invocation) {
       .valid = valid.has_value() ? &*valid : nullptr,
       .output = folder.path(),
       .config_text = options.dump(),
-      .tokenizer_files = tokenizer_files(config, train)};
+      .tokenizer_files = companions_of_run(config, train)};
   if (!config.model.empty())
     check_same_model(communicator, session.world(), *inputs.model.model, config.model);
   inputs.teacher = made_on_all_ranks(
@@ -172,7 +179,10 @@ int run_train(const Invocation& invocation) {
     check_same_model(communicator, session.world(), *inputs.teacher, config.teacher);
   say_idle_train_options(options, config, inputs.model.model->config(), session.world().size());
   check_length("sequence-length", config.sequence_length, *inputs.model.model);
-  if (inputs.tokenizer_files.empty()) {
+  const auto is_of_tokenizer = [](const fs::path& file) {
+    return file.filename() != model::kGenerationConfigFile;
+  };
+  if (std::ranges::none_of(inputs.tokenizer_files, is_of_tokenizer)) {
     log::warning_of_first_rank(
         "no --tokenizer: the run's checkpoints will have none, and t2r generate needs one");
   }

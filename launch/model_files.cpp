@@ -1,29 +1,60 @@
 #include "launch/model_files.h"
 
+#include <algorithm>
+
 #include "base/durable_file.h"
 #include "base/error.h"
+#include "model/generation_defaults.h"
 
 namespace t2r::launch {
 
 namespace fs = std::filesystem;
 
-std::vector<fs::path> companion_files(const fs::path& folder) {
-  constexpr const char* kNames[] = {"tokenizer.json",
-                                    "tokenizer_config.json",
-                                    "special_tokens_map.json",
-                                    "added_tokens.json",
-                                    "vocab.json",
-                                    "merges.txt",
-                                    "encoder.json",
-                                    "vocab.bpe",
-                                    "tokenizer.model",
-                                    "spiece.model",
-                                    "generation_config.json",
-                                    "chat_template.jinja"};
+namespace {
+
+/// What a tokenizer is read from; sentencepiece models have any name.
+constexpr const char* kVocabularies[] = {
+    "tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe"};
+constexpr const char* kBesideVocabulary[] = {
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"};
+
+bool is_sentencepiece(const fs::path& file) {
+  return file.extension() == ".model" || file.extension() == ".spm";
+}
+
+std::vector<fs::path> vocabularies(const fs::path& folder) {
   std::vector<fs::path> files;
-  for (const char* name : kNames) {
+  for (const char* name : kVocabularies)
     if (fs::is_regular_file(folder / name)) files.push_back(folder / name);
-  }
+  std::error_code ignored;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder, ignored))
+    if (entry.is_regular_file(ignored) && is_sentencepiece(entry.path()))
+      files.push_back(entry.path());
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+}  // namespace
+
+bool has_tokenizer(const fs::path& folder) {
+  return !vocabularies(folder).empty();
+}
+
+std::vector<fs::path> tokenizer_companions(const fs::path& folder) {
+  std::vector<fs::path> files = vocabularies(folder);
+  for (const char* name : kBesideVocabulary)
+    if (fs::is_regular_file(folder / name)) files.push_back(folder / name);
+  return files;
+}
+
+std::vector<fs::path> generation_companions(const fs::path& folder) {
+  const fs::path file = folder / model::kGenerationConfigFile;
+  return fs::is_regular_file(file) ? std::vector<fs::path>{file} : std::vector<fs::path>{};
+}
+
+std::vector<fs::path> companion_files(const fs::path& folder) {
+  std::vector<fs::path> files = tokenizer_companions(folder);
+  for (fs::path& file : generation_companions(folder)) files.push_back(std::move(file));
   return files;
 }
 

@@ -6,7 +6,16 @@
 
 namespace t2r::launch {
 
-/// Files of a Hugging Face folder that go along with a model: tokenizer, generation settings.
+/// Whether a folder holds what a tokenizer is read from, whole or not.
+bool has_tokenizer(const std::filesystem::path& folder);
+
+/// The files of a folder's tokenizer, and those that describe it.
+std::vector<std::filesystem::path> tokenizer_companions(const std::filesystem::path& folder);
+
+/// generation_config.json, if the folder has it.
+std::vector<std::filesystem::path> generation_companions(const std::filesystem::path& folder);
+
+/// Files of a Hugging Face folder that go along with a model: both of these.
 std::vector<std::filesystem::path> companion_files(const std::filesystem::path& folder);
 
 /// Makes `output` appear only when it is complete: `fill` writes into a temporary folder beside it.
