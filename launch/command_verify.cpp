@@ -6,9 +6,11 @@
 #include <map>
 
 #include "base/error.h"
+#include "base/quoted_name.h"
 #include "launch/command.h"
 #include "launch/options.h"
 #include "model/generate.h"
+#include "model/generation_defaults.h"
 #include "model/hugging_face.h"
 #include "model/safetensors.h"
 
@@ -42,9 +44,9 @@ Tensor load(const model::SafetensorsFile& file, const std::string& name) {
       type = torch::kInt32;
       break;
     default:
-      throw DataError(concat("expected tensor \"",
-                             name,
-                             "\" has type ",
+      throw DataError(concat("expected tensor ",
+                             quoted_name(name),
+                             " has type ",
                              model::dtype_name(view.dtype),
                              ", allowed: F32, F64, F16, BF16, I64, I32"));
   }
@@ -65,9 +67,9 @@ class Report {
                bool is_relative) {
     const Tensor actual = actual_in.detach().to(torch::kFloat64);
     if (actual.sizes() != expected.sizes()) {
-      throw DataError(concat("expected tensor \"",
-                             name,
-                             "\" has shape ",
+      throw DataError(concat("expected tensor ",
+                             quoted_name(name),
+                             " has shape ",
                              expected.sizes(),
                              ", the model gives ",
                              actual.sizes()));
@@ -122,9 +124,18 @@ struct VerifyOptions {
 // The greedy tokens were generated from a prefix of input_ids: as far as they agree, it makes no
 // difference where the prompt ended.
 void verify_greedy(model::DecoderLM& model,
+                   const std::vector<int64_t>& eos_token_ids,
                    const Tensor& input_ids,
                    const Tensor& expected,
                    Report& report) {
+  if (expected.dim() != 2 || expected.is_floating_point() ||
+      expected.size(0) != input_ids.size(0)) {
+    throw DataError(concat("expected tensor \"greedy\" has shape ",
+                           expected.sizes(),
+                           ", wanted integers [",
+                           input_ids.size(0),
+                           ", T]"));
+  }
   const int64_t limit = std::min(input_ids.size(1), expected.size(1));
   int64_t prefix = limit;
   for (int64_t b = 0; b < expected.size(0); ++b) {
@@ -144,7 +155,7 @@ void verify_greedy(model::DecoderLM& model,
   for (int64_t b = 0; b < expected.size(0); ++b) {
     int64_t end = expected.size(1);  // behind an end token another framework pads
     for (int64_t t = prefix; t < expected.size(1); ++t) {
-      for (const int64_t eos : model.config().eos_token_ids) {
+      for (const int64_t eos : eos_token_ids) {
         if (expected[b][t].item<int64_t>() == eos) end = std::min(end, t + 1);
       }
     }
@@ -180,7 +191,7 @@ void verify_gradients(model::DecoderLM& model,
     const auto found = gradients.find(view.name.substr(std::strlen(kGradientPrefix)));
     if (found == gradients.end())
       throw DataError(
-          concat("expected tensor \"", view.name, "\": the model has no such parameter"));
+          concat("expected tensor ", quoted_name(view.name), ": the model has no such parameter"));
     report.numbers(
         view.name, found->second, load(file, view.name), tolerance, /*is_relative=*/true);
   }
@@ -208,9 +219,9 @@ void verify_entries(const VerifyOptions& options,
     if (!is_known) {
       throw DataError(concat(
           options.expected,
-          ": tensor \"",
-          view.name,
-          "\" is not known, allowed: input_ids, logits, loss, last_hidden, greedy, grad.NAME"));
+          ": tensor ",
+          quoted_name(view.name),
+          " is not known, allowed: input_ids, logits, loss, last_hidden, greedy, grad.NAME"));
     }
   }
   if (file.find("input_ids") == nullptr)
@@ -218,9 +229,9 @@ void verify_entries(const VerifyOptions& options,
   model::LoadedModel loaded = model::load_model(options.model);
   model::DecoderLM& model = *loaded.model;
   const Tensor input_ids = load(file, "input_ids");
-  if (input_ids.dim() != 2)
+  if (input_ids.dim() != 2 || input_ids.numel() == 0 || input_ids.is_floating_point())
     throw DataError(concat(
-        options.expected, ": input_ids has ", input_ids.dim(), " dimensions, wanted [B, T]"));
+        options.expected, ": input_ids has shape ", input_ids.sizes(), ", wanted integers [B, T]"));
   {
     const torch::NoGradGuard no_grad;
     const Tensor hidden = model.hidden(input_ids);
@@ -251,7 +262,9 @@ void verify_entries(const VerifyOptions& options,
   }
   if (file.find("greedy") != nullptr) {
     model.prepare_generation();
-    verify_greedy(model, input_ids, load(file, "greedy"), report);
+    const std::vector<int64_t> ends =
+        model::read_generation_config(options.model, model.config()).eos_token_ids;
+    verify_greedy(model, ends, input_ids, load(file, "greedy"), report);
   }
 }
 
