@@ -369,8 +369,10 @@ std::vector<FactDifference> Trainer::resume() {
                                       " has no checkpoint; the run begins at step 1"));
   }
   const int64_t num_steps_left = config_.total_steps() - position_.step;
-  const int64_t num_saves =
-      config_.checkpoint_every > 0 ? num_steps_left / config_.checkpoint_every : 0;
+  const int64_t num_saves = config_.checkpoint_minutes > 0.0 ? num_steps_left
+                            : config_.checkpoint_every > 0
+                                ? num_steps_left / config_.checkpoint_every
+                                : 0;
   checkpoints_.warn_if_disk_is_small(content, num_saves + 1);
   return changed;
 }
