@@ -197,13 +197,7 @@ int run_train(const Invocation& invocation) {
     Trainer trainer(config, std::move(inputs), session.backend());
     outcome = trainer.run();
   }
-  if (outcome == Trainer::Outcome::kStopped) {
-    log::info(concat("stopped by a signal; saved: ",
-                     (folder.checkpoints() / "latest").string(),
-                     ". Start again with --resume"));
-    return static_cast<int>(ExitCode::kSavedRequeue);
-  }
-  return 0;
+  return outcome == Trainer::Outcome::kStopped ? static_cast<int>(ExitCode::kSavedRequeue) : 0;
 }
 
 }  // namespace t2r::launch

@@ -70,13 +70,19 @@ void RunRecords::checkpoint(double seconds) {
   if (metrics_) metrics_->event("checkpoint", {{"seconds", seconds}});
 }
 
-void RunRecords::end(const TrainingPosition& position, const std::filesystem::path& model) {
+void RunRecords::end(const TrainingPosition& position,
+                     const std::filesystem::path& model,
+                     bool is_complete) {
   if (!metrics_) return;
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
   const int64_t num_steps = position.step - first_step_;
   std::vector<std::pair<std::string, MetricValue>> values{{"seconds", seconds}};
-  std::string text = concat("done: ", position.step, " steps, ", position.num_tokens, " tokens");
+  std::string text = concat(is_complete ? "done: " : "stopped by a signal, saved: ",
+                            position.step,
+                            " steps, ",
+                            position.num_tokens,
+                            " tokens");
   if (num_steps != position.step) text += concat("; ", num_steps, " of the steps");
   text += concat(" in ", duration_text(seconds));
   if (num_steps > 0) text += concat("; last loss ", last_loss_);
@@ -90,8 +96,8 @@ void RunRecords::end(const TrainingPosition& position, const std::filesystem::pa
                    ") at step ",
                    position.best->step);
   }
-  metrics_->event("end", values);
-  log::info(concat(text, "; ", model.string()));
+  metrics_->event(is_complete ? "end" : "stop", values);
+  log::info(concat(text, "; ", model.string(), is_complete ? "" : "; go on with --resume"));
 }
 
 }  // namespace t2r::launch

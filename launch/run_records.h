@@ -42,8 +42,9 @@ class RunRecords {
                   bool is_best);
   void checkpoint(double seconds);
 
-  /// The last line of a run that is complete. @param model  folder of what it made
-  void end(const TrainingPosition& position, const std::filesystem::path& model);
+  /// The last line of a run that is complete, or was stopped by a signal.
+  /// @param model  folder of what it made
+  void end(const TrainingPosition& position, const std::filesystem::path& model, bool is_complete);
 
  private:
   std::unique_ptr<MetricsLog> metrics_;

@@ -135,11 +135,9 @@ Trainer::Outcome Trainer::run() {
     throw WriteError("the last checkpoint could not be written");
   const bool is_complete = position_.step == total_steps &&
                            (!evaluator_.has_data() || last_evaluated_step_ == total_steps);
-  if (!is_complete) return Outcome::kStopped;
-  records_->end(
-      position_,
-      inputs_.output / "checkpoints" / (position_.best_step().has_value() ? "best" : "latest"));
-  return Outcome::kFinished;
+  const char* link = is_complete && position_.best_step().has_value() ? "best" : "latest";
+  records_->end(position_, inputs_.output / "checkpoints" / link, is_complete);
+  return is_complete ? Outcome::kFinished : Outcome::kStopped;
 }
 
 void Trainer::check_skipped() const {
