@@ -86,13 +86,7 @@ std::unique_ptr<model::DecoderLM> load_teacher(const TrainConfig& config,
                              student.config().vocab_size,
                              ": a teacher must have the model's tokenizer"));
   }
-  if (config.sequence_length > teacher->num_positions()) {
-    throw ConfigError(concat("sequence-length = ",
-                             config.sequence_length,
-                             ", allowed with this teacher: 1 to ",
-                             teacher->num_positions(),
-                             ", its learned positions"));
-  }
+  check_length("sequence-length", config.sequence_length, *teacher, "teacher");
   if (has_tokenizer(config.teacher))
     check_tokenizer(*data::open_tokenizer(config.teacher), config.teacher, train);
   return teacher;

@@ -114,12 +114,17 @@ void say_idle_train_options(const OptionSet& options,
   }
 }
 
-void check_length(const char* key, int64_t length, const model::DecoderLM& model) {
+void check_length(const char* key,
+                  int64_t length,
+                  const model::DecoderLM& model,
+                  const char* role) {
   if (length > model.num_positions()) {
     throw ConfigError(concat(key,
                              " = ",
                              length,
-                             ", allowed with this model: 1 to ",
+                             ", allowed with this ",
+                             role,
+                             ": 1 to ",
                              model.num_positions(),
                              ", its learned positions"));
   }
@@ -131,8 +136,9 @@ void check_length(const char* key, int64_t length, const model::DecoderLM& model
                                     length,
                                     " is beyond the ",
                                     trained,
-                                    " positions that the model's config.json says it was trained "
-                                    "on"));
+                                    " positions that the ",
+                                    role,
+                                    "'s config.json says it was trained on"));
 }
 
 }  // namespace t2r::launch

@@ -30,8 +30,12 @@ void say_idle_train_options(const OptionSet& options,
 
 /// Refuses sequences that a learned position table has no rows for, and says when they are longer
 /// than what a rotary model was trained on. Local.
-/// @param key  the option that `length` comes from
+/// @param key   the option that `length` comes from
+/// @param role  what the model is, for the message
 /// @throws ConfigError  naming key, length and the number of positions
-void check_length(const char* key, int64_t length, const model::DecoderLM& model);
+void check_length(const char* key,
+                  int64_t length,
+                  const model::DecoderLM& model,
+                  const char* role = "model");
 
 }  // namespace t2r::launch

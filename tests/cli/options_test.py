@@ -174,7 +174,10 @@ class IdleOptions(Case):
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn("--tokens = 700 is rounded down to 512: 2 whole steps", result.stderr)
         self.assertIn("--warmup-steps = 10 is longer than the run's 2 steps", result.stderr)
-        self.assertIn("--sequence-length = 64 is beyond the 32 positions", result.stderr)
+        self.assertIn("--sequence-length = 64 is beyond the 32 positions that the model's config.json", result.stderr)
+        result = self.run_training("--model.layers", 1, "--model.hidden-size", 32, "--model.heads", 2, "--sequence-length", 64, "--steps", 1,
+                                   "--teacher", self.softmax)
+        self.assertIn("--sequence-length = 64 is beyond the 32 positions that the teacher's config.json", result.stderr)
         gpt2 = ["--model.family", "gpt2", "--model.layers", 1, "--model.hidden-size", 32, "--model.heads", 2, "--model.max-positions", 16]
         self.fails(self.run_training(*gpt2, "--steps", 1), 78, "sequence-length = 32, allowed with this model: 1 to 16, its learned positions")
 
