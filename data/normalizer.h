@@ -21,7 +21,8 @@ struct NormalizerStep {
   std::string to;
 };
 
-/// `text` after all steps. Text already in a normal form is passed on as it is.
+/// `text` after all steps. Normal forms are those of tokenizers 0.23.3, whose Unicode version is an
+/// old one.
 /// @param text  valid UTF-8
 std::string normalize(const std::vector<NormalizerStep>& steps, std::string_view text);
 
