@@ -57,11 +57,7 @@ fs::path find_sentencepiece(const fs::path& folder) {
   for (const char* name : {"tokenizer.model", "spiece.model"}) {
     if (fs::exists(folder / name)) return folder / name;
   }
-  std::vector<fs::path> models;
-  for (const auto& entry : fs::directory_iterator(folder)) {
-    if (entry.is_regular_file() && is_sentencepiece(entry.path())) models.push_back(entry.path());
-  }
-  std::ranges::sort(models);
+  const std::vector<fs::path> models = sentencepiece_files(folder);
   if (models.size() > 1) {
     throw ConfigError(concat(folder.string(),
                              ": holds ",
@@ -106,12 +102,14 @@ std::unique_ptr<Tokenizer> open_pair(const fs::path& folder, const BpePair& pair
       read_vocabulary_and_merges(folder / pair.vocabulary, folder / pair.merges));
 }
 
+bool has_pair(const fs::path& folder, const BpePair& pair) {
+  return fs::exists(folder / pair.vocabulary) && fs::exists(folder / pair.merges);
+}
+
 std::unique_ptr<Tokenizer> open_folder(const fs::path& folder) {
   if (fs::exists(folder / "tokenizer.json")) return open_tokenizer_json(folder / "tokenizer.json");
   for (const BpePair& pair : kBpePairs) {
-    if (fs::exists(folder / pair.vocabulary) && fs::exists(folder / pair.merges)) {
-      return open_pair(folder, pair);
-    }
+    if (has_pair(folder, pair)) return open_pair(folder, pair);
   }
   const fs::path model = find_sentencepiece(folder);
   if (model.empty()) {
@@ -122,6 +120,16 @@ std::unique_ptr<Tokenizer> open_folder(const fs::path& folder) {
 }
 
 }  // namespace
+
+std::vector<fs::path> sentencepiece_files(const fs::path& folder) {
+  std::vector<fs::path> models;
+  if (!fs::is_directory(folder)) return models;
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    if (entry.is_regular_file() && is_sentencepiece(entry.path())) models.push_back(entry.path());
+  }
+  std::ranges::sort(models);
+  return models;
+}
 
 std::unique_ptr<Tokenizer> open_tokenizer(const fs::path& path) {
   if (!fs::exists(path)) throw ConfigError(concat(path.string(), ": no such file or folder"));

@@ -69,6 +69,9 @@ class Tokenizer {
   virtual std::vector<std::filesystem::path> files() const = 0;
 };
 
+/// The sentencepiece models in a folder, by name or content, sorted.
+std::vector<std::filesystem::path> sentencepiece_files(const std::filesystem::path& folder);
+
 /// Opens the tokenizer in a folder or file: tokenizer.json, vocab.json + merges.txt, encoder.json +
 /// vocab.bpe (byte-level BPE), or a sentencepiece model of any name. tokenizer_config.json,
 /// special_tokens_map.json and added_tokens.json beside it are read as well. A tokenizer.json of a

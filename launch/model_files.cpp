@@ -4,6 +4,7 @@
 
 #include "base/durable_file.h"
 #include "base/error.h"
+#include "data/tokenizer.h"
 #include "model/generation_defaults.h"
 
 namespace t2r::launch {
@@ -18,18 +19,11 @@ constexpr const char* kVocabularies[] = {
 constexpr const char* kBesideVocabulary[] = {
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"};
 
-bool is_sentencepiece(const fs::path& file) {
-  return file.extension() == ".model" || file.extension() == ".spm";
-}
-
 std::vector<fs::path> vocabularies(const fs::path& folder) {
   std::vector<fs::path> files;
   for (const char* name : kVocabularies)
     if (fs::is_regular_file(folder / name)) files.push_back(folder / name);
-  std::error_code ignored;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder, ignored))
-    if (entry.is_regular_file(ignored) && is_sentencepiece(entry.path()))
-      files.push_back(entry.path());
+  for (const fs::path& model : data::sentencepiece_files(folder)) files.push_back(model);
   std::sort(files.begin(), files.end());
   return files;
 }

@@ -226,9 +226,11 @@ TEST(OpenTokenizer, FindsSentencePieceModelsOfAnyName) {
        {"source.spm", "m.model", "sentencepiece.bpe.model", "vocabulary", "model.bin"}) {
     const TemporaryFolder folder;
     folder.write("README.md", "# not a tokenizer");
+    EXPECT_TRUE(sentencepiece_files(folder.path()).empty());
     fs::copy_file(kLlama / "tokenizer.model", folder / name);
     EXPECT_EQ(open_tokenizer(folder.path())->vocab_size(), 320) << name;
     EXPECT_EQ(open_tokenizer(folder / name)->vocab_size(), 320) << name;
+    EXPECT_EQ(sentencepiece_files(folder.path()), std::vector<fs::path>{folder / name});
   }
 }
 
