@@ -18,6 +18,7 @@ struct AddedToken {
   bool strips_right = false;  ///< takes the white space after it along
   bool single_word = false;   ///< not where a letter, mark, digit or _ touches it
   std::string sought = {};    ///< what is looked for in the normalized text; empty: the content
+  bool special = false;       ///< a sign between texts, which is left out of what people read
 };
 
 /// Finds added tokens in a text, leftmost first and the longest of those that start together.

@@ -503,6 +503,10 @@ std::optional<int32_t> Bpe::begin_of_text() const {
   return rules_->definition.begin_of_text;
 }
 
+bool Bpe::is_special(int32_t id) const {
+  return rules_->definition.special.contains(id);
+}
+
 std::string Bpe::hash() const {
   return rules_->hash;
 }

@@ -44,6 +44,7 @@ class Bpe final : public Tokenizer {
   /// The one that the configuration names; else <|endoftext|>, the added token </s>, or <eos>.
   std::optional<int32_t> end_of_document() const override;
   std::optional<int32_t> begin_of_text() const override;
+  bool is_special(int32_t id) const override;
 
   std::string hash() const override;
   std::vector<std::filesystem::path> files() const override;

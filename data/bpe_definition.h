@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -53,6 +54,7 @@ struct BpeDefinition {
   bool decodes_bytes = false;   ///< <0xE6> is a byte
   bool decodes_spaces = false;  ///< U+2581 is a space
 
+  std::set<int32_t> special;  ///< Tokenizer::is_special()
   std::optional<int32_t> begin_of_text;
   std::optional<int32_t> end_of_document;  ///< named by the configuration
   std::vector<std::filesystem::path> files;

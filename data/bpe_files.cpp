@@ -271,7 +271,8 @@ BpeDefinition parse_vocabulary_and_merges(std::string_view vocabulary_text,
   definition.patterns = {std::string(kGpt2Pattern)};
   const auto end_of_text = ids.find(std::string(kEndOfText));
   if (end_of_text != ids.end()) {
-    definition.added_tokens = {{.content = end_of_text->first, .id = end_of_text->second}};
+    definition.added_tokens = {
+        {.content = end_of_text->first, .id = end_of_text->second, .special = true}};
   }
   definition.files = {vocabulary, merges};
   return definition;
@@ -307,7 +308,8 @@ BpeDefinition read_llama_model(const fs::path& path, const TokenizerConfig& conf
                        piece == config.begin_of_text.value_or("<s>") ||
                        piece == config.end_of_text.value_or("</s>");
     if (type == Type::kControl || type == Type::kUserDefined || named) {
-      definition.added_tokens.push_back({.content = piece, .id = id});
+      definition.added_tokens.push_back(
+          {.content = piece, .id = id, .special = type != Type::kUserDefined || named});
     }
   }
   definition.files = {path};
@@ -363,8 +365,17 @@ void apply_config(const TokenizerConfig& config, BpeDefinition* definition) {
     if (entry == definition->added_tokens.end()) {
       definition->added_tokens.push_back(token);
     } else {
+      const bool is_special = entry->special || token.special;
       *entry = token;
+      entry->special = is_special;
     }
+  }
+  for (const AddedToken& token : definition->added_tokens) {
+    if (token.special) definition->special.insert(token.id);
+  }
+  for (const std::string& token : config.special) {
+    if (const auto known = ids.find(token); known != ids.end())
+      definition->special.insert(known->second);
   }
   if (const auto end = find_token(file, config.end_of_text, ids)) definition->end_of_document = end;
   definition->files.insert(definition->files.end(), config.files.begin(), config.files.end());

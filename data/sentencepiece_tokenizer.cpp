@@ -6,6 +6,7 @@
 #include <bit>
 #include <map>
 #include <mutex>
+#include <set>
 #include <sstream>
 #include <unordered_map>
 #include <utility>
@@ -151,6 +152,7 @@ struct SentencePieceTokenizer::Model {
   std::optional<sentencepiece::SentencePieceProcessor> unprefixed;
   AddedTokens added{{}};
   std::unordered_map<int32_t, std::string> added_by_id;
+  std::set<int32_t> special;  ///< that the configuration names
   bool removes_extra_spaces = true, adds_prefix_space = true;
   int64_t vocab_size = 0;
   std::optional<int32_t> begin_of_text, end_of_document;
@@ -208,6 +210,7 @@ void SentencePieceTokenizer::Model::add_tokens(const SentencePieceModel& pieces,
   std::vector<AddedToken> all;
   for (auto& [content, token] : tokens) {
     added_by_id[token.id] = content;
+    if (token.special || config.special.contains(content)) special.insert(token.id);
     all.push_back(std::move(token));
   }
   added = AddedTokens(std::move(all));
@@ -349,6 +352,12 @@ std::optional<int32_t> SentencePieceTokenizer::end_of_document() const {
 
 std::optional<int32_t> SentencePieceTokenizer::begin_of_text() const {
   return model_->begin_of_text;
+}
+
+bool SentencePieceTokenizer::is_special(int32_t id) const {
+  if (model_->special.contains(id)) return true;
+  const auto& processor = model_->processor;
+  return id >= 0 && id < processor.GetPieceSize() && processor.IsControl(id);
 }
 
 std::string SentencePieceTokenizer::hash() const {

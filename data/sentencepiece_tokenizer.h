@@ -41,6 +41,7 @@ class SentencePieceTokenizer final : public Tokenizer {
 
   /// If the configuration says add_bos_token.
   std::optional<int32_t> begin_of_text() const override;
+  bool is_special(int32_t id) const override;
 
   /// Of pieces, kinds and scores by id, and of the ids of a probe that tells normalisations apart;
   /// with a configuration, of the tokens that are found in the text as well.

@@ -61,6 +61,10 @@ class Tokenizer {
   /// does not add it.
   virtual std::optional<int32_t> begin_of_text() const { return std::nullopt; }
 
+  /// Whether a token is a sign between texts and no part of one: what transformers leaves out with
+  /// skip_special_tokens. decode() writes it.
+  virtual bool is_special(int32_t /*id*/) const { return false; }
+
   /// Content hash of the vocabulary and its rules: equal for every file form of the same tokenizer.
   /// Shards and models carry it, so that those that do not belong together are refused.
   virtual std::string hash() const = 0;

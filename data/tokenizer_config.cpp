@@ -78,16 +78,14 @@ AddedToken read_listed_token(const fs::path& file, const std::string& key, const
                             .value_or(!find_flag(file, json, "special").value_or(false)),
           .strips_left = find_flag(file, json, "lstrip").value_or(false),
           .strips_right = find_flag(file, json, "rstrip").value_or(false),
-          .single_word = find_flag(file, json, "single_word").value_or(false)};
+          .single_word = find_flag(file, json, "single_word").value_or(false),
+          .special = find_flag(file, json, "special").value_or(false)};
 }
 
-void read_names(const fs::path& file,
-                const Json& json,
-                TokenizerConfig* config,
-                std::set<std::string>* special) {
+void read_names(const fs::path& file, const Json& json, TokenizerConfig* config) {
   const auto take = [&](const char* key, std::optional<std::string>* token) {
     if (auto found = find_token(file, json, key)) {
-      special->insert(*found);
+      config->special.insert(*found);
       if (token != nullptr) *token = std::move(found);
     }
   };
@@ -99,7 +97,7 @@ void read_names(const fs::path& file,
     const auto list = json.find(key);
     if (list == json.end() || !list->is_array()) continue;
     for (const Json& token : *list) {
-      if (auto found = find_token(file, {{key, token}}, key)) special->insert(*found);
+      if (auto found = find_token(file, {{key, token}}, key)) config->special.insert(*found);
     }
   }
 }
@@ -121,7 +119,6 @@ void sort_and_check(const fs::path& file, std::vector<AddedToken>* tokens) {
 
 TokenizerConfig read_tokenizer_config(const fs::path& folder) {
   TokenizerConfig config;
-  std::set<std::string> special;
   const fs::path file = folder / "tokenizer_config.json";
   const Json json = read_object(file, &config.files);
   const bool lists_tokens = json.is_object() && json.contains("added_tokens_decoder") &&
@@ -135,7 +132,7 @@ TokenizerConfig read_tokenizer_config(const fs::path& folder) {
     config.adds_begin_of_text = find_flag(file, json, "add_bos_token");
     config.adds_prefix_space = find_flag(file, json, "add_prefix_space");
     config.legacy = find_flag(file, json, "legacy");
-    read_names(file, json, &config, &special);
+    read_names(file, json, &config);
   }
   if (lists_tokens) {
     for (const auto& [key, token] : json.at("added_tokens_decoder").items()) {
@@ -145,7 +142,7 @@ TokenizerConfig read_tokenizer_config(const fs::path& folder) {
   } else {
     const fs::path map = folder / "special_tokens_map.json";
     if (const Json names = read_object(map, &config.files); names.is_object()) {
-      read_names(map, names, &config, &special);
+      read_names(map, names, &config);
     }
     const fs::path added = folder / "added_tokens.json";
     if (const Json tokens = read_object(added, &config.files); tokens.is_object()) {
@@ -153,7 +150,7 @@ TokenizerConfig read_tokenizer_config(const fs::path& folder) {
         if (token.empty()) refuse(added, "an empty token", "tokens of one character or more");
         config.added_tokens.push_back({.content = token,
                                        .id = static_cast<int32_t>(check_id(added, token, id)),
-                                       .normalized = !special.contains(token)});
+                                       .normalized = !config.special.contains(token)});
       }
       sort_and_check(added, &config.added_tokens);
     }

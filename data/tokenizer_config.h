@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -17,6 +18,7 @@ struct TokenizerConfig {
   std::string tokenizer_class;  ///< without the ending Fast; may be empty
   std::optional<bool> adds_begin_of_text, adds_prefix_space, legacy;
   std::optional<std::string> begin_of_text, end_of_text, unknown;  ///< tokens
+  std::set<std::string> special;  ///< tokens with a name: those, pad_token and their like
   /// By id, each id and content once; those of added_tokens_decoder or added_tokens.json.
   std::vector<AddedToken> added_tokens;
   std::vector<std::filesystem::path> files;  ///< those that are there

@@ -290,7 +290,8 @@ AddedToken read_added_token(const fs::path& path, const Json& json) {
           .normalized = is_set(json, "normalized"),
           .strips_left = is_set(json, "lstrip"),
           .strips_right = is_set(json, "rstrip"),
-          .single_word = is_set(json, "single_word")};
+          .single_word = is_set(json, "single_word"),
+          .special = is_set(json, "special")};
 }
 
 void read_added_tokens(const fs::path& path,

@@ -20,8 +20,9 @@ std::string Continuation::add(int64_t id) {
   if (has_ended()) return "";
   ids_.push_back(id);
   if (std::ranges::find(end_tokens_, id) != end_tokens_.end()) end_ = End::kToken;
-  const bool is_hidden = id == tokenizer_.end_of_document() || id == tokenizer_.begin_of_text();
-  return is_hidden ? "" : give(decoder_.add(static_cast<int32_t>(id)));
+  const auto token = static_cast<int32_t>(id);
+  const bool is_hidden = tokenizer_.is_special(token) || token == tokenizer_.end_of_document();
+  return is_hidden ? "" : give(decoder_.add(token));
 }
 
 std::string Continuation::finish() {

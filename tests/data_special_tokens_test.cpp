@@ -116,6 +116,41 @@ TEST(SpecialTokens, OfAModelWithoutConfigurationAreText) {
   EXPECT_EQ(tokenizer->files().size(), 1u);
 }
 
+TEST(SpecialTokens, AreThoseThatTransformersSkips) {
+  const auto special_ids = [](const Tokenizer& tokenizer) {
+    std::vector<int32_t> ids;
+    for (int32_t id = 0; id < tokenizer.vocab_size() + 2; ++id) {
+      if (tokenizer.is_special(id)) ids.push_back(id);
+    }
+    return ids;
+  };
+  const TemporaryFolder plain, named, llama, alone;
+  const auto added = [](Json& json) {
+    const auto next = static_cast<int32_t>(json["model"]["vocab"].size());
+    json["added_tokens"] = Json::array();
+    for (const bool special : {true, false}) {
+      const std::string content = special ? "<|sign|>" : "<|word|>";
+      json["added_tokens"].push_back({{"id", next + (special ? 0 : 1)},
+                                      {"content", content},
+                                      {"special", special},
+                                      {"normalized", false},
+                                      {"lstrip", false},
+                                      {"rstrip", false},
+                                      {"single_word", false}});
+    }
+  };
+  const auto byte_level = open_byte_level(plain, Json::object(), added);
+  const int32_t sign = byte_level->encode("<|sign|>").front();
+  EXPECT_EQ(special_ids(*byte_level), std::vector{sign});
+  // A name makes a special token of any that is there.
+  const Json config = {{"tokenizer_config.json", {{"pad_token", "<|word|>"}}}};
+  EXPECT_EQ(special_ids(*open_byte_level(named, config, added)), (std::vector{sign, sign + 1}));
+  EXPECT_EQ(special_ids(*open_llama(
+                llama, {{"tokenizer_config.json", {{"tokenizer_class", "LlamaTokenizer"}}}})),
+            (std::vector{0, 1, 2}));  // <unk>, <s>, </s>
+  EXPECT_EQ(special_ids(*open_llama(alone, Json::object())), (std::vector{1, 2}));
+}
+
 TEST(SpecialTokens, NameTheEndOfADocument) {
   const Json listed = {
       {"0", {{"content", "<|endoftext|>"}, {"special", true}, {"normalized", false}}}};

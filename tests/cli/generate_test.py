@@ -11,7 +11,7 @@ import unittest
 from scripted_models import write_byte_tokenizer, write_llama, write_scripted_model
 from support import BINARY, Case, make_text, run
 
-END, BEGIN = 256, 257  # ids of <|endoftext|> and <|begin|> behind the bytes
+END, BEGIN, WORD = 256, 257, 258  # ids of <|endoftext|>, <|begin|> and <word> behind the bytes
 PROMPT = "ab c"  # four tokens
 
 
@@ -24,7 +24,7 @@ class Generate(Case):
         folder = pathlib.Path(tempfile.mkdtemp(dir=self.folder)) / "model"
         script = list(script.encode()) if isinstance(script, str) else script
         write_scripted_model(folder, script, prompt_tokens, vocab_size, **options)
-        return write_byte_tokenizer(folder, ["<|endoftext|>", "<|begin|>"], begin)
+        return write_byte_tokenizer(folder, ["<|endoftext|>", "<|begin|>"], begin, ["<word>"])
 
     def text(self, model, *more, prompt=PROMPT, **options):
         return self.must("generate", "--model", model, "--prompt", prompt, *more, **options).stdout
@@ -48,6 +48,22 @@ class Generate(Case):
             result, = self.json(model, "--max-new-tokens", 8)
             self.assertEqual((result["text"], result["token_ids"][3:], result["ended_by"]), (" hi", [END], "end"))
         self.assertEqual(self.text(model, "--max-new-tokens", 9, "--ignore-end"), PROMPT + " hi more\n")
+
+    def test_special_tokens_are_no_text_and_other_added_tokens_are(self):
+        model = self.model([*b" a", BEGIN, *b"b", END, WORD, *b"c"])
+        self.assertEqual(self.text(model, "--max-new-tokens", 7, "--ignore-end"), PROMPT + " ab<word>c\n")
+        result, = self.json(model, "--max-new-tokens", 7, "--ignore-end", "--stop", "ab<w")
+        self.assertEqual((result["text"], result["token_ids"]), (" ", [*b" a", BEGIN, *b"b", END, WORD]))
+
+    def test_the_token_that_the_tokenizer_puts_in_front_of_a_text(self):
+        model = self.model(" hi", prompt_tokens=len(PROMPT) + 1, begin="<|begin|>")
+        result, = self.json(model, "--max-new-tokens", 3)
+        self.assertEqual((result["text"], result["prompt_tokens"], result["begin_of_text"]), (" hi", 5, True))
+        result = self.must("generate", "--model", model, "--prompt", PROMPT, "--max-new-tokens", 3)
+        self.assertEqual(result.stdout, PROMPT + " hi\n")
+        self.assertIn("3 tokens after 5 of the prompt, begin-of-text included", result.stderr)
+        result, = self.json(model, "--max-new-tokens", 1, "--begin-of-text", "false")
+        self.assertEqual((result["prompt_tokens"], result["begin_of_text"]), (4, False))
 
     def test_ids_without_a_token_are_no_text_and_no_end(self):
         model = self.model([*b" x", 300, 319, *b"y"], vocab_size=320)

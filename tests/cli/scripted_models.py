@@ -92,13 +92,13 @@ def byte_symbols():
     return [chr(byte if byte in kept else next(others)) for byte in range(256)]
 
 
-def write_byte_tokenizer(folder, specials=(), begin=None):
-    """A tokenizer.json whose ids are the bytes, and behind them `specials`; `begin` stands in front of every text."""
+def write_byte_tokenizer(folder, specials=(), begin=None, words=()):
+    """A tokenizer.json whose ids are the bytes, and behind them `specials` and other added `words`; `begin` stands in front of every text."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
     added = [{"id": 256 + i, "content": content, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-              "special": True} for i, content in enumerate(specials)]
+              "special": content in specials} for i, content in enumerate([*specials, *words])]
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     post = level
     if begin is not None:
