@@ -2,6 +2,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "data/tokenizer.h"
 #include "launch/backend.h"
 #include "launch/command.h"
@@ -14,6 +15,7 @@
 #include "launch/text_stream.h"
 #include "launch/threads.h"
 #include "model/generate.h"
+#include "model/generation_defaults.h"
 #include "model/hugging_face.h"
 
 namespace t2r::launch {
@@ -37,10 +39,11 @@ struct GenerateOptions {
     options.add_repeated(
         "stop", stops, "end a text in front of this string; several: of whichever comes first");
     bind_sampling(options, sampling);
-    options.add("seed",
-                seed,
-                "of sampling; prompts behind the first are drawn with seed + 1, + 2, ..., those of a "
-                "batch as its rows");
+    options.add(
+        "seed",
+        seed,
+        "of sampling; prompts behind the first are drawn with seed + 1, + 2, ..., those of a "
+        "batch as its rows");
     options.add("batch-size",
                 batch_size,
                 "sequences at once: prompts of equally many tokens; of a single prompt copies, to "
@@ -218,12 +221,24 @@ void print_report(const BatchTime& total, bool has_begin_of_text) {
 }
 
 std::vector<int64_t> end_tokens_of(const GenerateOptions& options,
-                                   const model::DecoderConfig& config,
+                                   const model::GenerationDefaults& defaults,
                                    const data::Tokenizer& tokenizer) {
   if (options.ignore_end) return {};
-  if (!config.eos_token_ids.empty()) return config.eos_token_ids;
+  if (!defaults.eos_token_ids.empty()) return defaults.eos_token_ids;
   if (tokenizer.end_of_document().has_value()) return {*tokenizer.end_of_document()};
   return {};
+}
+
+// The folder's own wishes are not followed: the same command gives the same text for every model.
+void say_sampling_defaults(const OptionSet& options, const model::GenerationDefaults& defaults) {
+  if (!defaults.do_sample.value_or(false) || options.was_given("temperature")) return;
+  log::info(concat("generation_config.json asks for sampling (temperature ",
+                   defaults.temperature.value_or(1.0),
+                   ", top-k ",
+                   defaults.top_k.value_or(50),
+                   ", top-p ",
+                   defaults.top_p.value_or(1.0),
+                   "); this is greedy, as no --temperature is given"));
 }
 
 }  // namespace
@@ -243,7 +258,11 @@ int run_generate(const Invocation& invocation) {
   const std::vector<std::string> texts = values.prompts.read();
   const model::LoadedModel loaded = model::load_model(values.model.folder);
   model::DecoderLM& model = *loaded.model;
-  const std::vector<Prompt> prompts = values.prompts.encode(texts, *tokenizer, model.config());
+  const model::GenerationDefaults defaults =
+      model::read_generation_config(values.model.folder, model.config());
+  say_sampling_defaults(options, defaults);
+  const std::vector<Prompt> prompts =
+      values.prompts.encode(texts, *tokenizer, model.config().vocab_size, defaults.bos_token_id);
   const std::vector<int64_t> counts = tokens_to_add(prompts, model, values.max_new_tokens);
   const model::Placement placement = single_placement(values.model.backend);
   check_model_fits(model.config(), placement);
@@ -252,8 +271,7 @@ int run_generate(const Invocation& invocation) {
 
   std::vector<std::vector<size_t>> batches = batches_of(prompts, values.batch_size);
   if (prompts.size() == 1) batches.front().resize(static_cast<size_t>(values.batch_size), 0);
-  Writer writer(
-      values, model, *tokenizer, prompts, end_tokens_of(values, model.config(), *tokenizer));
+  Writer writer(values, model, *tokenizer, prompts, end_tokens_of(values, defaults, *tokenizer));
   const auto loop = make_decode_loop(model, values.model.backend);
   BatchTime total{.num_prompts = 0};
   for (const std::vector<size_t>& batch : batches)

@@ -50,12 +50,6 @@ std::vector<std::string> lines_of(const std::string& text, const std::string& na
   return lines;
 }
 
-// The token of the model's config that begins a text.
-std::optional<int32_t> begin_of_text_of(const model::DecoderConfig& model) {
-  if (model.bos_token_id < 0 || model.bos_token_id >= model.vocab_size) return std::nullopt;
-  return static_cast<int32_t>(model.bos_token_id);
-}
-
 }  // namespace
 
 void PromptOptions::bind(OptionSet& options) {
@@ -93,19 +87,20 @@ std::vector<std::string> PromptOptions::read() const {
 
 std::vector<Prompt> PromptOptions::encode(const std::vector<std::string>& texts,
                                           const data::Tokenizer& tokenizer,
-                                          const model::DecoderConfig& model) const {
-  const std::optional<int32_t> its_own = tokenizer.begin_of_text();
-  const std::optional<int32_t> any = its_own.has_value() ? its_own : begin_of_text_of(model);
+                                          int64_t vocab_size,
+                                          std::optional<int64_t> models_begin) const {
+  const std::optional<int64_t> its_own = tokenizer.begin_of_text();
+  const std::optional<int64_t> any = its_own.has_value() ? its_own : models_begin;
   if (begin_of_text == "true" && !any.has_value()) {
     throw ConfigError(
-        "begin-of-text = true, but neither the tokenizer nor config.json (bos_token_id) names such "
-        "a token; allowed here: auto, false");
+        "begin-of-text = true, but neither the tokenizer nor the model (bos_token_id) names such a "
+        "token; allowed here: auto, false");
   }
   std::vector<Prompt> prompts;
   for (const std::string& text : texts) {
     Prompt& prompt = prompts.emplace_back(Prompt{text, {}, false});
     const std::vector<int32_t> ids = tokenizer.encode(text);
-    const std::optional<int32_t> first = begin_of_text == "false"                 ? std::nullopt
+    const std::optional<int64_t> first = begin_of_text == "false"                 ? std::nullopt
                                          : begin_of_text == "true" || ids.empty() ? any
                                                                                   : its_own;
     if (first.has_value()) prompt.ids.push_back(*first);
@@ -116,13 +111,13 @@ std::vector<Prompt> PromptOptions::encode(const std::vector<std::string>& texts,
           concat("prompt ", prompts.size(), " has no tokens, and nothing says how a text begins"));
     }
     const int64_t largest = *std::max_element(prompt.ids.begin(), prompt.ids.end());
-    if (largest >= model.vocab_size) {
+    if (largest >= vocab_size) {
       throw DataError(concat("prompt ",
                              prompts.size(),
                              ": token id ",
                              largest,
                              " is outside the model's vocabulary [0, ",
-                             model.vocab_size,
+                             vocab_size,
                              "): is the tokenizer the model's?"));
     }
   }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -34,11 +35,14 @@ struct PromptOptions {
   /// `texts` as tokens. With begin_of_text = auto the token that begins a text goes in front where
   /// the tokenizer says so; in front of an empty text, which needs one, the model's if the
   /// tokenizer has none.
+  /// @param vocab_size    rows of the model
+  /// @param models_begin  the token with which the model's folder says that a text begins
   /// @throws DataError    if a prompt has no tokens, or one that the model does not have
   /// @throws ConfigError  if a begin-of-text token is asked for, and nobody names one
   std::vector<Prompt> encode(const std::vector<std::string>& texts,
                              const data::Tokenizer& tokenizer,
-                             const model::DecoderConfig& model) const;
+                             int64_t vocab_size,
+                             std::optional<int64_t> models_begin) const;
 };
 
 /// Tokens that may be added to each prompt, at most `max_new_tokens`: fewer where the model's

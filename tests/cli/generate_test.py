@@ -65,6 +65,22 @@ class Generate(Case):
         result, = self.json(model, "--max-new-tokens", 1, "--begin-of-text", "false")
         self.assertEqual((result["prompt_tokens"], result["begin_of_text"]), (4, False))
 
+    def test_generation_config_names_end_tokens_over_config(self):
+        model = self.model([*b" hi", END, *b" more"], eos_token_id=END)
+        settings = model / "generation_config.json"
+        settings.write_text(json.dumps({"eos_token_id": [260, ord("i")], "do_sample": True, "temperature": 0.6, "top_p": 0.9}))
+        result = self.must("generate", "--model", model, "--prompt", PROMPT, "--max-new-tokens", 8)
+        self.assertEqual(result.stdout, PROMPT + " hi\n")  # "i" is text that ends the text, as in transformers
+        self.assertIn("asks for sampling (temperature 0.6, top-k 50, top-p 0.9)", result.stderr)
+        settings.write_text(json.dumps({"eos_token_id": 260}))
+        self.assertEqual(self.text(model, "--max-new-tokens", 8), PROMPT + " hi mor\n")
+        settings.write_text(json.dumps({"bos_token_id": BEGIN}))
+        self.assertEqual(self.text(model, "--max-new-tokens", 8), PROMPT + " hi\n")
+        result, = self.json(model, "--max-new-tokens", 1, "--begin-of-text", "true")
+        self.assertEqual(result["prompt_tokens"], 5)
+        settings.write_text("{")
+        self.fails(run("generate", "--model", model, "--prompt", PROMPT), 65, "generation_config.json")
+
     def test_ids_without_a_token_are_no_text_and_no_end(self):
         model = self.model([*b" x", 300, 319, *b"y"], vocab_size=320)
         self.assertEqual(self.text(model, "--max-new-tokens", 5), PROMPT + " xy\n")
@@ -85,7 +101,9 @@ class Generate(Case):
         vocabulary.mkdir()
         (vocabulary / "text.txt").write_text(make_text(40, 1))
         self.must("prepare", "vocab", "--inputs", vocabulary / "text.txt", "--output", vocabulary / "tokenizer.model", "--vocab-size", 320)
-        result, = self.json(self.model([2], vocab_size=320), "--tokenizer", vocabulary / "tokenizer.model", "--max-new-tokens", 1, prompt="the cat")
+        silent = write_scripted_model(self.folder / "silent", [2], 1, 320, positions=30)
+        shutil.copy(vocabulary / "tokenizer.model", silent)
+        result, = self.json(silent, "--max-new-tokens", 1, prompt="the cat")
         pieces = write_scripted_model(self.folder / "pieces", [4 + byte for byte in "é😀".encode()] + [2, 4 + 0xf0, 4 + 0x61],
                                       result["prompt_tokens"], 320)
         shutil.copy(vocabulary / "tokenizer.model", pieces)
@@ -114,11 +132,14 @@ class Generate(Case):
         self.assertNotIn("trained", result.stderr)
 
     def test_weights_that_are_not_finite_are_a_numeric_failure(self):
-        model = self.model(" hello", spoiled=True)
+        model = self.model(" hello", scale=3e38)  # finite weights whose logits are not
         for sampling in ([], ["--temperature", 1]):
             for output in ([], ["--json"]):
                 result = run("generate", "--model", model, "--prompt", PROMPT, *sampling, *output)
                 self.fails(result, 74, "no token can be drawn")
+        result = run("generate", "--model", self.model(" hello", scale=float("nan")), "--prompt", PROMPT)
+        self.fails(result, 74)
+        self.assertEqual(result.stdout, "")
 
     def test_several_prompts_are_continued_in_order(self):
         model = self.model(" one two")

@@ -27,10 +27,10 @@ def constants(shape, value):
     return shape, [float(value)] * math.prod(shape)
 
 
-def write_scripted_model(folder, script, prompt_tokens, vocab_size, positions=None, spoiled=False, **config):
+def write_scripted_model(folder, script, prompt_tokens, vocab_size, positions=None, scale=1, **config):
     """A folder without tokenizer whose model says `script` behind a prompt of `prompt_tokens` tokens, and then token 5.
 
-    spoiled: with a NaN among its weights. config: more keys of config.json.
+    scale: of its logits. config: more keys of config.json.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True)
@@ -51,7 +51,7 @@ def write_scripted_model(folder, script, prompt_tokens, vocab_size, positions=No
         tensors[f"h.0.{name}.weight"] = constants(shape, 0)
         tensors[f"h.0.{name}.bias"] = constants(shape[1:], 0)
     for name in ("h.0.ln_1", "h.0.ln_2", "ln_f"):
-        tensors[f"{name}.weight"] = constants([WIDTH], math.nan if spoiled and name == "ln_f" else 1)
+        tensors[f"{name}.weight"] = constants([WIDTH], scale if name == "ln_f" else 1)
         tensors[f"{name}.bias"] = constants([WIDTH], 0)
     write_safetensors(folder / "model.safetensors", {f"transformer.{name}": value for name, value in tensors.items()})
     (folder / "config.json").write_text(json.dumps({
