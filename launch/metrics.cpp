@@ -124,7 +124,7 @@ void MetricsLog::clean(const Start& start) {
       continue;
     }
     const auto at = record.find("step"), event = record.find("event");
-    const int64_t step = at != record.end() && at->is_number() ? at->get<int64_t>() : 0;
+    const int64_t step = at != record.end() && at->is_number_integer() ? at->get<int64_t>() : 0;
     const bool is_evaluation =
         step == start.step && event != record.end() && *event == "evaluation";
     const bool is_repeated = step > start.step || (is_evaluation && start.is_evaluated_again);
