@@ -58,6 +58,7 @@ std::string own_hash(std::string_view text, size_t position) {
 
 std::map<std::string, FileRecord> parse_files(const Json& files, const std::string& file) {
   std::map<std::string, FileRecord> records;
+  if (!files.is_object()) throw DataError(concat(file, ": damaged: ", kFilesKey, " is no object"));
   for (const auto& [name, entry] : files.items()) {
     FileRecord record{entry.at(kBytesKey).get<uint64_t>(), entry.at(kHashKey).get<std::string>()};
     if (!entry.at(kBytesKey).is_number_unsigned() || !is_hash(record.hash) || !is_plain_name(name))
@@ -159,11 +160,11 @@ FolderManifest write_folder_manifest(const fs::path& folder, Json fields) {
     if (name == kManifestFile || !entry.is_regular_file()) continue;
     manifest.files[name] = {fs::file_size(entry.path()), hash_file(entry.path())};
   }
-  write_folder_manifest(folder, manifest);
+  replace_folder_manifest(folder, manifest);
   return manifest;
 }
 
-void write_folder_manifest(const fs::path& folder, const FolderManifest& manifest) {
+void replace_folder_manifest(const fs::path& folder, const FolderManifest& manifest) {
   const fs::path file = folder / kManifestFile;
   const std::string text = manifest.to_text();
   const FolderManifest parsed = parse_folder_manifest(text, file.string());
@@ -182,6 +183,27 @@ void check_file(const fs::path& path, const FileRecord& record) {
         concat(path.string(), ": ", size, " bytes, the manifest says ", record.num_bytes));
   if (hash_file(path) != record.hash)
     throw DataError(concat(path.string(), ": content does not match the manifest's hash"));
+}
+
+void verify_listed_files(const fs::path& folder,
+                         const std::function<bool(const std::string&)>& is_read) {
+  try {
+    const std::optional<FolderManifest> manifest = find_folder_manifest(folder);
+    if (!manifest.has_value()) return;
+    for (const auto& [name, record] : manifest->files) {
+      std::error_code ignored;
+      const fs::path file = folder / name;
+      const bool is_gone = fs::status(file, ignored).type() == fs::file_type::not_found;
+      if (is_read(name) && !is_gone) check_file(file, record);
+    }
+  } catch (const UnreadableError&) {
+    throw;
+  } catch (const DataError& error) {
+    throw DataError(concat(error.what(),
+                           ". Take a whole copy; if you changed the file yourself, remove ",
+                           (folder / kManifestFile).string(),
+                           ", which lists what was written"));
+  }
 }
 
 }  // namespace t2r

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -56,11 +57,17 @@ FolderManifest write_folder_manifest(const std::filesystem::path& folder,
                                      nlohmann::ordered_json fields);
 
 /// Writes a manifest as it is, durably, in place of the folder's; read back as above.
-void write_folder_manifest(const std::filesystem::path& folder, const FolderManifest& manifest);
+void replace_folder_manifest(const std::filesystem::path& folder, const FolderManifest& manifest);
 
 /// Compares a file with its record: first the size, then the content.
 /// @throws DataError        if it is missing or differs; names it
 /// @throws UnreadableError  if it cannot be read
 void check_file(const std::filesystem::path& path, const FileRecord& record);
+
+/// Compares with their folder's manifest those files that it lists, that are there, and that
+/// `is_read` names: the ones about to be read. Without a manifest of t2r's nothing is compared.
+/// @throws DataError, UnreadableError  as check_file(), and what to do about it
+void verify_listed_files(const std::filesystem::path& folder,
+                         const std::function<bool(const std::string&)>& is_read);
 
 }  // namespace t2r

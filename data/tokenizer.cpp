@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/file_kind.h"
+#include "base/folder_manifest.h"
 #include "base/log.h"
 #include "data/bpe.h"
 #include "data/bpe_files.h"
@@ -119,6 +120,18 @@ std::unique_ptr<Tokenizer> open_folder(const fs::path& folder) {
   return open_sentencepiece(model, read_tokenizer_config(folder));
 }
 
+/// A tokenizer's files are compared with the manifest that t2r wrote beside them, if it did.
+void verify_beside_manifest(const fs::path& path) {
+  const auto is_no_weights = [](const std::string& name) {
+    return !name.ends_with(".safetensors");
+  };
+  if (fs::is_directory(path)) {
+    verify_listed_files(path, is_no_weights);
+  } else {
+    verify_listed_files(path.has_parent_path() ? path.parent_path() : ".", is_no_weights);
+  }
+}
+
 }  // namespace
 
 std::vector<fs::path> sentencepiece_files(const fs::path& folder) {
@@ -133,6 +146,7 @@ std::vector<fs::path> sentencepiece_files(const fs::path& folder) {
 
 std::unique_ptr<Tokenizer> open_tokenizer(const fs::path& path) {
   if (!fs::exists(path)) throw ConfigError(concat(path.string(), ": no such file or folder"));
+  verify_beside_manifest(path);
   if (fs::is_directory(path)) return open_folder(path);
   check_kind(path);
   for (const BpePair& pair : kBpePairs) {

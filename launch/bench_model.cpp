@@ -1,5 +1,6 @@
 #include "launch/bench_model.h"
 
+#include "launch/checkpoint_folder.h"
 #include "launch/idle_options.h"
 #include "model/hugging_face.h"
 
@@ -21,7 +22,7 @@ void BenchModel::say_idle(const OptionSet& options) const {
 }
 
 std::unique_ptr<model::DecoderLM> BenchModel::make(int64_t positions) const {
-  if (!folder.empty()) return std::move(model::load_model(folder).model);
+  if (!folder.empty()) return std::move(model::load_model(resolve_checkpoint(folder)).model);
   auto model = std::make_unique<model::DecoderLM>(table.resolve(vocab_size, positions));
   model->initialize(1);
   return model;

@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "launch/agreement.h"
 #include "launch/optimizer_parts.h"
+#include "model/config_json.h"
 
 namespace t2r::launch {
 namespace {
@@ -162,7 +163,7 @@ void CheckpointStore::update(const TrainingPosition& position) {
     CheckpointManifest checkpoint = parse_manifest(manifest, folder, position.step);
     checkpoint.position = position;
     manifest.fields = checkpoint.to_fields();
-    write_folder_manifest(folder, manifest);
+    replace_folder_manifest(folder, manifest);
     folder_.point_links(position);
     folder_.remove_old(position, num_kept_);  // the best until now may have stayed as that alone
   });

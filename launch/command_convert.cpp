@@ -4,6 +4,8 @@
 
 #include "base/durable_file.h"
 #include "base/error.h"
+#include "base/folder_manifest.h"
+#include "launch/checkpoint_folder.h"
 #include "launch/command.h"
 #include "launch/model_files.h"
 #include "launch/options.h"
@@ -109,7 +111,7 @@ int run_convert(const Invocation& invocation) {
   options.add("seed", values.seed, "of the new feature maps");
   if (options.parse(invocation.arguments) == OptionSet::Outcome::kDone) return 0;
 
-  const fs::path folder = values.model;
+  const fs::path folder = resolve_checkpoint(values.model);
   const model::ModelSource source(folder);
   say_idle_options(options, values, source.config());
   const model::Conversion conversion = model::convert_to_linear(
@@ -119,6 +121,7 @@ int run_convert(const Invocation& invocation) {
     for (const fs::path& file : companion_files(folder)) {
       write_file_durably(temporary / file.filename(), read_file(file));
     }
+    write_folder_manifest(temporary, {{"written_by", "t2r convert"}});
   });
   print_summary(values, conversion);
   return 0;

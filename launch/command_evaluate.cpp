@@ -143,8 +143,8 @@ int run_evaluate(const Invocation& invocation) {
 
   Session session(invocation, options, values.model.backend, values.model.threads);
   dist::Communicator& communicator = session.communicator();
-  const model::LoadedModel loaded =
-      made_on_all_ranks(communicator, [&] { return model::load_model(values.model.folder); });
+  const model::LoadedModel loaded = made_on_all_ranks(
+      communicator, [&] { return model::load_model(values.model.resolved_folder()); });
   check_same_model(communicator, session.world(), *loaded.model, values.model.folder);
   check_model_fits(loaded.model->config(), session.backend().placement());
   loaded.model->parameters().move_to(session.backend().placement());

@@ -256,7 +256,7 @@ int run_generate(const Invocation& invocation) {
 
   const auto tokenizer = values.model.open_tokenizer();
   const std::vector<std::string> texts = values.prompts.read();
-  const model::LoadedModel loaded = model::load_model(values.model.folder);
+  const model::LoadedModel loaded = model::load_model(values.model.resolved_folder());
   model::DecoderLM& model = *loaded.model;
   const model::GenerationDefaults defaults =
       model::read_generation_config(values.model.folder, model.config());

@@ -7,6 +7,7 @@
 #include "data/corpus.h"
 #include "data/tokenizer.h"
 #include "launch/agreement.h"
+#include "launch/checkpoint_folder.h"
 #include "launch/command.h"
 #include "launch/idle_options.h"
 #include "launch/model_files.h"
@@ -40,7 +41,9 @@ void check_tokenizer(const data::Tokenizer& tokenizer,
 // What goes along with the run's checkpoints: the tokenizer's files, after a check that it is the
 // one the shards were made with, and how the model asks to be generated from.
 std::vector<fs::path> companions_of_run(const TrainConfig& config, const data::Corpus& corpus) {
-  const std::string path = !config.tokenizer.empty() ? config.tokenizer : config.model;
+  const fs::path folder = resolve_checkpoint(config.model);
+  const std::string path =
+      (config.tokenizer.empty() ? folder : resolve_checkpoint(config.tokenizer)).string();
   const bool is_folder = fs::is_directory(path);
   std::vector<fs::path> files;
   if (!config.tokenizer.empty() || (is_folder && has_tokenizer(path))) {
@@ -49,13 +52,13 @@ std::vector<fs::path> companions_of_run(const TrainConfig& config, const data::C
     files = is_folder ? tokenizer_companions(path) : tokenizer->files();
   }
   if (!config.model.empty())
-    for (fs::path& file : generation_companions(config.model)) files.push_back(std::move(file));
+    for (fs::path& file : generation_companions(folder)) files.push_back(std::move(file));
   return files;
 }
 
 model::LoadedModel make_model(const TrainConfig& config, const data::Corpus& train) {
   if (!config.model.empty()) {
-    model::LoadedModel loaded = model::load_model(config.model);
+    model::LoadedModel loaded = model::load_model(resolve_checkpoint(config.model));
     const int64_t vocab_size = loaded.model->config().vocab_size;
     if (train.vocab_size() > vocab_size) {
       throw ConfigError(concat("the shards have token ids up to ",
@@ -77,7 +80,8 @@ std::unique_ptr<model::DecoderLM> load_teacher(const TrainConfig& config,
                                                const model::DecoderLM& student,
                                                const data::Corpus& train) {
   if (config.teacher.empty()) return nullptr;
-  std::unique_ptr<model::DecoderLM> teacher = model::load_model(config.teacher).model;
+  std::unique_ptr<model::DecoderLM> teacher =
+      model::load_model(resolve_checkpoint(config.teacher)).model;
   const int64_t vocab_size = teacher->config().vocab_size;
   if (vocab_size != student.config().vocab_size) {
     throw ConfigError(concat("the teacher's vocabulary has ",
@@ -87,8 +91,8 @@ std::unique_ptr<model::DecoderLM> load_teacher(const TrainConfig& config,
                              ": a teacher must have the model's tokenizer"));
   }
   check_length("sequence-length", config.sequence_length, *teacher, "teacher");
-  if (has_tokenizer(config.teacher))
-    check_tokenizer(*data::open_tokenizer(config.teacher), config.teacher, train);
+  const fs::path folder = resolve_checkpoint(config.teacher);
+  if (has_tokenizer(folder)) check_tokenizer(*data::open_tokenizer(folder), config.teacher, train);
   return teacher;
 }
 

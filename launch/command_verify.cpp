@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/quoted_name.h"
+#include "launch/checkpoint_folder.h"
 #include "launch/command.h"
 #include "launch/options.h"
 #include "model/generate.h"
@@ -226,7 +227,7 @@ void verify_entries(const VerifyOptions& options,
   }
   if (file.find("input_ids") == nullptr)
     throw DataError(concat(options.expected, ": tensor \"input_ids\" is missing"));
-  model::LoadedModel loaded = model::load_model(options.model);
+  model::LoadedModel loaded = model::load_model(resolve_checkpoint(options.model));
   model::DecoderLM& model = *loaded.model;
   const Tensor input_ids = load(file, "input_ids");
   if (input_ids.dim() != 2 || input_ids.numel() == 0 || input_ids.is_floating_point())
@@ -263,7 +264,8 @@ void verify_entries(const VerifyOptions& options,
   if (file.find("greedy") != nullptr) {
     model.prepare_generation();
     const std::vector<int64_t> ends =
-        model::read_generation_config(options.model, model.config()).eos_token_ids;
+        model::read_generation_config(resolve_checkpoint(options.model), model.config())
+            .eos_token_ids;
     verify_greedy(model, ends, input_ids, load(file, "greedy"), report);
   }
 }

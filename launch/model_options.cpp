@@ -1,5 +1,7 @@
 #include "launch/model_options.h"
 
+#include "launch/checkpoint_folder.h"
+
 namespace t2r::launch {
 
 void ModelOptions::bind(OptionSet& options) {
@@ -9,8 +11,13 @@ void ModelOptions::bind(OptionSet& options) {
   backend.bind(options, /*trains=*/false);
 }
 
+std::filesystem::path ModelOptions::resolved_folder() const {
+  return resolve_checkpoint(folder);
+}
+
 std::unique_ptr<data::Tokenizer> ModelOptions::open_tokenizer() const {
-  return data::open_tokenizer(tokenizer.empty() ? folder : tokenizer);
+  return data::open_tokenizer(tokenizer.empty() ? resolved_folder()
+                                                : resolve_checkpoint(tokenizer));
 }
 
 }  // namespace t2r::launch

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <string>
 
@@ -17,6 +18,9 @@ struct ModelOptions {
   BackendOptions backend;
 
   void bind(OptionSet& options);
+
+  /// The model folder, where it is `latest` or `best` the checkpoint that it means.
+  std::filesystem::path resolved_folder() const;
 
   /// The one that --tokenizer names, else the model folder's.
   std::unique_ptr<data::Tokenizer> open_tokenizer() const;

@@ -6,6 +6,7 @@
 
 #include "base/durable_file.h"
 #include "base/error.h"
+#include "base/folder_manifest.h"
 #include "base/log.h"
 #include "base/quoted_name.h"
 #include "model/model_folder.h"
@@ -21,8 +22,17 @@ const char* embedding_name(Family family) {
   return family == Family::kGpt2 ? "transformer.wte.weight" : "model.embed_tokens.weight";
 }
 
+/// Compares what makes the model, and what lies beside it for tokenizers and generation, with the
+/// folder's manifest. A checkpoint's optimizer is not read.
+void verify_files(const std::filesystem::path& folder) {
+  verify_listed_files(folder, [](const std::string& name) {
+    return !name.ends_with(".safetensors") || name.starts_with("model");
+  });
+}
+
 std::string read_config(const std::filesystem::path& folder) {
   check_model_folder(folder);
+  verify_files(folder);
   return read_file(folder / kConfigFile);
 }
 

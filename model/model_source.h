@@ -18,6 +18,7 @@ std::optional<torch::ScalarType> scalar_type(DType dtype);
 /// mapped, and nothing of the weights' size is allocated.
 class ModelSource {
  public:
+  /// Verifies the files against the manifest that t2r wrote beside them, if it did.
   /// @throws DataError, ConfigError  as load_model(), but for what check_fits() finds
   explicit ModelSource(const std::filesystem::path& folder);
 

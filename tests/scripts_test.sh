@@ -300,14 +300,16 @@ LibreOfficeHelpKeepsPartsApart() {
 }
 
 ConverterGivesHuggingFacesOrderAndRounding() {
-  expect 0 "^converted$" "$PYTHON" - "$ROOT/data" "$TMP/converted" <<'PYTHON'
+  expect 0 "^converted$" "$PYTHON" - "$ROOT/data" "$TMP/converted" "$ROOT/tests/cli" <<'PYTHON'
 import json, pathlib, struct, sys, types
 import numpy as np
 gguf = types.ModuleType("gguf")
 gguf.quants = types.SimpleNamespace(dequantize=lambda data, kind: data)
 sys.modules["gguf"] = gguf
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], sys.argv[3]]
 sys.dont_write_bytecode = True
+import xxh3
+sys.modules["xxhash"] = xxh3
 import gguf_to_hugging_face as converter
 
 HEADS, KV_HEADS, DIM, HEAD_DIM = 4, 2, 24, 6
@@ -354,6 +356,11 @@ np.testing.assert_array_equal(stored("model.layers.0.self_attn.q_proj.weight"), 
 np.testing.assert_array_equal(stored("model.layers.0.self_attn.k_proj.weight"), key)
 np.testing.assert_array_equal(stored("model.embed_tokens.weight"), embedding)
 np.testing.assert_array_equal(stored("model.norm.weight"), rounded)
+manifest = (folder / "manifest.json").read_text()
+assert xxh3.sealed(manifest) == manifest and manifest.endswith('"\n}\n')
+assert {name: (entry["bytes"], entry["xxh3_128"]) for name, entry in json.loads(manifest)["files"].items()} == {
+    path.name: (path.stat().st_size, xxh3.xxh3_128(path.read_bytes()).hexdigest()) for path in folder.iterdir()
+    if path.name != "manifest.json"}
 config = json.loads((folder / "config.json").read_text())
 assert (config["rms_norm_eps"], config["rope_theta"], config["tie_word_embeddings"], config["head_dim"]) == (1e-5, 1e5, True, 6)
 tokenizer = json.loads((folder / "tokenizer.json").read_text())
