@@ -259,7 +259,7 @@ int run_generate(const Invocation& invocation) {
   const model::LoadedModel loaded = model::load_model(values.model.resolved_folder());
   model::DecoderLM& model = *loaded.model;
   const model::GenerationDefaults defaults =
-      model::read_generation_config(values.model.folder, model.config());
+      model::read_generation_config(values.model.resolved_folder(), model.config());
   say_sampling_defaults(options, defaults);
   const std::vector<Prompt> prompts =
       values.prompts.encode(texts, *tokenizer, model.config().vocab_size, defaults.bos_token_id);
