@@ -141,6 +141,7 @@ class ModelFiles(Case):
                 expected = self.perplexity(output)
                 # Folders of before say the family in model_type.
                 old = {**config, "model_type": family, "t2r": {k: v for k, v in config["t2r"].items() if k != "base_model_type"}}
+                (output / "manifest.json").unlink()
                 (output / "config.json").write_text(json.dumps(old))
                 self.assertEqual(self.perplexity(output), expected)
                 runs = self.folder / f"t2r-run-{family}"
