@@ -156,12 +156,16 @@ void CheckpointStore::save(const CheckpointContent& content, const TrainingPosit
   }
 }
 
-void CheckpointStore::update(const TrainingPosition& position) {
+void CheckpointStore::update(const CheckpointContent& content, const TrainingPosition& position) {
   on_first_rank(communicator_, [&] {
     const fs::path folder = folder_.checkpoint(position.step);
     FolderManifest manifest = read_manifest(folder);
     CheckpointManifest checkpoint = parse_manifest(manifest, folder, position.step);
     checkpoint.position = position;
+    if (!manifest.has_own_hash) {  // version 1, which lacks some of both
+      checkpoint.identity = content.identity;
+      checkpoint.options = content.options;
+    }
     manifest.fields = checkpoint.to_fields();
     replace_folder_manifest(folder, manifest);
     folder_.point_links(position);
@@ -289,31 +293,34 @@ void CheckpointStore::settle(TrainingPosition& position,
 void CheckpointStore::warn_if_disk_is_small(const CheckpointContent& content,
                                             int64_t num_saves) const {
   if (communicator_.rank() != 0) return;
-  uint64_t one = static_cast<uint64_t>(content.model.parameters().num_scalars()) * 3 * 4;
   std::error_code error;
-  for (const fs::path& file : content.copies) one += fs::file_size(file, error);
+  double one = 12.0 * static_cast<double>(content.model.parameters().num_scalars());
+  for (const fs::path& file : content.copies) {
+    const uint64_t size = fs::file_size(file, error);
+    if (!error) one += static_cast<double>(size);
+  }
   // The newest, the best, and the one that is being written.
-  const int64_t most = num_kept_ + 2;
-  const int64_t num_there = static_cast<int64_t>(folder_.steps().size());
-  const uint64_t num_more = static_cast<uint64_t>(
-      std::clamp(most - num_there, int64_t{1}, std::max(num_saves, int64_t{1})));
+  const double most = static_cast<double>(num_kept_) + 2.0;
+  const double num_there = static_cast<double>(folder_.steps().size());
+  const double num_more =
+      std::clamp(most - num_there, 1.0, static_cast<double>(std::max(num_saves, int64_t{1})));
   fs::path place = folder_.path();
   while (!fs::exists(place, error) && place.has_parent_path()) place = place.parent_path();
   const fs::space_info space = fs::space(place, error);
-  if (error || space.available >= num_more * one) return;
-  const auto gigabytes = [](uint64_t bytes) { return static_cast<double>(bytes) / 1e9; };
+  const auto available = static_cast<double>(space.available);
+  if (error || available >= num_more * one) return;
   log::warning(concat("checkpoints will not fit: one has ",
-                      gigabytes(one),
+                      one / 1e9,
                       " GB, and ",
                       num_more,
                       " more are to be there at once (keep-checkpoints = ",
                       num_kept_,
                       ", the best, and the one being written), ",
-                      gigabytes(num_more * one),
+                      num_more * one / 1e9,
                       " GB; ",
                       folder_.path().string(),
                       " has ",
-                      gigabytes(space.available),
+                      available / 1e9,
                       " GB free"));
 }
 

@@ -54,7 +54,7 @@ class CheckpointStore {
   /// is there already, and moves `best`. Rank 0 alone does it.
   /// Collective: every rank, same order.
   /// @throws WriteError  on every rank; the manifest is then as it was
-  void update(const TrainingPosition& position);
+  void update(const CheckpointContent& content, const TrainingPosition& position);
 
   /// Loads the newest checkpoint that verifies; newer ones that do not are named, and set aside
   /// once it is loaded. Empty if there is none. The world may have another size than the one that

@@ -279,7 +279,7 @@ bool Trainer::note_evaluation(double loss) {
   position_ = position_.as_saved();
   if (position_ == before) return is_best;  // evaluated again
   try {
-    checkpoints_.update(position_);
+    checkpoints_.update(checkpoint_content(), position_);
   } catch (const Error& error) {
     if (communicator_.rank() == 0)
       log::warning(concat("the evaluation is not noted in its checkpoint: ", error.what()));

@@ -3,9 +3,10 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import unittest
 
-from support import Case, run, step_losses, weights
+from support import Case, run, start, step_losses, weights
 
 
 def names(output):
@@ -160,11 +161,32 @@ class Damage(Run):
             file.write_text(json.dumps({"version": 1, **{key: now[key] for key in ("step", "num_updates", "sample_cursor", "num_tokens")},
                                         "has_best": True, "best_loss": None if step == 6 else now["best"]["loss"], "world_size": 1,
                                         "identity": identity, "files": now["files"]}, indent=2) + "\n")
+        finished = self.folder / "earlier-finished"
+        shutil.copytree(output, finished, symlinks=True)
         result = self.resume(output)
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn("earlier version of t2r", result.stderr)
         self.assertEqual(weights(output), weights(self.eight))
         self.fails(self.resume(output, 10, "--seed", 9), 78, "seed = 1 there, seed = 9 here")
+        for steps in (6, 8):  # evaluated again at its last step, the manifest is written anew, with all that a run is known by
+            self.assertEqual(self.resume(finished, steps).returncode, 0)
+        self.assertEqual(weights(finished), weights(self.eight))
+
+
+class Disk(Case):
+    def test_checkpoints_that_will_not_fit_are_said_at_the_start(self):
+        output = self.folder / "large"
+        process = start(*self.train_arguments(output, "--steps", 10**9, "--checkpoint-every", 1, "--keep-checkpoints", 10**9))
+        line = ""
+        try:
+            while "checkpoints will not fit" not in line and process.poll() is None:
+                line = process.stdout.readline()
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+        self.assertRegex(line, r"one has 0\.000\d+ GB, and 1e\+09 more are to be there at once \(keep-checkpoints = 1000000000.* GB free")
+        fits = self.must(*self.train_arguments(self.folder / "small", "--steps", 2, "--keep-checkpoints", 10**9))
+        self.assertNotIn("will not fit", fits.stderr)
 
 
 class Best(Run):
