@@ -260,7 +260,8 @@ void Corpus::Shard::verify_content() const {
 
 Corpus::Corpus(const std::vector<std::filesystem::path>& paths, CorpusOptions options) {
   const std::vector<std::filesystem::path> files = list_shards(paths);
-  const size_t num_kept_open = num_descriptors_to_keep(files.size());
+  const size_t num_allowed = num_descriptors_to_keep(files.size());
+  const size_t num_kept_open = options.keep_open ? files.size() : num_allowed;
   for (const std::filesystem::path& path : files) {
     Shard shard(path, options);
     if (shards_.size() >= num_kept_open) shard.file.close_between_reads();

@@ -33,6 +33,9 @@ struct CorpusOptions {
   /// Read every shard whole before HDF5 parses it, and compare with its seal; of a shard without
   /// one (an earlier version's): read its content, compare its hash, check ids and offsets.
   bool verify = true;
+
+  /// All files stay open, whatever the limit: the caller removes them.
+  bool keep_open = false;
 };
 
 /// Shards read as one sequence of tokens, in the order in which they are given.

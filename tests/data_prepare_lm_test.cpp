@@ -56,7 +56,7 @@ std::vector<std::string> cut(const std::string& text, PrepareLmOptions options) 
   write_text(folder / "in.txt", text);
   options.inputs = {folder / "in.txt"};
   options.output = folder / "out";
-  prepare_lm(kBytes, options, 0, 1);
+  prepare_lm(kBytes, options);
   return documents_of(Corpus({options.output}));
 }
 
@@ -120,9 +120,7 @@ TEST(PrepareLm, CutsLongDocumentsAtLineEndsAndLongLinesAtSpaces) {
              "one two\nthree\nfour five six\n\xC3\xA4\xC3\xA4\xC3\xA4\xC3\xA4\xC3\xA4\xC3\xA4\n");
   const RecordingTokenizer tokenizer;
   prepare_lm(tokenizer,
-             {.inputs = {folder / "in.txt"}, .output = folder / "out", .max_piece_bytes = 9},
-             0,
-             1);
+             {.inputs = {folder / "in.txt"}, .output = folder / "out", .max_piece_bytes = 9});
   EXPECT_THAT(tokenizer.pieces,
               ElementsAre("one two\n",
                           "three\n",
@@ -142,9 +140,7 @@ TEST(PrepareLm, CountsWordsAndBytesOfTheText) {
                                                .output = folder / "out",
                                                .document_mode = "line",
                                                .overwrite = true,
-                                               .max_piece_bytes = piece_bytes},
-                                              0,
-                                              1);
+                                               .max_piece_bytes = piece_bytes});
     EXPECT_EQ(summary.num_words, 5);
     EXPECT_EQ(summary.num_bytes, static_cast<int64_t>(text.size()));
     EXPECT_EQ(summary.num_documents, 2);
@@ -166,9 +162,7 @@ TEST(PrepareLm, EndsAShardAfterTheDocumentThatFillsIt) {
                                             {.inputs = {folder / "in.txt"},
                                              .output = folder / "out",
                                              .document_mode = "line",
-                                             .tokens_per_shard = 7},
-                                            0,
-                                            1);
+                                             .tokens_per_shard = 7});
   ASSERT_EQ(summary.shards.size(), 2u);
   EXPECT_THAT(documents_of(Corpus({summary.shards[0]})), ElementsAre("aaaa\n|", "bb\n|"));
   EXPECT_THAT(documents_of(Corpus({summary.shards[1]})), ElementsAre("c\n|", "ddddddddddddd\n|"));
@@ -196,6 +190,20 @@ std::map<std::string, std::string> contents_of(const std::filesystem::path& fold
   return contents;
 }
 
+/// What each rank of `world` writes.
+std::vector<PrepareSummary> prepare_on_ranks(const PrepareLmOptions& options, int world) {
+  const LmPlan plan = plan_lm(options);
+  clear_lm_output(plan);
+  std::vector<StagedLm> ranks;
+  for (int rank = world - 1; rank >= 0; --rank)
+    ranks.push_back(stage_lm(kBytes, plan, rank, world));
+  for (StagedLm& rank : ranks) rank.publish();
+  for (StagedLm& rank : ranks) rank.complete();
+  std::vector<PrepareSummary> summaries;
+  for (const StagedLm& rank : ranks) summaries.push_back(rank.summary());
+  return summaries;
+}
+
 TEST(PrepareLm, WritesTheSameFilesForEveryWorldSize) {
   const TemporaryFolder folder;
   PrepareLmOptions options{
@@ -205,8 +213,7 @@ TEST(PrepareLm, WritesTheSameFilesForEveryWorldSize) {
     options.output = folder / ("out" + std::to_string(world));
     int64_t num_inputs = 0;
     size_t num_shards = 0;
-    for (int rank = world - 1; rank >= 0; --rank) {
-      const PrepareSummary summary = prepare_lm(kBytes, options, rank, world);
+    for (const PrepareSummary& summary : prepare_on_ranks(options, world)) {
       num_inputs += summary.num_inputs;
       num_shards += summary.shards.size();
     }
@@ -228,9 +235,9 @@ TEST(PrepareLm, SharesLargeInputsBetweenRanks) {
     write_text(folder / name, std::string(size, 'x'));
     inputs.push_back(folder / name);
   }
-  for (int rank = 0; rank < 2; ++rank) {
-    EXPECT_EQ(prepare_lm(kBytes, {.inputs = inputs, .output = folder / "out"}, rank, 2).num_bytes,
-              1010);
+  for (const PrepareSummary& summary :
+       prepare_on_ranks({.inputs = inputs, .output = folder / "out"}, 2)) {
+    EXPECT_EQ(summary.num_bytes, 1010);
   }
 }
 
@@ -241,8 +248,6 @@ TEST(PrepareLm, ReportsProgressUpToTheEnd) {
   std::vector<int64_t> done;
   prepare_lm(kBytes,
              {.inputs = {folder / "a.txt", folder / "b.txt"}, .output = folder / "out"},
-             0,
-             1,
              [&](int64_t bytes_done, int64_t bytes_total) {
                EXPECT_EQ(bytes_total, 3'000'003);
                done.push_back(bytes_done);
@@ -258,17 +263,17 @@ TEST(PrepareLm, RefusesOldShardsUnlessTold) {
       .inputs = {folder / "in.txt"}, .output = folder / "out", .document_mode = "line"};
   write_text(folder / "in.txt", "a\nb\nc\n");
   options.tokens_per_shard = 1;
-  prepare_lm(kBytes, options, 0, 1);
+  prepare_lm(kBytes, options);
   const auto before = contents_of(folder / "out");
   ASSERT_EQ(before.size(), 3u);
   test::write_shard(folder / "out" / "other-00000.h5", {{1}}, 257, "bytes");
-  EXPECT_THAT(message_of<ConfigError>([&] { prepare_lm(kBytes, options, 0, 1); }),
+  EXPECT_THAT(message_of<ConfigError>([&] { prepare_lm(kBytes, options); }),
               AllOf(HasSubstr("in-00000.h5"), HasSubstr("--overwrite")));
   EXPECT_EQ(contents_of(folder / "out").size(), 4u);
 
   options.overwrite = true;
   options.tokens_per_shard = 0;
-  prepare_lm(kBytes, options, 0, 1);
+  prepare_lm(kBytes, options);
   std::vector<std::string> names;
   for (const auto& [name, content] : contents_of(folder / "out")) names.push_back(name);
   EXPECT_THAT(names, ElementsAre("in-00000.h5", "other-00000.h5"))
@@ -281,11 +286,11 @@ TEST(PrepareLm, RefusesAFolderThatAnotherRunWritesTo) {
   PrepareLmOptions options{.inputs = {folder / "in.txt"}, .output = folder / "out"};
   std::filesystem::create_directories(folder / "out" / "prepare-rank-0.unfinished");
   std::filesystem::create_directories(folder / "out" / "prepare-rank-12.unfinished");
-  EXPECT_THAT(message_of<ConfigError>([&] { prepare_lm(kBytes, options, 0, 1); }),
+  EXPECT_THAT(message_of<ConfigError>([&] { prepare_lm(kBytes, options); }),
               HasSubstr("prepare-rank-0.unfinished"));
   EXPECT_TRUE(std::filesystem::exists(folder / "out" / "prepare-rank-0.unfinished"));
   options.overwrite = true;
-  prepare_lm(kBytes, options, 0, 1);
+  prepare_lm(kBytes, options);
   EXPECT_EQ(Corpus({folder / "out"}).num_documents(), 1);
 }
 
@@ -297,9 +302,7 @@ std::string refusal_of(const Tokenizer& tokenizer, const std::string& text) {
   write_text(folder / "in.txt", text);
   const std::string message = message_of<Expected>([&] {
     prepare_lm(tokenizer,
-               {.inputs = {folder / "in.txt", folder / "larger.txt"}, .output = folder / "out"},
-               0,
-               1);
+               {.inputs = {folder / "in.txt", folder / "larger.txt"}, .output = folder / "out"});
   });
   EXPECT_THAT(contents_of(folder / "out"), IsEmpty());
   return message;
@@ -314,9 +317,22 @@ TEST(PrepareLm, NamesTheInvalidByte) {
   EXPECT_THAT(cut("a\xFF\n", {.allow_invalid_utf8 = true}), ElementsAre("a\xFF\n|"));
 }
 
-TEST(PrepareLm, RefusesAnInputWithoutTokens) {
-  EXPECT_THAT(refusal_of<DataError>(kBytes, ""),
-              AllOf(HasSubstr("in.txt"), HasSubstr("gives no tokens")));
+TEST(PrepareLm, LeavesOutInputsWithoutTokensAndNamesThem) {
+  const TemporaryFolder folder;
+  write_text(folder / "a.txt", "a\n");
+  write_text(folder / "empty.txt", "");
+  write_text(folder / "nothing.txt", "");
+  PrepareLmOptions options{
+      .inputs = {folder / "empty.txt", folder / "a.txt", folder / "nothing.txt"},
+      .output = folder / "out"};
+  const PrepareSummary summary = prepare_lm(kBytes, options);
+  EXPECT_EQ(summary.num_inputs, 1);
+  EXPECT_THAT(summary.empty_inputs, ElementsAre(folder / "empty.txt", folder / "nothing.txt"));
+  EXPECT_THAT(documents_of(Corpus({folder / "out"})), ElementsAre("a\n|"));
+  options.inputs = {folder / "empty.txt", folder / "nothing.txt"};
+  options.overwrite = true;
+  EXPECT_THAT(message_of<DataError>([&] { prepare_lm(kBytes, options); }),
+              AllOf(HasSubstr("empty.txt"), HasSubstr("gives no tokens"), HasSubstr("other 1")));
 }
 
 /// Encodes every text as the same ids.
@@ -349,9 +365,7 @@ TEST(PrepareLm, LeavesNothingWhenTheDiskIsFull) {
   ::setrlimit(RLIMIT_FSIZE, &limit);
   const std::string message = message_of<WriteError>([&] {
     prepare_lm(kBytes,
-               {.inputs = {folder / "small.txt", folder / "in.txt"}, .output = folder / "out"},
-               0,
-               1);
+               {.inputs = {folder / "small.txt", folder / "in.txt"}, .output = folder / "out"});
   });
   ::setrlimit(RLIMIT_FSIZE, &before);
   ::signal(SIGXFSZ, SIG_DFL);
@@ -366,7 +380,7 @@ TEST(PrepareLm, IsWholeOrRefusedByCorpusWhenKilled) {
                            .document_mode = "line",
                            .tokens_per_shard = 100,
                            .overwrite = true};
-  const auto prepare = [&] { prepare_lm(kBytes, options, 0, 1); };
+  const auto prepare = [&] { prepare_lm(kBytes, options); };
   const int64_t prepare_us = test::duration_us(prepare);
   const int64_t num_tokens = Corpus({options.output}).num_tokens();
   std::mt19937 random(3);
@@ -399,7 +413,7 @@ TEST(PrepareLm, NamesTheOptionThatIsNotAllowed) {
   write_text(folder / "sub" / "in.md", "b\n");
   const auto refusal = [&](PrepareLmOptions options) {
     options.output = folder / "out";
-    return message_of<ConfigError>([&] { prepare_lm(kBytes, options, 0, 1); });
+    return message_of<ConfigError>([&] { prepare_lm(kBytes, options); });
   };
   const std::filesystem::path input = folder / "in.txt";
   EXPECT_THAT(refusal({.inputs = {input}, .document_mode = "page"}),
@@ -423,9 +437,7 @@ TEST(PrepareLm, FindsTheArticlesOfWikitext) {
       prepare_lm(kBytes,
                  {.inputs = {folder_of_text / "valid.txt", folder_of_text / "test.txt"},
                   .output = folder / "out",
-                  .document_mode = "wikitext"},
-                 0,
-                 1);
+                  .document_mode = "wikitext"});
   EXPECT_EQ(summary.num_documents, 120);
 }
 
