@@ -16,6 +16,7 @@
 #include "launch/run_folder.h"
 #include "launch/session.h"
 #include "launch/stop_signal.h"
+#include "launch/tokenizer_check.h"
 #include "launch/train_config.h"
 #include "launch/trainer.h"
 #include "model/generation_defaults.h"
@@ -24,19 +25,6 @@ namespace t2r::launch {
 namespace {
 
 namespace fs = std::filesystem;
-
-void check_tokenizer(const data::Tokenizer& tokenizer,
-                     const std::string& path,
-                     const data::Corpus& corpus) {
-  if (tokenizer.hash() == corpus.tokenizer_hash()) return;
-  throw ConfigError(concat("the shards were made with another tokenizer (",
-                           corpus.tokenizer_hash(),
-                           ") than ",
-                           path,
-                           " (",
-                           tokenizer.hash(),
-                           "); run `t2r prepare lm` with this one"));
-}
 
 // What goes along with the run's checkpoints: the tokenizer's files, after a check that it is the
 // one the shards were made with, and how the model asks to be generated from.

@@ -23,6 +23,7 @@ struct ModelOptions {
   std::filesystem::path resolved_folder() const;
 
   /// The one that --tokenizer names, else the model folder's.
+  /// @throws ConfigError  if --tokenizer is not the model's (check_model_tokenizer)
   std::unique_ptr<data::Tokenizer> open_tokenizer() const;
 };
 

@@ -33,9 +33,14 @@ std::vector<Window> cut_windows(int64_t num_tokens, const PerplexityProtocol& pr
   return windows;
 }
 
-double score_batch(const model::DecoderLM& model,
-                   const data::Corpus& corpus,
-                   const std::vector<Window>& windows) {
+struct Score {
+  double loss_sum = 0.0;
+  int64_t num_tokens = 0;
+};
+
+Score score_batch(const model::DecoderLM& model,
+                  const data::Corpus& corpus,
+                  const std::vector<Window>& windows) {
   const auto batch = static_cast<int64_t>(windows.size());
   const int64_t length = windows.front().length;
   const Tensor tokens = torch::empty({batch, length + 1}, torch::kInt64);
@@ -45,12 +50,14 @@ double score_batch(const model::DecoderLM& model,
   }
   targets.copy_(tokens.narrow(1, 1, length));
   for (int64_t b = 0; b < batch; ++b) targets[b].narrow(0, 0, length - windows[b].scored).fill_(-1);
+  if (corpus.begin_of_text().has_value())
+    targets.masked_fill_(targets == int64_t{*corpus.begin_of_text()}, -1);
   const auto on_device = [&](const Tensor& tensor) {
     return tensor.contiguous().to(model.device());
   };
-  return model.token_losses(on_device(tokens.narrow(1, 0, length)), on_device(targets))
-      .sum(torch::kFloat64)
-      .item<double>();
+  const Tensor losses =
+      model.token_losses(on_device(tokens.narrow(1, 0, length)), on_device(targets));
+  return {losses.sum(torch::kFloat64).item<double>(), targets.ge(0).sum().item<int64_t>()};
 }
 
 // The batches of this rank: every world-th window, `batch_size` of one length at a time.
@@ -82,6 +89,8 @@ void PerplexityProtocol::validate() const {
   if (scored < 1 || scored > context) {
     throw ConfigError(concat("scored = ", scored, ", allowed: 1 to context = ", context));
   }
+  if (max_tokens < 0)
+    throw ConfigError(concat("max-tokens = ", max_tokens, ", allowed: 0 (all) or more"));
   if (batch_size < 1)
     throw ConfigError(concat("batch-size = ", batch_size, ", allowed: 1 or more"));
 }
@@ -114,8 +123,9 @@ PerplexityResult score_corpus(const model::DecoderLM& model,
         communicator.all_reduce_async(ends, dist::Reduction::kSum);
     if (outcome.exit_code == 0 && round < batches.size()) {
       outcome = attempt([&] {
-        total[0] += score_batch(model, corpus, batches[round]);
-        total[1] += static_cast<double>(scored_tokens(batches[round]));
+        const Score score = score_batch(model, corpus, batches[round]);
+        total[0] += score.loss_sum;
+        total[1] += static_cast<double>(score.num_tokens);
       });
     }
     asked->wait();

@@ -36,9 +36,9 @@ struct ScoringHooks {
   std::function<void(int64_t done, int64_t total)> on_progress;  ///< tokens of all ranks, about
 };
 
-/// Scores a corpus; windows are shared out over the ranks. Ranks agree between batches, while they
-/// compute, so a request to stop is heard at most two batches later. Collective: every rank, same
-/// order.
+/// Scores a corpus; tokens that documents begin with (Corpus::begin_of_text) do not count. Windows
+/// are shared out over the ranks. Ranks agree between batches, while they compute, so a request to
+/// stop is heard at most two batches later. Collective: every rank, same order.
 /// @throws Error  on every rank, if a batch fails on any
 PerplexityResult score_corpus(const model::DecoderLM& model,
                               const data::Corpus& corpus,

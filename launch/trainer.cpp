@@ -297,6 +297,7 @@ CheckpointContent Trainer::checkpoint_content() {
     identity.emplace_back("distillation", concat(config_.distillation));
   }
   RunFacts options = config_.resume_options();
+  options.emplace_back("tokenizer", inputs_.train.tokenizer_hash());  // read by tokenizer_check
   if (inputs_.valid != nullptr) options.emplace_back("valid-data", inputs_.valid->content_hash());
   // Sums are cut differently by another number of threads: their last bits depend on it.
   if (model_.device().is_cpu()) options.emplace_back("threads", concat(at::get_num_threads()));
