@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "base/durable_file.h"
+#include "base/foreign_file.h"
 
 namespace t2r {
 namespace {
@@ -53,6 +54,7 @@ class JsonBuilder final : public StrictJsonReader {
 }  // namespace
 
 Json parse_json(std::string_view text, const std::string& file, JsonLimits limits) {
+  refuse_foreign_content(text, file);
   JsonBuilder builder(file, 0, limits);
   builder.read(text);
   return builder.take();

@@ -17,7 +17,8 @@ inline constexpr JsonLimits kVocabularyJsonLimits = {.max_depth = 64, .max_keys 
 /// keys refused; keys stay in the file's order. A key is found in linear time: for an object of
 /// many keys iterate instead.
 /// @param file  name for messages
-/// @throws DataError  names file, byte and rule
+/// @throws DataError  names file, byte and rule; or what the file is instead (a Git LFS pointer, a
+/// web page)
 nlohmann::ordered_json parse_json(std::string_view text,
                                   const std::string& file,
                                   JsonLimits limits = kConfigJsonLimits);

@@ -6,6 +6,7 @@
 
 #include "base/durable_file.h"
 #include "base/error.h"
+#include "base/foreign_file.h"
 #include "base/json.h"
 #include "base/log.h"
 #include "base/quoted_name.h"
@@ -262,6 +263,7 @@ BpeDefinition parse_vocabulary_and_merges(std::string_view vocabulary_text,
                                           std::string_view merges_text,
                                           const fs::path& vocabulary,
                                           const fs::path& merges) {
+  refuse_foreign_content(merges_text, merges.string());
   BpeDefinition definition;
   const TokenIds ids =
       read_vocabulary(vocabulary,

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "base/foreign_file.h"
 #include "base/quoted_name.h"
 #include "data/utf8.h"
 
@@ -210,6 +211,7 @@ void read_normalizer(Message message, SentencePieceModel* model) {
 }  // namespace
 
 SentencePieceModel read_sentencepiece_model(std::string_view content, const std::string& file) {
+  refuse_foreign_content(content, file);
   SentencePieceModel model;
   Message message(content, content, file);
   Field field;

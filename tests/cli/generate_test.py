@@ -110,6 +110,18 @@ class Generate(Case):
         self.assertEqual(self.text(pieces, "--max-new-tokens", 6, prompt="the cat"), "the caté😀\n")
         self.assertEqual(self.text(pieces, "--max-new-tokens", 9, "--ignore-end", prompt="the cat"), "the caté😀\ufffda\n")
 
+    def test_end_tokens_of_generation_config_count_before_those_of_config(self):
+        model = self.model([*b" hi", END, *b" more"], eos_token_id=7)
+        generation = model / "generation_config.json"
+        for eos, text in (([7, END], " hi"), (END, " hi"), ([ord("i"), END], " h")):
+            generation.write_text(json.dumps({"eos_token_id": eos, "bos_token_id": None}))
+            self.assertEqual(self.text(model, "--max-new-tokens", 9), PROMPT + text + "\n", eos)
+        generation.write_text("{\"eos_token_id\": null}")  # then it is what config.json says: 7
+        self.assertIn("more", self.text(model, "--max-new-tokens", 9))
+        for eos in ("two", [1, "two"], 2.5):
+            generation.write_text(json.dumps({"eos_token_id": eos}))
+            self.fails(run("generate", "--model", model, "--prompt", PROMPT), 65, "generation_config.json", '"eos_token_id"', str(eos)[:3])
+
     def test_learned_positions_end_where_it_was_said_before(self):
         model = self.model("0123456789", positions=10)
         result = self.must("generate", "--model", model, "--prompt", PROMPT, "--max-new-tokens", 60)

@@ -223,6 +223,18 @@ class ModelFiles(Case):
                     (model / name).write_bytes(content)
                     self.refused(model, 65, name, *texts)
 
+    def test_what_a_tokenizer_is_that_is_none(self):
+        pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 17\n"
+        folder = self.folder / "no-tokenizer"
+        for name, beside in (("tokenizer.json", {}), ("merges.txt", {"vocab.json": '{"a": 0}'}), ("tokenizer.model", {})):
+            for content, text in ((pointer, "git lfs pull"), ("<!DOCTYPE html>\n<html></html>", "web page")):
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                for file, inside in {**beside, name: content}.items():
+                    (folder / file).write_text(inside)
+                self.fails(run("prepare", "lm", "--inputs", self.folder / "valid.txt", "--tokenizer", folder, "--output",
+                               self.folder / "no-shards"), 65, name, text)
+
     def test_quantized_weights_are_refused_by_name(self):
         tensors = random_weights("llama", True)
         for section in ({"quant_method": "gptq", "bits": 4}, {"quant_method": "bitsandbytes", "load_in_8bit": True},

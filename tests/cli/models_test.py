@@ -33,9 +33,15 @@ class Pipeline(Case):
         self.assertNotIn("model.layers.2.self_attn.feature_map.weight", result.stdout)
         self.assertEqual(json.loads((output / "config.json").read_text())["t2r"]["softmax_layers"], [2])
         self.assertTrue((output / "tokenizer.model").exists())
-        # Keeping every layer is the identity: same perplexity, to the last digit.
+        # Keeping every layer would convert nothing.
+        self.fails(run("convert", "--model", self.model("llama"), "--output", self.folder / "none", "--keep-softmax", 0, 1, 2), 78,
+                   "there is nothing to convert")
+        # Layers that keep softmax do what they did: same perplexity, to the last digit.
         same = self.folder / "all-softmax"
-        self.must("convert", "--model", self.model("llama"), "--output", same, "--keep-softmax", 0, 1, 2)
+        shutil.copytree(self.model("llama"), same)
+        config = json.loads((same / "config.json").read_text())
+        config.update(model_type="t2r", t2r={"base_model_type": "llama", "feature_map": "t2r", "feature_size": 8, "softmax_layers": [0, 1, 2]})
+        (same / "config.json").write_text(json.dumps(config))
         self.assertEqual(self.perplexity(same)["perplexity_per_token"], self.perplexity(self.model("llama"))["perplexity_per_token"])
 
     def test_generation_agrees_with_evaluation_for_every_kind_of_layer(self):
