@@ -60,4 +60,10 @@ struct BpeDefinition {
   std::vector<std::filesystem::path> files;
 };
 
+/// Of all that decides about ids; equal for every file form of the same tokenizer.
+std::string hash_of(const BpeDefinition& definition);
+
+/// The token that the configuration names; else <|endoftext|>, the added token </s>, or <eos>.
+std::optional<int32_t> end_of_document_of(const BpeDefinition& definition);
+
 }  // namespace t2r::data
