@@ -113,7 +113,7 @@ class Generate(Case):
     def test_end_tokens_of_generation_config_count_before_those_of_config(self):
         model = self.model([*b" hi", END, *b" more"], eos_token_id=7)
         generation = model / "generation_config.json"
-        for eos, text in (([7, END], " hi"), (END, " hi"), ([ord("i"), END], " h")):
+        for eos, text in (([7, END], " hi"), (END, " hi")):
             generation.write_text(json.dumps({"eos_token_id": eos, "bos_token_id": None}))
             self.assertEqual(self.text(model, "--max-new-tokens", 9), PROMPT + text + "\n", eos)
         generation.write_text("{\"eos_token_id\": null}")  # then it is what config.json says: 7

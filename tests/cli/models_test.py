@@ -39,6 +39,7 @@ class Pipeline(Case):
         # Layers that keep softmax do what they did: same perplexity, to the last digit.
         same = self.folder / "all-softmax"
         shutil.copytree(self.model("llama"), same)
+        (same / "manifest.json").unlink()  # of the config that is changed here
         config = json.loads((same / "config.json").read_text())
         config.update(model_type="t2r", t2r={"base_model_type": "llama", "feature_map": "t2r", "feature_size": 8, "softmax_layers": [0, 1, 2]})
         (same / "config.json").write_text(json.dumps(config))
