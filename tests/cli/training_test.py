@@ -320,19 +320,23 @@ class Signals(Case):
         rng = random.Random(5)
         output, reference = self.folder / "killed", self.folder / "reference"
         options = ["--schedule", "constant", "--checkpoint-every", 1, "--keep-checkpoints", 2]
+        latest = output / "checkpoints/latest/manifest.json"
+
+        def newest():
+            return json.loads(latest.read_text())["step"] if latest.exists() else 0
+
         last = 0
         for kill in range(20):
             process = start(*self.train_arguments(output, *options, "--steps", 100000, "--resume"), ranks=1 + kill % 2)
-            # Every second kill falls anywhere, also into the start-up; the others into steps and saves.
-            if kill % 2 == 0:
-                self.wait_for_step(output, last + 1)
+            # Every second kill falls anywhere, also into the start-up; the others into steps and saves, once there is a new checkpoint.
+            deadline = time.time() + 60
+            while kill % 2 == 0 and newest() <= last and time.time() < deadline:
+                time.sleep(0.005)
             time.sleep(rng.uniform(0.0, 0.4))
             os.killpg(process.pid, signal.SIGKILL)
             kill_processes_naming(output)
             process.communicate()
-            latest = output / "checkpoints/latest/manifest.json"
-            if latest.exists():
-                last = max(last, json.loads(latest.read_text())["step"])
+            last = max(last, newest())
         self.assertGreater(last, 3)
         result = self.must(*self.train_arguments(output, *options, "--steps", last + 2, "--resume"))
         self.assertNotIn("damaged", result.stderr)
