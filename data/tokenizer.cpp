@@ -4,7 +4,7 @@
 #include <fstream>
 
 #include "base/error.h"
-#include "base/file_kind.h"
+#include "base/foreign_file.h"
 #include "base/folder_manifest.h"
 #include "base/log.h"
 #include "data/bpe.h"
@@ -38,13 +38,6 @@ std::string read_beginning(const fs::path& file) {
   return beginning;
 }
 
-/// @throws DataError  if a download left something else in the file's place
-void check_kind(const fs::path& file) {
-  if (const auto kind = describe_wrong_file(read_beginning(file))) {
-    throw DataError(concat(file.string(), ": this is ", *kind));
-  }
-}
-
 bool is_sentencepiece_name(const fs::path& file) {
   return file.extension() == ".model" || file.extension() == ".spm";
 }
@@ -73,7 +66,7 @@ fs::path find_sentencepiece(const fs::path& folder) {
 }
 
 std::unique_ptr<Tokenizer> open_sentencepiece(const fs::path& file, const TokenizerConfig& config) {
-  check_kind(file);
+  refuse_foreign_file(file);
   if (config.tokenizer_class == "LlamaTokenizer") {
     return std::make_unique<Bpe>(read_llama_model(file, config));
   }
@@ -81,7 +74,7 @@ std::unique_ptr<Tokenizer> open_sentencepiece(const fs::path& file, const Tokeni
 }
 
 std::unique_ptr<Tokenizer> open_tokenizer_json(const fs::path& file) {
-  check_kind(file);
+  refuse_foreign_file(file);
   try {
     return std::make_unique<Bpe>(read_tokenizer_json(file));
   } catch (const UnsupportedTokenizer& refusal) {
@@ -97,8 +90,8 @@ std::unique_ptr<Tokenizer> open_tokenizer_json(const fs::path& file) {
 }
 
 std::unique_ptr<Tokenizer> open_pair(const fs::path& folder, const BpePair& pair) {
-  check_kind(folder / pair.vocabulary);
-  check_kind(folder / pair.merges);
+  refuse_foreign_file(folder / pair.vocabulary);
+  refuse_foreign_file(folder / pair.merges);
   return std::make_unique<Bpe>(
       read_vocabulary_and_merges(folder / pair.vocabulary, folder / pair.merges));
 }
@@ -148,7 +141,7 @@ std::unique_ptr<Tokenizer> open_tokenizer(const fs::path& path) {
   if (!fs::exists(path)) throw ConfigError(concat(path.string(), ": no such file or folder"));
   verify_beside_manifest(path);
   if (fs::is_directory(path)) return open_folder(path);
-  check_kind(path);
+  refuse_foreign_file(path);
   for (const BpePair& pair : kBpePairs) {
     if (path.filename() == pair.vocabulary || path.filename() == pair.merges) {
       return open_pair(path.parent_path(), pair);

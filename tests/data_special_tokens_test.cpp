@@ -277,7 +277,7 @@ TEST(OpenTokenizer, SaysWhatADownloadLeftInstead) {
     expect_mentions(message_of<DataError>([&] { open_tokenizer(file); }),
                     {name, "Git LFS pointer"});
     folder.write(name, "\n <!DOCTYPE html><html><body>Not found</body></html>");
-    expect_mentions(message_of<DataError>([&] { open_tokenizer(file); }), {name, "HTML page"});
+    expect_mentions(message_of<DataError>([&] { open_tokenizer(file); }), {name, "(HTML)"});
   }
 }
 

@@ -51,7 +51,7 @@ class Tokenizers(Case):
     def test_damaged_and_hostile_tokenizers_end_with_65(self):
         self.refused("tokenizer.json", b'{"model":' + b"[" * 200_000, "64 deep")
         self.refused("tokenizer.json", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS pointer")
-        self.refused("other.model", b"<!DOCTYPE html><html></html>", "HTML page")
+        self.refused("other.model", b"<!DOCTYPE html><html></html>", "(HTML)")
         self.refused("other.model", self.tokenizer.read_bytes()[:-5], "byte")
         whole = (TINY / "tiny_byte_level/tokenizer.json").read_bytes()
         self.refused("tokenizer.json", whole.replace(b'"<|endoftext|>":0', b'"<|endoftext|>":16000000'), "16000000")
