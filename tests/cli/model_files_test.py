@@ -227,7 +227,7 @@ class ModelFiles(Case):
         pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 17\n"
         folder = self.folder / "no-tokenizer"
         for name, beside in (("tokenizer.json", {}), ("merges.txt", {"vocab.json": '{"a": 0}'}), ("tokenizer.model", {})):
-            for content, text in ((pointer, "git lfs pull"), ("<!DOCTYPE html>\n<html></html>", "web page")):
+            for content, text in ((pointer, "git lfs pull"), ("<!DOCTYPE html>\n<html></html>", "HTML")):
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir()
                 for file, inside in {**beside, name: content}.items():
