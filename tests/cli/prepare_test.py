@@ -1,4 +1,5 @@
 """t2r prepare as a user meets it: many files, empty ones, several ranks, kills, what is no text."""
+import json
 import os
 import pathlib
 import resource
@@ -127,6 +128,37 @@ class Prepare(Case):
                 self.fails(self.lm("no-text", path), code, path.name, text)
                 self.fails(run("prepare", "vocab", "--inputs", path, "--output", self.folder / "never.model"), code, text)
         self.assertEqual(self.names("no-text"), [])
+
+    def test_documents_begin_and_end_as_the_tokenizer_says(self):
+        folder = self.folder / "llama"
+        folder.mkdir()
+        shutil.copy(self.tokenizer, folder / "tokenizer.model")
+        (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "bos_token": "<s>",
+                                                                  "eos_token": "</s>"}))
+        text = self.write("lines.txt", "the cat\na song\nsome rain\n")
+        count = lambda result: int(result.stdout.split(": ")[1].split(" tokens")[0])
+        lm = lambda output, tokenizer, *more: run("prepare", "lm", "--inputs", text, "--tokenizer", tokenizer, "--output", self.folder / output,
+                                                  "--documents", "line", *more)
+        begun, plain = lm("begun", folder), lm("plain", folder, "--begin-of-text", "false")
+        self.fails(begun, 0, "each document begins with token 1")
+        self.assertEqual(count(begun), count(plain) + 3)
+        self.assertEqual(lm("insisted", folder, "--begin-of-text", "true").stdout.replace("insisted", "begun"), begun.stdout)
+        # Shards with and without it do not mix.
+        shutil.copy(self.folder / "plain" / "lines-00000.h5", self.folder / "begun" / "plain-00000.h5")
+        self.fails(run("train", "--output", self.folder / "never", "--train-data", self.folder / "begun", "--model.layers", 1, "--steps", 1), 65,
+                   "plain-00000.h5", "--begin-of-text")
+        # A byte-level tokenizer that names neither.
+        bare = self.folder / "bare"
+        bare.mkdir()
+        printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        others = [byte for byte in range(256) if byte not in printable]
+        letters = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
+        (bare / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(letters)}))
+        (bare / "merges.txt").write_text("#version: 0.2\n")
+        self.fails(lm("bare-out", bare), 0, "names no token that ends a document")
+        self.assertNotIn("names no token", lm("bare-out2", bare, "--append-end-of-document=false").stderr)
+        self.fails(lm("bare-out3", bare, "--begin-of-text", "true"), 78, "begin-of-text = true", "allowed with it: auto, false")
+        self.assertEqual(self.names("bare-out3"), [])
 
     def test_vocabulary_finds_out_first_that_it_cannot_be_written(self):
         for output in (self.folder / "no" / "such" / "tokenizer.model", self.folder):
