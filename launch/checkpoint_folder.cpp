@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <charconv>
 #include <cstdio>
+#include <set>
 #include <system_error>
 
 #include "base/durable_file.h"
@@ -56,6 +57,12 @@ std::vector<fs::directory_entry> entries(const fs::path& folder) {
   if (error && error != std::errc::no_such_file_or_directory)
     throw_read_error(folder, "list", error.value());
   return found;
+}
+
+/// Several parts of a command ask which checkpoint is meant, one after another.
+void warn_once(const std::string& message) {
+  static std::set<std::string> said;
+  if (said.insert(message).second) log::warning_of_first_rank(message);
 }
 
 }  // namespace
@@ -214,8 +221,11 @@ fs::path resolve_checkpoint(const fs::path& folder) {
       if (!meant.has_value() || !fs::is_directory(checkpoints.checkpoint(*meant), ignored))
         return folder;
       return checkpoints.checkpoint(*meant);
-    } catch (const DataError&) {
-      continue;  // damaged: the next older one says it, as loading would
+    } catch (const UnreadableError&) {
+      throw;                            // it may be whole, and then no other is meant
+    } catch (const DataError& error) {  // the next older one says it, as loading would
+      warn_once(
+          concat("checkpoint ", checkpoint_name(step), " is damaged and not used: ", error.what()));
     }
   }
   return folder;

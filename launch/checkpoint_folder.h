@@ -64,7 +64,9 @@ class CheckpointFolder {
 
 /// `folder` itself, or the checkpoint that it means: where it is named `latest` or `best` and lies
 /// beside checkpoints, what the newest whole manifest says. So a kill between a checkpoint and its
-/// link is not seen by readers, and a file system without links has both names.
+/// link is not seen by readers, and a file system without links has both names. Damaged manifests
+/// are named in a warning.
+/// @throws UnreadableError  if one is there and cannot be read: it may be the one that is meant
 std::filesystem::path resolve_checkpoint(const std::filesystem::path& folder);
 
 }  // namespace t2r::launch
