@@ -38,6 +38,8 @@ Reading reading_of(dist::Communicator& communicator, const Read& read) {
       mine = {Verdict::kUnreadable, error.what()};
     } catch (const DataError& error) {
       mine = {Verdict::kDamaged, error.what()};
+    } catch (const NumericError& error) {  // weights that are not finite: an older one may be
+      mine = {Verdict::kDamaged, error.what()};
     }
   });
   const std::vector<std::string> all =

@@ -1,10 +1,12 @@
 """Checkpoints that cannot be read, used or written at their moment: what readers and runs do then."""
 import json
 import os
+import struct
 import unittest
 
-from checkpoints_test import Run
-from support import run
+from checkpoints_test import Run, manifest, names
+from support import run, weights
+import xxh3
 
 
 class Readers(Run):
@@ -29,6 +31,25 @@ class Readers(Run):
         self.assertEqual(result.stderr.count("checkpoint step-00000006 is damaged and not used: "), 1, result.stderr)
         loss, older = (json.loads(one.stdout)["loss_nats_per_token"] for one in (result, self.evaluate(output, "step-00000004")))
         self.assertEqual(loss, older)
+
+
+class NotFinite(Run):
+    def test_weights_that_are_not_finite_are_left_for_the_older_checkpoint(self):
+        output = self.copy("nan")
+        folder = output / "checkpoints/step-00000006"
+        file = folder / "model.safetensors"
+        data = bytearray(file.read_bytes())
+        data[-4:] = struct.pack("<f", float("nan"))
+        file.write_bytes(data)
+        text = json.dumps(manifest(output, "step-00000006"), indent=2) + "\n"
+        record = manifest(output, "step-00000006")["files"][file.name]["xxh3_128"]
+        (folder / "manifest.json").write_text(xxh3.sealed(text.replace(record, xxh3.xxh3_128(bytes(data)).hexdigest())))
+        result = self.resume(output)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("step-00000006 is damaged and not used", result.stderr)
+        self.assertIn("not finite", result.stderr)
+        self.assertIn("damaged-step-00000006", names(output))
+        self.assertEqual(weights(output), weights(self.eight))
 
 
 if __name__ == "__main__":
