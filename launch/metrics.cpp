@@ -135,9 +135,12 @@ void MetricsLog::clean(const Start& start) {
   if (kept.size() == text.size()) return;
   try {
     if (!repeated.empty()) {
-      const int descriptor = open_to_append(path_.string() + ".repeated");
-      append(descriptor, repeated);
+      const std::string beside = path_.string() + ".repeated";
+      const int descriptor = open_to_append(beside);
+      const int cause = append(descriptor, repeated) ? 0 : errno;
       ::close(descriptor);
+      if (cause != 0) throw WriteError(concat(beside, ": cannot write: ", std::strerror(cause)));
+      sync_path(beside);  // before they are taken out of the other
     }
     write_file_durably(path_, kept);
   } catch (const WriteError& error) {  // a disk that is full costs records, not the run
