@@ -17,12 +17,11 @@ RunRecords::RunRecords(const Start& start,
   on_first_rank(communicator, [&] {
     log::also_to_file(log_file);
     const std::string changes = replace_config(start.folder, start.config_text);
-    // The last evaluation is taken again, so that every start that ends says what was reached.
     metrics_ = std::make_unique<MetricsLog>(
         start.folder / "metrics.jsonl",
         MetricsLog::Start{.step = position.step,
                           .num_tokens = position.num_tokens,
-                          .is_evaluated_again = position.step == start.total_steps},
+                          .is_evaluated_again = start.is_evaluated_again},
         communicator.size(),
         start.log_every);
     metrics_->event(start.is_resumed ? "resume" : "start",

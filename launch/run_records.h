@@ -21,7 +21,8 @@ class RunRecords {
     std::filesystem::path folder;
     std::string config_text;
     bool is_resumed = false;
-    int64_t total_steps = 0, log_every = 10;
+    bool is_evaluated_again = false;  ///< at the step that it stands at
+    int64_t log_every = 10;
   };
 
   /// Opens the records of a run that stands at `position`: call it when nothing can refuse the run

@@ -97,13 +97,14 @@ Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, Backend& back
                                      batch_plan(config, communicator_),
                                      data::LoaderOptions{.cursor = position_.sample_cursor,
                                                          .allocate = backend.batch_allocator()});
-  records_ = std::make_unique<RunRecords>(RunRecords::Start{.folder = inputs_.output,
-                                                            .config_text = inputs_.config_text,
-                                                            .is_resumed = last_saved_step_ >= 0,
-                                                            .total_steps = config.total_steps(),
-                                                            .log_every = config.log_every},
-                                          position_,
-                                          communicator_);
+  records_ =
+      std::make_unique<RunRecords>(RunRecords::Start{.folder = inputs_.output,
+                                                     .config_text = inputs_.config_text,
+                                                     .is_resumed = last_saved_step_ >= 0,
+                                                     .is_evaluated_again = is_evaluation_due(),
+                                                     .log_every = config.log_every},
+                                   position_,
+                                   communicator_);
   say_changed_options(changed);
 }
 
@@ -230,15 +231,21 @@ model::AdamW::Step Trainer::learning_rates() const {
           .map_learning_rate = map_schedule_.rate(finetuning_step)};
 }
 
+// Whether this start evaluates the step that it begins at.
+bool Trainer::is_evaluation_due() const {
+  if (position_.step == 0) return config_.eval_at_start && evaluator_.has_data();
+  return evaluator_.is_due(position_.step) && last_evaluated_step_ != position_.step;
+}
+
 // The score of a model that nothing has been done to is something to compare with, never the best;
 // a resumed run makes up for the evaluation that it was stopped in.
 void Trainer::evaluate_start() {
-  if (position_.step == 0 && config_.eval_at_start && evaluator_.has_data()) {
+  if (!is_evaluation_due() || position_.step == config_.total_steps()) return;
+  if (position_.step == 0) {
     const PerplexityResult result = score();
     if (!is_stop_requested_)
       records_->evaluation(position_, result, evaluator_.seconds(), /*is_best=*/false);
-  } else if (position_.step > 0 && position_.step < config_.total_steps() &&
-             evaluator_.is_due(position_.step) && last_evaluated_step_ != position_.step) {
+  } else {
     evaluate();
   }
 }

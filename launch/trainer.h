@@ -61,6 +61,7 @@ class Trainer {
   void check_skipped() const;
   void evaluate();
   void evaluate_start();
+  bool is_evaluation_due() const;
   PerplexityResult score();
   bool note_evaluation(double loss);
   bool is_save_due();
