@@ -128,6 +128,7 @@ Trainer::Outcome Trainer::run() {
   if (records_->progress() != nullptr) records_->progress()->finish();
   save();  // in front of the last evaluation, which may take long and may fail
   if (!is_stop_requested_ && last_evaluated_step_ != position_.step) evaluate();
+  save();  // once more, if it could not be written: the disk may have room by now
   if (last_saved_step_ != position_.step)
     throw WriteError("the last checkpoint could not be written");
   const bool is_complete = position_.step == total_steps &&

@@ -36,11 +36,12 @@ def wait_for(condition, timeout=90):
     raise AssertionError("it did not come")
 
 
-def start_limited(limit_bytes, *arguments):
+def start_limited(limit_bytes, *arguments, is_liftable=False):
     """Starts t2r with files that end at this size, and the signal for it as the system has it."""
     def limit():
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1] if is_liftable else limit_bytes
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
 
     # MPI's own shared-memory files would meet the limit first.
     environment = {**os.environ, "PMIX_MCA_gds": "hash", "OMPI_MCA_btl": "self"}

@@ -1,11 +1,14 @@
 """Checkpoints that cannot be read, used or written at their moment: what readers and runs do then."""
 import json
 import os
+import resource
+import signal
 import struct
 import unittest
 
 from checkpoints_test import Run, manifest, names
-from support import run, weights
+from run_test import RunCase, records, start_limited, steps_of, wait_for
+from support import run, start, weights
 import xxh3
 
 
@@ -50,6 +53,57 @@ class NotFinite(Run):
         self.assertIn("not finite", result.stderr)
         self.assertIn("damaged-step-00000006", names(output))
         self.assertEqual(weights(output), weights(self.eight))
+
+
+class LastSave(RunCase):
+    def test_a_disk_with_room_again_behind_the_last_evaluation_gets_the_checkpoint(self):
+        output = self.folder / "again"
+        process = start_limited(60_000, *self.long_evaluation(output), is_liftable=True)
+        wait_for(lambda: "checkpoint not saved" in (output / "train.log").read_text())
+        self.assertEqual(records(output, "evaluation"), [])
+        hard_limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (hard_limit, hard_limit))
+        text, _ = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 0, text)
+        self.assertEqual(steps_of(output, "checkpoint"), [2])
+        self.assertEqual(os.readlink(output / "checkpoints/best"), "step-00000002")
+
+    def test_what_is_stopped_is_tried_once_more(self):
+        output = self.folder / "stopped"
+        process = start_limited(60_000, *self.train_arguments(output, "--steps", 1000000))
+        wait_for(lambda: steps_of(output, "step"))
+        text = self.stop(process, signal.SIGTERM)
+        self.assertEqual(process.returncode, 73, text)
+        self.assertEqual(text.count("checkpoint not saved"), 2, text)
+
+
+class Repeated(RunCase):
+    OPTIONS = ["--schedule", "constant"]
+
+    def test_records_that_cannot_be_kept_beside_stay_where_they_are(self):
+        output = self.folder / "full"
+        self.must(*self.train_arguments(output, *self.OPTIONS, "--steps", 2))
+        file, limit = output / "metrics.jsonl", 8_000_000
+        line = next(line for line in file.read_text().splitlines() if '"event": "step"' in line).replace('"step": 1,', '"step": 3,')
+        with file.open("a") as appended:
+            appended.write(line + "\n")
+        with (output / "metrics.jsonl.repeated").open("w") as beside:
+            beside.truncate(limit)
+        result = run(*self.train_arguments(output, *self.OPTIONS, "--steps", 2, "--resume"), limit_bytes=limit)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("metrics.jsonl.repeated: cannot write: File too large; steps after 2 stand there twice", result.stderr)
+        self.assertIn(line, file.read_text().splitlines())
+
+    def test_the_evaluation_of_step_0_that_is_taken_again_stands_there_once(self):
+        output = self.folder / "start"
+        arguments = self.train_arguments(output, "--steps", 1000000, "--eval-at-start")
+        process = start(*arguments)
+        wait_for(lambda: steps_of(output, "step"))
+        process.kill()
+        process.communicate()
+        self.assertEqual(steps_of(output, "evaluation"), [0])
+        self.must(*self.train_arguments(output, "--steps", 2, "--eval-at-start", "--resume"))
+        self.assertEqual(steps_of(output, "evaluation"), [0, 2])
 
 
 if __name__ == "__main__":
