@@ -61,14 +61,23 @@ std::vector<BpeMerge> read_merge_lines(std::string_view content,
 /// Source: transformers 5.24 tokenization_utils_base.py (generate_merges)
 std::vector<BpeMerge> generate_merges(const std::vector<std::string>& vocabulary,
                                       const TokenIds& ids) {
+  // A look-up reads a whole part, and a file that somebody sent may have pieces of 64 KiB: only
+  // where both parts are as long as some piece is there anything to look up.
+  std::vector<bool> has_length;
+  for (const std::string& piece : vocabulary) {
+    if (piece.size() >= has_length.size()) has_length.resize(piece.size() + 1);
+    has_length[piece.size()] = true;
+  }
   std::vector<BpeMerge> merges;
   for (int32_t id = 0; id < std::ssize(vocabulary); ++id) {
     const std::string& piece = vocabulary[static_cast<size_t>(id)];
     if (piece.empty() || ids.at(piece) != id) continue;
     for (size_t cut = read_utf8(piece, 0).num_bytes; cut < piece.size();) {
-      const auto left = ids.find(piece.substr(0, cut));
-      const auto right = left == ids.end() ? left : ids.find(piece.substr(cut));
-      if (right != ids.end()) merges.push_back({left->second, right->second, id});
+      if (has_length[cut] && has_length[piece.size() - cut]) {
+        const auto left = ids.find(piece.substr(0, cut));
+        const auto right = left == ids.end() ? left : ids.find(piece.substr(cut));
+        if (right != ids.end()) merges.push_back({left->second, right->second, id});
+      }
       cut += read_utf8(piece, cut).num_bytes;
     }
   }

@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <ctime>
 #include <filesystem>
 #include <functional>
 #include <nlohmann/json.hpp>
@@ -340,6 +341,28 @@ TEST(SentencePieceModel, RefusesWhatTheLibraryWouldCrashOn) {
   const std::string announced = std::string("\x12\x08\xFF\xFF\xFF\x7F") + "abcd";
   expect_mentions(refusal(whole + "\x1A" + static_cast<char>(announced.size()) + announced),
                   {"does not fit"});
+}
+
+TEST(SentencePieceModel, LongPiecesDoNotTakeLong) {
+  const TemporaryFolder folder;
+  std::string content = read_file(kLlama / "tokenizer.model");
+  const auto varint = [](size_t value) {
+    std::string bytes;
+    for (; value >= 0x80; value >>= 7) bytes += static_cast<char>(value | 0x80);
+    return bytes + static_cast<char>(value);
+  };
+  constexpr size_t kLength = 60'000;
+  for (char letter = 'a'; letter < 'i'; ++letter) {
+    const std::string text(kLength, letter), piece = "\x0A" + varint(kLength) + text;
+    content += "\x0A" + varint(piece.size()) + piece;
+  }
+  folder.write("tokenizer.model", content);
+  folder.write("tokenizer_config.json", R"({"tokenizer_class": "LlamaTokenizer"})");
+  const std::clock_t start = std::clock();
+  const auto tokenizer = open_tokenizer(folder.path());
+  EXPECT_LT(static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC, 1.0);
+  const auto whole = read_json(kLlama / "tokenizer.json")["model"]["vocab"].size();
+  EXPECT_EQ(tokenizer->vocab_size(), static_cast<int64_t>(whole) + 8);
 }
 
 }  // namespace
