@@ -153,7 +153,10 @@ void TrainConfig::bind(OptionSet& options) {
               "steps in a row with gradients that are not finite before the run stops");
   options.add("log-every", log_every, "steps between log lines");
   options.add("resume", resume, "continue from the newest checkpoint in --output, if there is one");
-  options.add("threads", threads, "per rank; 0: its share of the processors, or fewer where a step is too small for them");
+  options.add(
+      "threads",
+      threads,
+      "per rank; 0: its share of the processors, or fewer where a step is too small for them");
   backend.bind(options, /*trains=*/true);
   new_model.bind(options);
 }

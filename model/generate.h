@@ -20,8 +20,8 @@ struct GenerationResult {
 };
 
 /// Continues each row of a prompt by up to `max_new_tokens`, one token per step. Stops early when
-/// every row has produced one of `end_tokens`, or `on_tokens` says so. A seed means the same on every device
-/// (model/sampling.h); where devices round logits differently, texts may part.
+/// every row has produced one of `end_tokens`, or `on_tokens` says so. A seed means the same on
+/// every device (model/sampling.h); where devices round logits differently, texts may part.
 ///
 /// @param prompt_BT  int64, at least one token
 /// @param on_tokens  called with each step's tokens [B] as soon as they are known; returns whether
