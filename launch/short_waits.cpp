@@ -31,6 +31,16 @@ bool begins_with(const char* text, const char* prefix) {
   return *prefix == '\0';
 }
 
+// Of a program started through the dynamic loader (ld-linux-x86-64.so.2 t2r), /proc/self/exe is
+// the loader, which would take the arguments for its own.
+bool is_loader(const char* program) {
+  const char* name = program;
+  for (; *program != '\0'; ++program) {
+    if (*program == '/') name = program + 1;
+  }
+  return begins_with(name, "ld-") || begins_with(name, "ld.so");
+}
+
 void start_again_with_short_waits(int, char** argv, char** environment) {
   constexpr size_t kMostVariables = 4096;
   static char* variables[kMostVariables + 2];
@@ -43,9 +53,9 @@ void start_again_with_short_waits(int, char** argv, char** environment) {
   }
   variables[count] = short_waits;
   static char program[PATH_MAX];  // zeros behind the name
-  if (::readlink("/proc/self/exe", program, sizeof(program) - 1) > 0)
+  if (::readlink("/proc/self/exe", program, sizeof(program) - 1) > 0 && !is_loader(program))
     ::execve(program, argv, variables);
-  // It could not be started: it goes on, with the runtime's own waits.
+  // It was not started: it goes on, with the runtime's own waits.
 }
 
 using Initializer = void (*)(int, char**, char**);

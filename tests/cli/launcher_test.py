@@ -1,6 +1,7 @@
 """How commands end under mpirun and without: one message, its exit code, and what MPI adds to it."""
 import os
 import pathlib
+import re
 import subprocess
 import unittest
 
@@ -25,6 +26,12 @@ class Launcher(Case):
             result = run(*arguments)
             self.once(result, code, text)
             self.assertEqual(result.stderr.count("\n"), 1, result.stderr)
+
+    def test_the_dynamic_loader_may_start_it(self):
+        loader = re.search(rb"/lib\S*?/ld-[^\0]+", pathlib.Path(BINARY).read_bytes())
+        direct = run("--version")
+        result = subprocess.run([loader[0].decode(), BINARY, "--version"], capture_output=True, text=True, timeout=60)
+        self.assertEqual((result.returncode, result.stdout), (0, direct.stdout), result.stderr)
 
     def test_ranks_that_fail_alike_say_it_once(self):
         for arguments, code, text in ((["train", "--outptu", "x"], 64, "did you mean --output?"),
