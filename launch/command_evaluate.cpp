@@ -13,6 +13,7 @@
 #include "launch/command.h"
 #include "launch/idle_options.h"
 #include "launch/model_options.h"
+#include "launch/option_value.h"
 #include "launch/options.h"
 #include "launch/perplexity.h"
 #include "launch/progress.h"
@@ -180,6 +181,8 @@ int run_evaluate(const Invocation& invocation) {
     throw UsageError("give exactly one of --data and --text");
   if (values.protocol.scored == 0) values.protocol.scored = values.protocol.context;
   values.protocol.validate();
+  const int64_t batch_tokens = checked_product(
+      "batch-size x context", {values.protocol.batch_size, values.protocol.context});
   values.model.backend.resolve(invocation);
   for (const char* key : {"end-of-document", "begin-of-text", "allow-invalid-utf8"}) {
     options.say_if_idle(key, values.text.empty(), "--data are shards, whose tokens are made");
@@ -192,8 +195,7 @@ int run_evaluate(const Invocation& invocation) {
   check_same_model(communicator, session.world(), *loaded.model, values.model.folder);
   check_model_fits(loaded.model->config(), session.backend().placement());
   loaded.model->parameters().move_to(session.backend().placement());
-  session.fit_threads(
-      work_of_step(*loaded.model, values.protocol.batch_size * values.protocol.context));
+  session.fit_threads(work_of_step(*loaded.model, batch_tokens));
   const data::Corpus corpus = open_data(values, session);
   // Windows are no longer than the data.
   check_length(

@@ -173,10 +173,10 @@ int run_train(const Invocation& invocation) {
         "no --tokenizer: the run's checkpoints will have none, and t2r generate needs one");
   }
   const int64_t share = (config.batch_size + session.world().size() - 1) / session.world().size();
-  session.fit_threads(work_of_step(
-      *inputs.model.model,
-      config.sequence_length * (config.micro_batch_size > 0 ? config.micro_batch_size : share),
-      /*trains=*/true));
+  const int64_t at_once =
+      config.micro_batch_size > 0 ? std::min(config.micro_batch_size, share) : share;
+  session.fit_threads(
+      work_of_step(*inputs.model.model, config.sequence_length * at_once, /*trains=*/true));
   log_start(session, config, inputs);
   Trainer::Outcome outcome;
   {

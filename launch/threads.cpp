@@ -109,7 +109,7 @@ int64_t share_of_processors(const std::vector<std::vector<int>>& masks,
   double share = 0.0;
   for (const int processor : masks[rank]) share += 1.0 / users[processor];
   share = std::min(share, granted / static_cast<double>(masks.size()));
-  return std::max<int64_t>(1, static_cast<int64_t>(std::floor(share + 1e-6)));
+  return std::clamp<int64_t>(static_cast<int64_t>(std::floor(share + 1e-6)), 1, kMostThreads);
 }
 
 double granted_processors() {
@@ -142,8 +142,7 @@ int64_t threads_for(const StepWork& work, int64_t usable) {
 }
 
 int64_t set_threads(int64_t threads) {
-  constexpr int64_t kMost = 1024;  // a hundred thousand would be made, and hang
-  check_within("threads", threads, 0, kMost);
+  check_within("threads", threads, 0, kMostThreads);
   at::set_num_threads(static_cast<int>(threads));
   return threads;
 }

@@ -10,6 +10,9 @@
 
 namespace t2r::launch {
 
+/// Threads that a process takes at most; a hundred thousand would be made, and hang.
+inline constexpr int64_t kMostThreads = 1024;
+
 /// Processors that this process may run on, by number: its affinity mask.
 std::vector<int> allowed_processors();
 
@@ -25,7 +28,7 @@ double granted_processors();
 
 /// The processors that `rank` may use when each of a host's ranks has the processors in its mask:
 /// one that several may use counts in parts, and all of a host's ranks together get no more than
-/// `granted`. At least 1.
+/// `granted`. At least 1, and no more than kMostThreads.
 /// @param masks  of each rank of this host
 int64_t share_of_processors(const std::vector<std::vector<int>>& masks,
                             size_t rank,
@@ -50,7 +53,7 @@ StepWork work_of_step(const model::DecoderLM& model, int64_t tokens, bool trains
 int64_t threads_for(const StepWork& work, int64_t usable);
 
 /// Gives LibTorch so many threads; returns the number. Local.
-/// @throws ConfigError  if they are more than 1,024
+/// @throws ConfigError  if they are more than kMostThreads
 int64_t set_threads(int64_t threads);
 
 }  // namespace t2r::launch

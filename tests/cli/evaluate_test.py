@@ -130,7 +130,8 @@ class Evaluate(Case):
     def test_values_that_are_not_allowed(self):
         data = ["--data", self.folder / "valid"]
         for more, text in ((["--max-tokens", -1], "max-tokens = -1, allowed: 0 (all) or more"), (["--context", 0], "context = 0, allowed: 1 or more"),
-                           (["--scored", 33], "scored = 33, allowed: 1 to context = 32"), (["--batch-size", 0], "batch-size = 0, allowed: 1 or more")):
+                           (["--scored", 33], "scored = 33, allowed: 1 to context = 32"), (["--batch-size", 0], "batch-size = 0, allowed: 1 or more"),
+                           (["--batch-size", 2**62], "batch-size x context")):
             self.fails(self.evaluate(*data, *more), 78, text)
         self.fails(self.evaluate("--data", self.folder / "valid", "--text", self.folder / "valid.txt"), 64, "exactly one of --data and --text")
         self.fails(self.evaluate(*data, "--end-of-document"), 0, "--end-of-document has no effect")
