@@ -11,6 +11,7 @@
 #include "data/prepare_lm.h"
 #include "data/sentencepiece_tokenizer.h"
 #include "data/tokenizer.h"
+#include "data/tokenizer_config.h"
 #include "dist/mpi_communicator.h"
 #include "dist/world.h"
 #include "launch/agreement.h"
@@ -202,8 +203,10 @@ int run_prepare_vocab(const Invocation& invocation) {
   if (options.parse(invocation.arguments) == OptionSet::Outcome::kDone) return 0;
   if (inputs.empty()) throw UsageError("--inputs is required (t2r prepare vocab --help)");
   for (const std::string& input : inputs) data::look_at_input(input, false);
+  check_within("vocab-size", vocab_size, 1, data::kMaxTokenId + 1);
+  check_at_least("seed", seed, 0);
+  check_within("threads", threads, 0, kMostThreads);
   check_can_write(output);
-  check_at_least("threads", threads, 0);
   if (threads == 0) threads = usable_processors();
   data::train_sentencepiece({.inputs = as_paths(inputs),
                              .output_model = output,

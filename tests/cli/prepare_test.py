@@ -160,6 +160,14 @@ class Prepare(Case):
         self.fails(lm("bare-out3", bare, "--begin-of-text", "true"), 78, "begin-of-text = true", "allowed with it: auto, false")
         self.assertEqual(self.names("bare-out3"), [])
 
+    def test_a_vocabularys_numbers_are_not_cut(self):
+        output = self.folder / "cut.model"
+        for option, value, allowed in (("vocab-size", 2**32 + 300, "1 to 16777216"), ("vocab-size", -1, "1 to"), ("threads", 2**32 + 1, "0 to 1024"),
+                                       ("threads", -1, "0 to 1024"), ("seed", -1, "0 or more")):
+            result = run("prepare", "vocab", "--inputs", self.folder / "train.txt", "--output", output, f"--{option}", value)
+            self.fails(result, 78, f"{option} = {value}, allowed: {allowed}")
+            self.assertFalse(output.exists())
+
     def test_vocabulary_finds_out_first_that_it_cannot_be_written(self):
         for output in (self.folder / "no" / "such" / "tokenizer.model", self.folder):
             # Training would find out that there are not so many pieces.
