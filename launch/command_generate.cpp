@@ -48,14 +48,18 @@ struct GenerateOptions {
                 batch_size,
                 "sequences at once: prompts of equally many tokens; of a single prompt copies, to "
                 "measure, the first of which is printed");
-    options.add("ignore-end", ignore_end, "go on after the end token");
+    options.add("ignore-end",
+                ignore_end,
+                "go on after the end token; one that the tokenizer does not have as special is part "
+                "of the text, as transformers' skip_special_tokens leaves it");
     options.add("json", json, "print one JSON object a prompt instead of the text");
   }
 
   void validate(const OptionSet& options) {
     prompts.validate();
     check_at_least("batch-size", batch_size, 1);
-    check_at_least("max-new-tokens", max_new_tokens, 1);
+    constexpr int64_t kMost = int64_t{1} << 40;  // its sum with a prompt's tokens fits
+    check_within("max-new-tokens", max_new_tokens, 1, kMost);
     check_at_least("seed", seed, 0);
     check_at_least("threads", model.threads, 0);
     sampling.validate();

@@ -143,6 +143,16 @@ class Generate(Case):
         result = self.must("generate", "--model", model, "--prompt", PROMPT, "--max-new-tokens", 12)
         self.assertNotIn("trained", result.stderr)
 
+    def test_very_many_tokens_may_be_asked_for(self):
+        model = write_byte_tokenizer(write_llama(self.folder / "endless", 260, positions=16))
+        (model / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(260))}))
+        result = self.must("generate", "--model", model, "--prompt", PROMPT, "--max-new-tokens", 2**40)
+        self.assertIn(f"{2**40} pass the 16 positions that the model was trained with", result.stderr)
+        self.assertNotIn("the model has", result.stderr)  # it has no table of positions
+        for count in (2**40 + 1, 2**63 - 1):
+            result = run("generate", "--model", model, "--prompt", PROMPT, "--max-new-tokens", count)
+            self.fails(result, 78, f"max-new-tokens = {count}, allowed: 1 to {2**40}")
+
     def test_weights_that_are_not_finite_are_a_numeric_failure(self):
         model = self.model(" hello", scale=3e38)  # finite weights whose logits are not
         for sampling in ([], ["--temperature", 1]):
