@@ -23,7 +23,9 @@ PerplexityResult Evaluator::score(int64_t step, ProgressLine* progress) {
   require(corpus_ != nullptr, "an evaluation without validation data");
   std::optional<PassingProgress> shown;
   if (progress != nullptr) shown.emplace(*progress);
-  ScoringHooks hooks{.is_stop_requested = &stop_requested};
+  ScoringHooks hooks{.is_stop_requested = &stop_requested,
+                     .on_progress = {},
+                     .batch_option = "--micro-batch-size"};
   if (shown.has_value()) {
     hooks.on_progress = [&](int64_t done, int64_t total) {
       shown->show(done, total, concat("evaluating step ", step));

@@ -22,6 +22,17 @@ class GpuMemoryError : public Error {
   }
 };
 
+/// Does `body`; without GPU memory for it, the message says what it was for and ends in what to try.
+/// @throws GpuMemoryError
+template <class Body>
+auto or_say_what_for(const std::string& what_for, const Body& body) {
+  try {
+    return body();
+  } catch (const c10::OutOfMemoryError& error) {
+    throw GpuMemoryError(error, what_for);
+  }
+}
+
 /// Whether LibTorch could not get memory of this host; it has no type of its own for that.
 inline bool is_out_of_host_memory(const c10::Error& error) {
   return std::string(error.what_without_backtrace()).find("can't allocate memory") !=

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "launch/agreement.h"
+#include "launch/gpu_memory.h"
 
 namespace t2r::launch {
 namespace {
@@ -123,7 +124,14 @@ PerplexityResult score_corpus(const model::DecoderLM& model,
         communicator.all_reduce_async(ends, dist::Reduction::kSum);
     if (outcome.exit_code == 0 && round < batches.size()) {
       outcome = attempt([&] {
-        const Score score = score_batch(model, corpus, batches[round]);
+        const std::vector<Window>& batch = batches[round];
+        const Score score = or_say_what_for(concat(" for scoring ",
+                                                   batch.size(),
+                                                   " windows of ",
+                                                   batch.front().length,
+                                                   " tokens; try a smaller ",
+                                                   hooks.batch_option),
+                                            [&] { return score_batch(model, corpus, batch); });
         total[0] += score.loss_sum;
         total[1] += static_cast<double>(score.num_tokens);
       });

@@ -30,10 +30,11 @@ struct PerplexityResult {
   double loss() const { return loss_sum / static_cast<double>(num_tokens); }
 };
 
-/// What is asked and told between batches; both may be empty. Local.
+/// What is asked and told between batches; functions may be empty. Local.
 struct ScoringHooks {
   std::function<bool()> is_stop_requested;  ///< on this rank; true on any ends the scoring on all
   std::function<void(int64_t done, int64_t total)> on_progress;  ///< tokens of all ranks, about
+  const char* batch_option = "--batch-size";  ///< makes batches smaller, if memory runs out
 };
 
 /// Scores a corpus; tokens that documents begin with (Corpus::begin_of_text) do not count. Windows
