@@ -4,6 +4,7 @@ import math
 import os
 import pathlib
 import pty
+import re
 import resource
 import shutil
 import signal
@@ -358,6 +359,23 @@ class RanksThatDiffer(Case):
         result = self.train(self.folder / "mixed", settings=((), ["-x", "T2R_CPU_ISA=baseline"]))
         self.fails(result, 78, "the ranks' processors differ", "rank 1 for baseline", "give all ranks T2R_CPU_ISA=")
         self.assertFalse((self.folder / "mixed/checkpoints").exists())
+
+
+class Threads(Case):
+    def test_a_run_takes_the_threads_that_its_step_is_worth(self):
+        def threads(name, *more):
+            arguments = self.train_arguments(self.folder / name, "--model.layers", 1, "--model.attention", "softmax", "--steps", 1, *more)
+            return int(re.search(r"(\d+) thread\(s\) each", self.must(*arguments).stderr)[1])
+
+        limits = [pathlib.Path("/sys/fs/cgroup", name) for name in ("cpu.max", "cpu/cpu.cfs_quota_us", "cpu,cpuacct/cpu.cfs_quota_us")]
+        is_limited = any(path.exists() and path.read_text().split()[0] not in ("max", "-1") for path in limits)
+        usable = 1 if is_limited else len(os.sched_getaffinity(0))
+        large = ["--model.hidden-size", 128, "--sequence-length", 256, "--batch-size", 16]
+        self.assertEqual(threads("small", "--batch-size", 1), 1)
+        self.assertGreaterEqual(threads("large", *large), min(2, usable))
+        # No more are at once than the rank's share, whatever --micro-batch-size allows.
+        self.assertEqual(threads("share", "--batch-size", 1, "--micro-batch-size", 2**40), 1)
+        self.assertEqual(threads("told", *large, "--threads", 3), 3)
 
 
 if __name__ == "__main__":
