@@ -28,8 +28,8 @@ struct LoadedModel {
 /// A float32 model from a Hugging Face folder (config.json, model.safetensors or its sharded
 /// index), verified against the manifest beside it. Names and shapes are compared with the config
 /// before memory for the weights is taken.
-/// @throws DataError     if a file is missing, damaged or breaks its format, or a tensor is missing,
-///                       unknown, of the wrong shape or of a type that holds no weights
+/// @throws DataError     if a file is missing, damaged or breaks its format, or a tensor is
+///                       missing, unknown, of the wrong shape or of a type that holds no weights
 /// @throws ConfigError   if the folder is no model's, or the model is one that t2r does not have
 /// @throws NumericError  if a weight is not finite
 LoadedModel load_model(const std::filesystem::path& folder);
