@@ -186,7 +186,8 @@ void check_file(const fs::path& path, const FileRecord& record) {
 }
 
 void verify_listed_files(const fs::path& folder,
-                         const std::function<bool(const std::string&)>& is_read) {
+                         const std::function<bool(const std::string&)>& is_read,
+                         const std::function<bool(const std::string&)>& is_needed) {
   try {
     const std::optional<FolderManifest> manifest = find_folder_manifest(folder);
     if (!manifest.has_value()) return;
@@ -194,6 +195,8 @@ void verify_listed_files(const fs::path& folder,
       std::error_code ignored;
       const fs::path file = folder / name;
       const bool is_gone = fs::status(file, ignored).type() == fs::file_type::not_found;
+      if (is_gone && is_needed(name))
+        throw DataError(concat(file.string(), ": missing, and the manifest lists it"));
       if (is_read(name) && !is_gone) check_file(file, record);
     }
   } catch (const UnreadableError&) {

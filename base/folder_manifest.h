@@ -66,8 +66,11 @@ void check_file(const std::filesystem::path& path, const FileRecord& record);
 
 /// Compares with their folder's manifest those files that it lists, that are there, and that
 /// `is_read` names: the ones about to be read. Without a manifest of t2r's nothing is compared.
+/// @param is_needed  names those that must be there where they are listed: a reader that does
+///                   without them would go on with other results
 /// @throws DataError, UnreadableError  as check_file(), and what to do about it
 void verify_listed_files(const std::filesystem::path& folder,
-                         const std::function<bool(const std::string&)>& is_read);
+                         const std::function<bool(const std::string&)>& is_read,
+                         const std::function<bool(const std::string&)>& is_needed);
 
 }  // namespace t2r

@@ -4,8 +4,8 @@
 #include <fstream>
 
 #include "base/error.h"
-#include "base/foreign_file.h"
 #include "base/folder_manifest.h"
+#include "base/foreign_file.h"
 #include "base/log.h"
 #include "data/bpe.h"
 #include "data/bpe_files.h"
@@ -113,16 +113,18 @@ std::unique_ptr<Tokenizer> open_folder(const fs::path& folder) {
   return open_sentencepiece(model, read_tokenizer_config(folder));
 }
 
-/// A tokenizer's files are compared with the manifest that t2r wrote beside them, if it did.
-void verify_beside_manifest(const fs::path& path) {
-  const auto is_no_weights = [](const std::string& name) {
-    return !name.ends_with(".safetensors");
+/// What changes the tokens of the vocabulary that it lies beside.
+bool is_beside_vocabulary(const std::string& name) {
+  return name == "tokenizer_config.json" || name == "special_tokens_map.json" ||
+         name == "added_tokens.json";
+}
+
+bool is_of_tokenizer(const std::string& name) {
+  const auto is_part = [&](const BpePair& pair) {
+    return name == pair.vocabulary || name == pair.merges;
   };
-  if (fs::is_directory(path)) {
-    verify_listed_files(path, is_no_weights);
-  } else {
-    verify_listed_files(path.has_parent_path() ? path.parent_path() : ".", is_no_weights);
-  }
+  return is_beside_vocabulary(name) || name == "tokenizer.json" || name.ends_with(".model") ||
+         std::ranges::any_of(kBpePairs, is_part);
 }
 
 }  // namespace
@@ -137,9 +139,21 @@ std::vector<fs::path> sentencepiece_files(const fs::path& folder) {
   return models;
 }
 
+void verify_tokenizer_files(const fs::path& path) {
+  const auto is_no_weights = [](const std::string& name) {
+    return !name.ends_with(".safetensors");
+  };
+  if (fs::is_directory(path)) {
+    verify_listed_files(path, is_no_weights, is_of_tokenizer);
+  } else {  // a vocabulary that is chosen by its own name needs no other
+    verify_listed_files(
+        path.has_parent_path() ? path.parent_path() : ".", is_no_weights, is_beside_vocabulary);
+  }
+}
+
 std::unique_ptr<Tokenizer> open_tokenizer(const fs::path& path) {
   if (!fs::exists(path)) throw ConfigError(concat(path.string(), ": no such file or folder"));
-  verify_beside_manifest(path);
+  verify_tokenizer_files(path);
   if (fs::is_directory(path)) return open_folder(path);
   refuse_foreign_file(path);
   for (const BpePair& pair : kBpePairs) {

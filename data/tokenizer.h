@@ -76,6 +76,11 @@ class Tokenizer {
 /// The sentencepiece models in a folder, by name or content, sorted.
 std::vector<std::filesystem::path> sentencepiece_files(const std::filesystem::path& folder);
 
+/// Compares the files that open_tokenizer() reads with the manifest that t2r wrote beside them, if
+/// it did.
+/// @throws DataError  if one differs, or is listed and missing; names it
+void verify_tokenizer_files(const std::filesystem::path& path);
+
 /// Opens the tokenizer in a folder or file: tokenizer.json, vocab.json + merges.txt, encoder.json +
 /// vocab.bpe (byte-level BPE), or a sentencepiece model of any name. tokenizer_config.json,
 /// special_tokens_map.json and added_tokens.json beside it are read as well. A tokenizer.json of a

@@ -5,6 +5,7 @@
 #include "base/durable_file.h"
 #include "base/error.h"
 #include "base/folder_manifest.h"
+#include "data/tokenizer.h"
 #include "launch/checkpoint_folder.h"
 #include "launch/command.h"
 #include "launch/model_files.h"
@@ -113,6 +114,7 @@ int run_convert(const Invocation& invocation) {
 
   const fs::path folder = resolve_checkpoint(values.model);
   const model::ModelSource source(folder);
+  if (has_tokenizer(folder)) data::verify_tokenizer_files(folder);
   say_idle_options(options, values, source.config());
   const model::Conversion conversion = model::convert_to_linear(
       source, linear_config(values, source.config()), static_cast<uint64_t>(values.seed));

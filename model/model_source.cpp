@@ -9,6 +9,7 @@
 #include "base/folder_manifest.h"
 #include "base/log.h"
 #include "base/quoted_name.h"
+#include "model/generation_defaults.h"
 #include "model/model_folder.h"
 
 namespace t2r::model {
@@ -23,11 +24,14 @@ const char* embedding_name(Family family) {
 }
 
 /// Compares what makes the model, and what lies beside it for tokenizers and generation, with the
-/// folder's manifest. A checkpoint's optimizer is not read.
+/// folder's manifest. A checkpoint's optimizer is not read, and a tokenizer may be another's.
 void verify_files(const std::filesystem::path& folder) {
-  verify_listed_files(folder, [](const std::string& name) {
-    return !name.ends_with(".safetensors") || name.starts_with("model");
-  });
+  verify_listed_files(
+      folder,
+      [](const std::string& name) {
+        return !name.ends_with(".safetensors") || name.starts_with("model");
+      },
+      [](const std::string& name) { return name == kGenerationConfigFile; });
 }
 
 std::string read_config(const std::filesystem::path& folder) {

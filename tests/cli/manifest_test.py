@@ -43,6 +43,16 @@ class Manifest(Case):
                 "verify": ["verify", "--model", model, "--expected", self.expected()],
                 "prepare": ["prepare", "lm", "--inputs", self.folder / "valid.txt", "--tokenizer", model, "--output", self.folder / "never"]}
 
+    def list_files(self, folder):
+        """Writes the manifest as data/get_model.sh does."""
+        sys.modules["xxhash"] = xxh3
+        sys.modules["gguf"] = types.ModuleType("gguf")
+        sys.modules.setdefault("numpy", types.ModuleType("numpy"))
+        if str(SOURCE / "data") not in sys.path:
+            sys.path.insert(0, str(SOURCE / "data"))
+        import gguf_to_hugging_face
+        gguf_to_hugging_face.write_manifest(folder)
+
     def expected(self):
         file = self.folder / "expected.safetensors"
         if not file.exists():
@@ -85,6 +95,39 @@ class Manifest(Case):
         (folder / "model.safetensors").unlink()
         self.fails(self.evaluate(folder), 65, "model.safetensors")
 
+    def test_what_changes_results_may_not_be_gone(self):
+        whole = self.copy("whole")
+        (whole / "manifest.json").unlink()
+        beside = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+        for name in ("generation_config.json", *beside):
+            (whole / name).write_text("{}")
+        self.list_files(whole)
+        for missing in ("generation_config.json", "tokenizer.model", *beside):
+            folder = self.copy("gone", whole)
+            (folder / missing).unlink()
+            said = f"gone/{missing}: missing, and the manifest lists it"
+            result = run(*self.commands(folder)["generate"])
+            self.fails(result, 65, said, "gone/manifest.json")
+            self.assertEqual(result.stdout, "")
+            if missing == "generation_config.json":
+                self.fails(self.evaluate(folder), 65, said)
+                continue
+            self.assertEqual(self.evaluate(folder).returncode, 0, "a corpus of tokens needs the weights alone")
+        folder = self.copy("gone", whole)
+        (folder / "tokenizer_config.json").unlink()
+        self.fails(run(*self.commands(folder)["prepare"]), 65, "gone/tokenizer_config.json: missing")
+
+    def test_a_conversion_does_not_lose_what_is_gone(self):
+        folder = self.copy("lost")
+        (folder / "manifest.json").unlink()
+        (folder / "tokenizer_config.json").write_text("{}")
+        self.list_files(folder)
+        self.must("convert", "--model", folder, "--output", self.folder / "listed")
+        (folder / "tokenizer_config.json").unlink()
+        output = self.folder / "never-converted"
+        self.fails(run("convert", "--model", folder, "--output", output), 65, "lost/tokenizer_config.json: missing")
+        self.assertFalse(output.exists())
+
     def test_another_programs_manifest_and_none_at_all_are_no_obstacle(self):
         folder = self.copy("foreign")
         for text in ('{"name": "a page", "icons": []}', "[1, 2]", "not JSON at all"):
@@ -102,14 +145,9 @@ class Manifest(Case):
         self.assertEqual(self.evaluate(folder).returncode, 0)
 
     def test_the_manifest_of_get_model_is_read(self):
-        sys.modules["xxhash"] = xxh3
-        sys.modules["gguf"] = types.ModuleType("gguf")
-        sys.modules.setdefault("numpy", types.ModuleType("numpy"))
-        sys.path.insert(0, str(SOURCE / "data"))
-        import gguf_to_hugging_face
         folder = self.copy("fetched")
         (folder / "manifest.json").unlink()
-        gguf_to_hugging_face.write_manifest(folder)
+        self.list_files(folder)
         self.assertEqual(self.evaluate(folder).returncode, 0)
         manifest = folder / "manifest.json"
         manifest.write_text(manifest.read_text().replace("get_model.sh", "get_model.sH"))
