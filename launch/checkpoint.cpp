@@ -146,9 +146,9 @@ void CheckpointStore::save(const CheckpointContent& content, const TrainingPosit
                       if (rank != 0) return;
                       write_checkpoint_manifest(
                           temporary, {position, world, content.identity, content.options});
-                      folder_.publish(temporary, position.step);
+                      const bool is_durable = folder_.publish(temporary, position.step);
                       folder_.point_links(position);
-                      folder_.remove_old(position, num_kept_);
+                      if (is_durable) folder_.remove_old(position, num_kept_);
                     }));
   }
   if (outcome.exit_code != 0) {

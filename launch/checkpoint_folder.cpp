@@ -101,14 +101,30 @@ fs::path CheckpointFolder::make_temporary(int64_t step) const {
   return temporary;
 }
 
-void CheckpointFolder::publish(const fs::path& temporary, int64_t step) const {
+bool CheckpointFolder::publish(const fs::path& temporary, int64_t step) const {
   sync_path(temporary);
   std::error_code ignored;
   if (fs::symlink_status(checkpoint(step), ignored).type() != fs::file_type::not_found) {
     log::warning(
         concat(checkpoint(step).string(), " was there already: it is now ", set_aside(step)));
   }
-  rename_durably(temporary, checkpoint(step));
+  std::error_code error;
+  fs::rename(temporary, checkpoint(step), error);
+  if (error) {
+    throw WriteError(
+        concat(checkpoint(step).string(), ": cannot rename into place: ", error.message()));
+  }
+  // From here on it is a checkpoint: whoever called it not saved would set it aside, saving again.
+  try {
+    sync_path(path_);
+  } catch (const WriteError& failure) {
+    log::warning(concat(failure.what(),
+                        "; ",
+                        checkpoint_name(step),
+                        " is whole, but a power cut might lose it: older ones stay"));
+    return false;
+  }
+  return true;
 }
 
 void CheckpointFolder::point_links(const TrainingPosition& position) const {
@@ -154,8 +170,14 @@ std::optional<int64_t> CheckpointFolder::linked_best() const {
 }
 
 void CheckpointFolder::remove_old(const TrainingPosition& position, int64_t num_kept) const {
+  std::vector<int64_t> there;
+  try {
+    there = steps();
+  } catch (const DataError& error) {
+    log::warning(concat(error.what(), "; old checkpoints are not removed this time"));
+  }
   int64_t num_seen = 0;
-  for (const int64_t step : steps()) {
+  for (const int64_t step : there) {
     if (step > position.step || ++num_seen <= num_kept || step == position.step ||
         step == position.best_step())
       continue;

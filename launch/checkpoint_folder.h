@@ -35,8 +35,9 @@ class CheckpointFolder {
   std::filesystem::path make_temporary(int64_t step) const;
 
   /// Gives a complete, synced folder the checkpoint's name. What had that name is set aside.
-  /// @throws WriteError
-  void publish(const std::filesystem::path& temporary, int64_t step) const;
+  /// Returns whether the name is sure to outlive a power cut; a warning says it if not.
+  /// @throws WriteError  if it has not got the name
+  bool publish(const std::filesystem::path& temporary, int64_t step) const;
 
   /// Points `latest` and `best` where a position says. A link that cannot be made, as on a file
   /// system without links, is a warning: both are for people, and loading does not need them.
@@ -46,7 +47,7 @@ class CheckpointFolder {
   std::optional<int64_t> linked_best() const;
 
   /// Removes checkpoints of before `position` beyond the `num_kept` newest; never the newest, never
-  /// the best, and none of later steps.
+  /// the best, and none of later steps. What cannot be listed or removed is a warning.
   void remove_old(const TrainingPosition& position, int64_t num_kept) const;
 
   /// Renames a checkpoint to "damaged-<name>", where neither loading nor remove_old() sees it.

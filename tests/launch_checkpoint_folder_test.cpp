@@ -71,13 +71,20 @@ TEST_F(CheckpointFolderTest, RetentionKeepsTheNewestTheBestAndLaterOnes) {
   EXPECT_THAT(checkpoints_.steps(), ElementsAre(100000001, 100000000, 99999999, 2));
 }
 
+TEST_F(CheckpointFolderTest, RetentionThatCannotListIsAWarning) {
+  test::write_text(folder_.path() / "file", "no folder");
+  const CheckpointFolder unlisted(folder_.path() / "file");
+  EXPECT_THROW(unlisted.steps(), DataError);
+  EXPECT_NO_THROW(unlisted.remove_old({.step = 2}, 1));
+}
+
 TEST_F(CheckpointFolderTest, WhatHadTheNameIsSetAside) {
   make("step-00000004");
   test::write_text(folder_.path() / "step-00000004" / "old", "theirs");
   make("damaged-step-00000004");
   const fs::path temporary = checkpoints_.make_temporary(4);
   test::write_text(temporary / "file", "ours");
-  checkpoints_.publish(temporary, 4);
+  EXPECT_TRUE(checkpoints_.publish(temporary, 4));
   EXPECT_EQ(read_file(checkpoints_.checkpoint(4) / "file"), "ours");
   EXPECT_EQ(read_file(folder_.path() / "damaged-step-00000004-2" / "old"), "theirs");
 }
