@@ -2,7 +2,10 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <cmath>
 #include <filesystem>
 #include <string>
@@ -12,6 +15,22 @@
 #include "base/error.h"
 #include "launch/checkpoint_manifest.h"
 #include "tests/support.h"
+
+namespace {
+
+int num_syncs_that_work = -1;  // -1: all
+
+}  // namespace
+
+// In place of the C library's: a disk that gives an error from some moment on.
+extern "C" int fsync(int descriptor) {
+  if (num_syncs_that_work == 0) {
+    errno = EIO;
+    return -1;
+  }
+  if (num_syncs_that_work > 0) --num_syncs_that_work;
+  return static_cast<int>(::syscall(SYS_fsync, descriptor));
+}
 
 namespace t2r::launch {
 namespace {
@@ -87,6 +106,16 @@ TEST_F(CheckpointFolderTest, WhatHadTheNameIsSetAside) {
   EXPECT_TRUE(checkpoints_.publish(temporary, 4));
   EXPECT_EQ(read_file(checkpoints_.checkpoint(4) / "file"), "ours");
   EXPECT_EQ(read_file(folder_.path() / "damaged-step-00000004-2" / "old"), "theirs");
+}
+
+TEST_F(CheckpointFolderTest, WhatHasItsNameIsACheckpointThoughItsFolderCannotBeSynced) {
+  const fs::path temporary = checkpoints_.make_temporary(4);
+  num_syncs_that_work = 1;  // the checkpoint itself
+  bool is_durable = true;
+  EXPECT_NO_THROW(is_durable = checkpoints_.publish(temporary, 4));
+  num_syncs_that_work = -1;
+  EXPECT_FALSE(is_durable);
+  EXPECT_THAT(checkpoints_.steps(), ElementsAre(4));
 }
 
 TEST_F(CheckpointFolderTest, TemporaryFoldersBeginEmpty) {
