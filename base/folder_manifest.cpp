@@ -60,8 +60,9 @@ std::map<std::string, FileRecord> parse_files(const Json& files, const std::stri
   std::map<std::string, FileRecord> records;
   if (!files.is_object()) throw DataError(concat(file, ": damaged: ", kFilesKey, " is no object"));
   for (const auto& [name, entry] : files.items()) {
-    FileRecord record{entry.at(kBytesKey).get<uint64_t>(), entry.at(kHashKey).get<std::string>()};
-    if (!entry.at(kBytesKey).is_number_unsigned() || !is_hash(record.hash) || !is_plain_name(name))
+    const int64_t num_bytes = integer_of(entry.at(kBytesKey)).value_or(-1);
+    FileRecord record{static_cast<uint64_t>(num_bytes), entry.at(kHashKey).get<std::string>()};
+    if (num_bytes < 0 || !is_hash(record.hash) || !is_plain_name(name))
       throw DataError(concat(file,
                              ": damaged: ",
                              kFilesKey,
@@ -115,7 +116,7 @@ FolderManifest parse_folder_manifest(std::string_view text, const std::string& f
   manifest.has_own_hash = position.has_value();
   Json all = parse_json(text, file);
   try {
-    const int version = all.at(kVersionKey).get<int>();
+    const int64_t version = integer_of(all.at(kVersionKey)).value_or(0);
     if (version > kVersion && manifest.has_own_hash)
       throw DataError(concat(file,
                              ": version ",

@@ -1,5 +1,6 @@
 #include "base/json.h"
 
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -58,6 +59,13 @@ Json parse_json(std::string_view text, const std::string& file, JsonLimits limit
   JsonBuilder builder(file, 0, limits);
   builder.read(text);
   return builder.take();
+}
+
+std::optional<int64_t> integer_of(const Json& value) {
+  constexpr uint64_t kLargest = std::numeric_limits<int64_t>::max();
+  if (!value.is_number_integer()) return std::nullopt;
+  if (value.is_number_unsigned() && value.get<uint64_t>() > kLargest) return std::nullopt;
+  return value.get<int64_t>();
 }
 
 Json read_json_file(const std::filesystem::path& path, JsonLimits limits) {

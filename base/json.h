@@ -1,7 +1,9 @@
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -22,6 +24,10 @@ inline constexpr JsonLimits kVocabularyJsonLimits = {.max_depth = 64, .max_keys 
 nlohmann::ordered_json parse_json(std::string_view text,
                                   const std::string& file,
                                   JsonLimits limits = kConfigJsonLimits);
+
+/// The integer that a value is; none for any other value, also for a number that does not fit.
+/// (get<int64_t>() of a large float is undefined behaviour.)
+std::optional<int64_t> integer_of(const nlohmann::ordered_json& value);
 
 /// parse_json() of a file's content.
 /// @throws DataError  also if the file cannot be read

@@ -203,7 +203,9 @@ TokenPiece SentencePieceTokenizer::piece(int32_t id) const {
     return {.kind = Kind::kText, .text = added->second, .keeps_spaces = true};
   }
   const auto& processor = model_->processor;
-  if (id >= processor.GetPieceSize() || processor.IsControl(id)) return {};
+  if (id >= processor.GetPieceSize()) return {};
+  // Without text, but a run of byte pieces ends there.
+  if (processor.IsControl(id)) return {.kind = Kind::kText, .text = "", .keeps_spaces = true};
   if (processor.IsUnknown(id)) {
     return {.kind = Kind::kText, .text = decode_pieces({id}), .keeps_spaces = true};
   }

@@ -222,7 +222,7 @@ std::optional<int32_t> find_begin_of_text(const fs::path& path,
   for (const Json* part : parts_of(path, json, "post_processor", "processors")) {
     const std::string type = type_of(path, *part, "post_processor");
     if (type == "BertProcessing" || type == "RobertaProcessing") {
-      ids.push_back(part->at("cls").at(1).get<int64_t>());
+      ids.push_back(integer_of(part->at("cls").at(1)).value_or(-1));
     }
     if (type != "TemplateProcessing") continue;
     for (const Json& piece : part->at("single")) {
@@ -231,7 +231,7 @@ std::optional<int32_t> find_begin_of_text(const fs::path& path,
       const auto name = token.at("id").get<std::string>();
       for (const auto& [known, special] : part->at("special_tokens").items()) {
         if (known != name) continue;
-        for (const Json& id : special.at("ids")) ids.push_back(id.get<int64_t>());
+        for (const Json& id : special.at("ids")) ids.push_back(integer_of(id).value_or(-1));
       }
     }
   }

@@ -106,8 +106,8 @@ TEST(StreamDecoder, GivesWhatSentencePieceGivesForAllIdsAtOnce) {
       std::vector<int32_t> ids =
           tokenizer.encode(round % 2 == 0 ? " \u6f22 fox \U0001F600" : "the cat");
       for (int i = 0; i < 8; ++i) {
-        ids.insert(ids.begin() + static_cast<ptrdiff_t>(random() % (ids.size() + 1)),
-                   static_cast<int32_t>(random() % 330));
+        const auto place = static_cast<ptrdiff_t>(random() % (ids.size() + 1));
+        ids.insert(ids.begin() + place, static_cast<int32_t>(random() % 330));
       }
       EXPECT_EQ(join(stream(tokenizer, ids)), tokenizer.decode(ids));
     }
