@@ -275,7 +275,7 @@ class Evaluations(RunCase):
         self.assertNotIn("best_step", records(output, "end")[0])
 
     def test_a_terminal_shows_how_far_they_are(self):
-        output, valid = self.folder / "terminal", [self.folder / "valid"] * 3
+        output, valid = self.folder / "terminal", [self.folder / name for name in ["valid"] + 3 * ["train"]]  # takes seconds
         code, shown = on_terminal(*self.train_arguments(output, "--steps", 2, "--micro-batch-size", 1, "--valid-data", *valid))
         self.assertEqual(code, 0, shown)
         self.assertRegex(shown, r"\r\x1b\[K\[#*\.*\] evaluating step 2: \d+ % of \d+ tokens, \d+ tok/s, eta ")
@@ -334,11 +334,7 @@ class RanksThatDiffer(Case):
             shutil.rmtree(there)
             (self.folder / "aside").rename(there)
 
-    def test_texts_and_models(self):
-        for index, host in enumerate(self.hosts):
-            (host / "text.txt").write_text(f"Text number {index}.\n")
-        self.fails(self.on_hosts("evaluate", "--model", "model", "--text", "text.txt", "--context", 32), 78,
-                   "the text text.txt differs between ranks", "rank 1 on ")
+    def test_models(self):
         there = self.hosts[1] / "model"
         there.rename(self.folder / "aside")
         self.must(*self.train_arguments(self.folder / "made-otherwise", "--steps", 1, "--seed", 2))
