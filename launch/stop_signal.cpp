@@ -5,10 +5,10 @@
 
 #include <atomic>
 #include <cerrno>
-#include <cstdlib>
 #include <string_view>
 
 #include "base/error.h"
+#include "dist/launcher.h"
 
 namespace t2r::launch {
 namespace {
@@ -88,11 +88,7 @@ std::string how_to_stop(
 }
 
 std::string how_to_stop() {
-  return how_to_stop([](const std::string& name) -> std::optional<std::string> {
-    const char* value = std::getenv(name.c_str());
-    if (value == nullptr) return std::nullopt;
-    return value;
-  });
+  return how_to_stop(dist::environment_variable);
 }
 
 }  // namespace t2r::launch

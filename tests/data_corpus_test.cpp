@@ -27,6 +27,7 @@ namespace {
 
 using test::count_up;
 using test::message_of;
+using test::read_all;
 using test::TemporaryFolder;
 using test::write_shard;
 using test::write_text;
@@ -34,12 +35,6 @@ using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-
-std::vector<int64_t> read_all(const Corpus& corpus) {
-  std::vector<int64_t> tokens(static_cast<size_t>(corpus.num_tokens()));
-  corpus.read(0, corpus.num_tokens(), tokens.data());
-  return tokens;
-}
 
 std::vector<int64_t> read_offsets(const Corpus& corpus, int64_t first, int64_t count) {
   std::vector<int64_t> offsets(static_cast<size_t>(count));

@@ -21,6 +21,7 @@ namespace {
 
 using test::count_up;
 using test::message_of;
+using test::read_all;
 using test::TemporaryFolder;
 using test::write_shard;
 using test::write_text;
@@ -28,12 +29,6 @@ using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
-
-std::vector<int64_t> read_all(const Corpus& corpus) {
-  std::vector<int64_t> tokens(static_cast<size_t>(corpus.num_tokens()));
-  corpus.read(0, corpus.num_tokens(), tokens.data());
-  return tokens;
-}
 
 /// A shard as versions before the seal wrote it: HDF5 data from the first byte on.
 void write_unsealed_shard(const std::filesystem::path& path) {

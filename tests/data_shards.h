@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "data/corpus.h"
 #include "data/corpus_writer.h"
 #include "data/tokenizer.h"
 
@@ -47,6 +48,13 @@ inline void write_shard(const std::filesystem::path& path,
     writer.end_document();
   }
   writer.commit();
+}
+
+/// All tokens of a corpus.
+inline std::vector<int64_t> read_all(const data::Corpus& corpus) {
+  std::vector<int64_t> tokens(static_cast<size_t>(corpus.num_tokens()));
+  corpus.read(0, corpus.num_tokens(), tokens.data());
+  return tokens;
 }
 
 /// first, first + 1, ..., `count` of them.

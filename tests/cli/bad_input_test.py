@@ -13,10 +13,7 @@ class BadInput(Case):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.must("train", "--output", cls.folder / "run", "--train-data", cls.folder / "train", "--tokenizer", cls.tokenizer,
-                 "--model.layers", 2, "--model.hidden-size", 32, "--model.heads", 2, "--sequence-length", 32, "--batch-size", 8,
-                 "--steps", 2)
-        cls.model = cls.folder / "run/checkpoints/latest"
+        cls.model = cls.small_model()
 
     def copy_of_model(self, name):
         copy = self.folder / name

@@ -16,10 +16,7 @@ class Evaluate(Case):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.must("train", "--output", cls.folder / "run", "--train-data", cls.folder / "train", "--tokenizer", cls.tokenizer,
-                 "--model.layers", 2, "--model.hidden-size", 32, "--model.heads", 2, "--sequence-length", 32, "--batch-size", 8,
-                 "--steps", 2)
-        cls.model = (cls.folder / "run/checkpoints/latest").resolve()
+        cls.model = cls.small_model().resolve()
         cls.scratch = cls.folder / "tmp"
         cls.scratch.mkdir()
         os.environ["TMPDIR"] = str(cls.scratch)

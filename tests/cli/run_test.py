@@ -3,7 +3,6 @@ import json
 import math
 import os
 import pathlib
-import pty
 import re
 import resource
 import shutil
@@ -12,7 +11,7 @@ import subprocess
 import time
 import unittest
 
-from support import BINARY, MPIRUN, Case, kill_processes_naming, run, start, step_losses, weights
+from support import BINARY, MPIRUN, Case, kill_processes_naming, on_terminal, run, start, step_losses, weights
 
 
 def records(run_folder, event=None):
@@ -48,21 +47,6 @@ def start_limited(limit_bytes, *arguments, is_liftable=False):
     environment = {**os.environ, "PMIX_MCA_gds": "hash", "OMPI_MCA_btl": "self"}
     return subprocess.Popen([BINARY, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                             preexec_fn=limit, env=environment)
-
-
-def on_terminal(*arguments):
-    """What t2r writes to stderr when that is a terminal."""
-    ours, its = pty.openpty()
-    process = subprocess.Popen([BINARY, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=its)
-    os.close(its)
-    written = b""
-    try:
-        while block := os.read(ours, 4096):
-            written += block
-    except OSError:  # EIO: the other end is closed
-        pass
-    os.close(ours)
-    return process.wait(60), written.decode()
 
 
 class RunCase(Case):

@@ -5,6 +5,7 @@ T2R_BINARY names the binary, T2R_SOURCE_DIR the project; both are set by ctest.
 import json
 import os
 import pathlib
+import pty
 import random
 import resource
 import shutil
@@ -46,6 +47,21 @@ def start(*arguments, ranks=1):
     """Starts t2r in a process group of its own."""
     return subprocess.Popen([*launch(ranks), BINARY, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                             text=True, start_new_session=True)
+
+
+def on_terminal(*arguments):
+    """What t2r writes to stderr when that is a terminal."""
+    ours, its = pty.openpty()
+    process = subprocess.Popen([BINARY, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=its)
+    os.close(its)
+    written = b""
+    try:
+        while block := os.read(ours, 4096):
+            written += block
+    except OSError:  # EIO: the other end is closed
+        pass
+    os.close(ours)
+    return process.wait(60), written.decode()
 
 
 def kill_processes_naming(path):
@@ -101,6 +117,14 @@ class Case(unittest.TestCase):
         if result.returncode != 0:
             raise AssertionError(f"t2r {' '.join(map(str, arguments))} ended with {result.returncode}:\n{result.stderr}")
         return result
+
+    @classmethod
+    def small_model(cls):
+        """A softmax model of 2 x 32 after two steps, in the run folder `run`."""
+        cls.must("train", "--output", cls.folder / "run", "--train-data", cls.folder / "train", "--tokenizer", cls.tokenizer,
+                 "--model.layers", 2, "--model.hidden-size", 32, "--model.heads", 2, "--sequence-length", 32, "--batch-size", 8,
+                 "--steps", 2)
+        return cls.folder / "run/checkpoints/latest"
 
     def fails(self, result, code, *texts):
         """Asserts an exit code and that the message says each of `texts`."""

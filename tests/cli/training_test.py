@@ -2,7 +2,6 @@
 import json
 import os
 import pathlib
-import pty
 import random
 import shutil
 import signal
@@ -10,7 +9,7 @@ import subprocess
 import time
 import unittest
 
-from support import BINARY, Case, kill_processes_naming, run, start, step_losses, weights
+from support import BINARY, Case, kill_processes_naming, on_terminal, run, start, step_losses, weights
 
 
 def relative(a, b):
@@ -97,23 +96,9 @@ class SharedData(Case):
 class Progress(Case):
     """A bar that is written over on a terminal, plain lines elsewhere."""
 
-    def on_terminal(self, *arguments):
-        """What t2r writes to stderr when that is a terminal."""
-        ours, its = pty.openpty()
-        process = subprocess.Popen([BINARY, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=its)
-        os.close(its)
-        written = b""
-        try:
-            while block := os.read(ours, 4096):
-                written += block
-        except OSError:  # EIO: the other end is closed
-            pass
-        os.close(ours)
-        self.assertEqual(process.wait(60), 0, written)
-        return written.decode()
-
     def check(self, *arguments, text):
-        shown = self.on_terminal(*arguments)
+        code, shown = on_terminal(*arguments)
+        self.assertEqual(code, 0, shown)
         self.assertIn(f"\r\x1b[K[{20 * '#'}] {text}", shown)
         self.assertTrue(shown.endswith("\n"), shown)
 
