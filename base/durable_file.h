@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <string>
@@ -56,13 +57,34 @@ void rename_durably(const std::filesystem::path& from, const std::filesystem::pa
                                    const char* action,
                                    int cause);
 
-/// Gives `take` the content of a file, piece by piece.
-/// @throws DataError, UnreadableError  as throw_read_error()
+/// Opens a file under a name that t2r or its format gives, not the user: what is no file there (a
+/// named pipe, a device, a folder) is refused, and nothing waits for the other end of a pipe.
+/// @param flags  of open(2): O_RDONLY, or others for writing
+/// @return       its descriptor, closed on exec
+/// @throws DataError        if it is no regular file; says what it is and the remedy
+/// @throws UnreadableError  as throw_read_error(), if it cannot be opened to be read
+/// @throws WriteError       if it cannot be opened to be written
+int open_regular_file(const std::filesystem::path& path, int flags);
+
+/// Size of a file that open_regular_file() would take.
+/// @throws DataError, UnreadableError  as there
+uint64_t regular_file_size(const std::filesystem::path& path);
+
+/// Gives `take` the content of a regular file, piece by piece.
+/// @throws DataError, UnreadableError  as open_regular_file()
 void read_blocks(const std::filesystem::path& path,
                  const std::function<void(std::string_view)>& take);
 
-/// Content of a whole file.
-/// @throws DataError, UnreadableError  as throw_read_error()
+/// Content of a whole regular file.
+/// @throws DataError, UnreadableError  as open_regular_file()
 std::string read_file(const std::filesystem::path& path);
+
+/// The first bytes of a regular file, at most `num_bytes`; nothing of one that cannot be read,
+/// which is left to its reader.
+std::string read_beginning(const std::filesystem::path& path, size_t num_bytes);
+
+/// Content of an input that the user names, which may be a pipe, as `<(...)` and /dev/stdin are.
+/// @throws DataError, UnreadableError  as throw_read_error()
+std::string read_named_input(const std::filesystem::path& path);
 
 }  // namespace t2r

@@ -81,10 +81,7 @@ std::optional<std::string> read_text(const fs::path& folder) {
   const fs::file_status status = fs::status(file, error);
   if (status.type() == fs::file_type::not_found) return std::nullopt;
   if (error) throw_read_error(file, "look at", error.value());
-  if (status.type() == fs::file_type::regular) {
-    const uint64_t size = fs::file_size(file, error);
-    if (!error && size > kMaxBytes) return std::nullopt;  // not one of t2r's
-  }
+  if (regular_file_size(file) > kMaxBytes) return std::nullopt;  // not one of t2r's
   return read_file(file);
 }
 
@@ -153,6 +150,13 @@ std::optional<FolderManifest> find_folder_manifest(const fs::path& folder) {
   return parse_folder_manifest(*text, (folder / kManifestFile).string());
 }
 
+FolderManifest read_folder_manifest(const fs::path& folder) {
+  const fs::path file = folder / kManifestFile;
+  const std::optional<std::string> text = read_text(folder);
+  if (!text.has_value()) throw DataError(concat(file.string(), ": missing, or not one of t2r's"));
+  return parse_folder_manifest(*text, file.string());
+}
+
 FolderManifest write_folder_manifest(const fs::path& folder, Json fields) {
   FolderManifest manifest;
   manifest.fields = std::move(fields);
@@ -176,9 +180,7 @@ void replace_folder_manifest(const fs::path& folder, const FolderManifest& manif
 }
 
 void check_file(const fs::path& path, const FileRecord& record) {
-  std::error_code error;
-  const uint64_t size = fs::file_size(path, error);
-  if (error) throw_read_error(path, "look at", error.value());
+  const uint64_t size = regular_file_size(path);
   if (size != record.num_bytes)
     throw DataError(
         concat(path.string(), ": ", size, " bytes, the manifest says ", record.num_bytes));

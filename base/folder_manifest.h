@@ -50,6 +50,11 @@ bool is_folder_manifest(std::string_view text);
 /// @throws UnreadableError  if it is there and cannot be read
 std::optional<FolderManifest> find_folder_manifest(const std::filesystem::path& folder);
 
+/// The manifest of a folder that t2r wrote, which must be there.
+/// @throws DataError        if it is missing or damaged
+/// @throws UnreadableError  if it is there and cannot be read
+FolderManifest read_folder_manifest(const std::filesystem::path& folder);
+
 /// Hashes every file of `folder` and writes its manifest, durably; what is returned has been read
 /// back from the file.
 /// @throws WriteError  if it cannot be written, or does not come back as it was written

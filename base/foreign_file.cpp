@@ -1,10 +1,9 @@
 #include "base/foreign_file.h"
 
 #include <algorithm>
-#include <array>
 #include <cctype>
-#include <fstream>
 
+#include "base/durable_file.h"
 #include "base/error.h"
 
 namespace t2r {
@@ -55,10 +54,7 @@ void refuse_foreign_content(std::string_view begin, const std::string& file) {
 }
 
 void refuse_foreign_file(const std::filesystem::path& file) {
-  std::array<char, kBeginBytes> begin = {};
-  std::ifstream stream(file, std::ios::binary);
-  stream.read(begin.data(), begin.size());
-  refuse_foreign_content({begin.data(), static_cast<size_t>(stream.gcount())}, file.string());
+  refuse_foreign_content(read_beginning(file, kBeginBytes), file.string());
 }
 
 }  // namespace t2r

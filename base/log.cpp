@@ -7,11 +7,11 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstring>
 #include <memory>
 #include <mutex>
 #include <string_view>
 
+#include "base/durable_file.h"
 #include "base/error.h"
 #include "base/quoted_name.h"
 
@@ -26,11 +26,8 @@ class FileSink : public spdlog::sinks::base_sink<std::mutex> {
   void open(const std::filesystem::path& file) {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (descriptor_ >= 0) ::close(descriptor_);
-    descriptor_ = ::open(file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-    if (descriptor_ < 0) {
-      throw WriteError(
-          concat(file.string(), ": cannot open for appending: ", std::strerror(errno)));
-    }
+    descriptor_ = -1;
+    descriptor_ = open_regular_file(file, O_WRONLY | O_CREAT | O_APPEND);
     write(held_);
     held_.clear();
   }

@@ -25,7 +25,7 @@ void warning_of_first_rank(const std::string& message);
 
 /// Appends what this process has logged so far and every later line to `file` as well, with its
 /// date. A line that cannot be written (disk full) is dropped: a log does not end a run. Local.
-/// @throws WriteError  if the file cannot be opened
+/// @throws WriteError, DataError  as open_regular_file()
 void also_to_file(const std::filesystem::path& file);
 
 /// One line to that file alone, for what stderr shows in another form. Local.

@@ -10,23 +10,12 @@
 #include <cstring>
 #include <utility>
 
+#include "base/durable_file.h"
 #include "base/error.h"
 
 namespace t2r::data {
-namespace {
-
-int open_or_throw(const std::string& path) {
-  // A named pipe must not make the program wait for who writes to it.
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (descriptor >= 0) return descriptor;
-  const char* hint = errno == EMFILE ? " (raise `ulimit -n`)" : "";
-  throw DataError(concat(path, ": cannot open: ", std::strerror(errno), hint));
-}
-
-}  // namespace
-
 ReadOnlyFile::ReadOnlyFile(const std::filesystem::path& path)
-    : path_(path.string()), descriptor_(open_or_throw(path_)) {
+    : path_(path.string()), descriptor_(open_regular_file(path_, O_RDONLY)) {
   try {
     identity_ = identify(descriptor_, path_);
   } catch (...) {
@@ -56,7 +45,6 @@ ReadOnlyFile::Identity ReadOnlyFile::identify(int descriptor, const std::string&
   if (::fstat(descriptor, &about) != 0) {
     throw DataError(concat(path, ": cannot read: ", std::strerror(errno)));
   }
-  if (!S_ISREG(about.st_mode)) throw DataError(concat(path, ": is not a regular file"));
   return {about.st_dev, about.st_ino, about.st_size, about.st_mtim.tv_sec, about.st_mtim.tv_nsec};
 }
 
@@ -65,7 +53,7 @@ void ReadOnlyFile::close_between_reads() {
 }
 
 int ReadOnlyFile::open_again() const {
-  const int descriptor = open_or_throw(path_);
+  const int descriptor = open_regular_file(path_, O_RDONLY);
   try {
     if (identify(descriptor, path_) == identity_) return descriptor;
   } catch (const DataError&) {

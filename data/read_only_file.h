@@ -17,7 +17,7 @@ namespace t2r::data {
 /// may be called from several threads.
 class ReadOnlyFile {
  public:
-  /// @throws DataError  if it cannot be opened or is no regular file
+  /// @throws DataError, UnreadableError  as open_regular_file()
   explicit ReadOnlyFile(const std::filesystem::path& path);
   ~ReadOnlyFile();
   ReadOnlyFile(ReadOnlyFile&& other) noexcept;

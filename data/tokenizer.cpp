@@ -1,8 +1,8 @@
 #include "data/tokenizer.h"
 
 #include <algorithm>
-#include <fstream>
 
+#include "base/durable_file.h"
 #include "base/error.h"
 #include "base/folder_manifest.h"
 #include "base/foreign_file.h"
@@ -30,20 +30,12 @@ constexpr const char* kKnown =
     "tokenizer.json, vocab.json + merges.txt, encoder.json + vocab.bpe, or one sentencepiece model "
     "(tokenizer.model, spiece.model, any name)";
 
-std::string read_beginning(const fs::path& file) {
-  std::string beginning(512, '\0');
-  std::ifstream stream(file, std::ios::binary);
-  stream.read(beginning.data(), static_cast<std::streamsize>(beginning.size()));
-  beginning.resize(static_cast<size_t>(stream.gcount()));
-  return beginning;
-}
-
 bool is_sentencepiece_name(const fs::path& file) {
   return file.extension() == ".model" || file.extension() == ".spm";
 }
 
 bool is_sentencepiece(const fs::path& file) {
-  return is_sentencepiece_name(file) || begins_as_sentencepiece_model(read_beginning(file));
+  return is_sentencepiece_name(file) || begins_as_sentencepiece_model(read_beginning(file, 512));
 }
 
 /// The folder's sentencepiece model; empty if it has none.

@@ -58,11 +58,6 @@ Reading reading_of(dist::Communicator& communicator, const Read& read) {
   return {};
 }
 
-FolderManifest read_manifest(const fs::path& folder) {
-  const fs::path file = folder / kManifestFile;
-  return parse_folder_manifest(read_file(file), file.string());
-}
-
 CheckpointManifest parse_manifest(const FolderManifest& manifest,
                                   const fs::path& folder,
                                   int64_t step) {
@@ -161,7 +156,7 @@ void CheckpointStore::save(const CheckpointContent& content, const TrainingPosit
 void CheckpointStore::update(const CheckpointContent& content, const TrainingPosition& position) {
   on_first_rank(communicator_, [&] {
     const fs::path folder = folder_.checkpoint(position.step);
-    FolderManifest manifest = read_manifest(folder);
+    FolderManifest manifest = read_folder_manifest(folder);
     CheckpointManifest checkpoint = parse_manifest(manifest, folder, position.step);
     checkpoint.position = position;
     if (!manifest.has_own_hash) {  // version 1, which lacks some of both
@@ -178,7 +173,7 @@ void CheckpointStore::update(const CheckpointContent& content, const TrainingPos
 CheckpointStore::Found CheckpointStore::verify(int64_t step,
                                                const CheckpointContent& content) const {
   const fs::path folder = folder_.checkpoint(step);
-  const FolderManifest manifest = read_manifest(folder);
+  const FolderManifest manifest = read_folder_manifest(folder);
   Found found{step, parse_manifest(manifest, folder, step)};
   for (const auto& [name, record] : manifest.files) check_file(folder / name, record);
   if (!manifest.has_own_hash)
@@ -211,7 +206,7 @@ std::optional<ResumedRun> CheckpointStore::load(const CheckpointContent& content
     });
     if (reading.verdict == Verdict::kGood) {
       reading = reading_of(communicator_, [&] {
-        if (!is_first) found = {step, parse_manifest(read_manifest(folder), folder, step)};
+        if (!is_first) found = {step, parse_manifest(read_folder_manifest(folder), folder, step)};
         read_tensors(found, content);
       });
     }

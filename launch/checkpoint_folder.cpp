@@ -232,11 +232,11 @@ fs::path resolve_checkpoint(const fs::path& folder) {
   const CheckpointFolder checkpoints(parent.empty() ? "." : parent);
   for (const int64_t step : checkpoints.steps()) {
     try {
-      const fs::path file = checkpoints.checkpoint(step) / kManifestFile;
-      const FolderManifest manifest = parse_folder_manifest(read_file(file), file.string());
+      const fs::path checkpoint = checkpoints.checkpoint(step);
+      const FolderManifest manifest = read_folder_manifest(checkpoint);
       if (!manifest.has_own_hash) return folder;
       const TrainingPosition position =
-          parse_checkpoint_manifest(manifest, step, file.string()).position;
+          parse_checkpoint_manifest(manifest, step, (checkpoint / kManifestFile).string()).position;
       const std::optional<int64_t> meant =
           name == kLatest ? std::optional(step) : position.best_step();
       std::error_code ignored;

@@ -85,10 +85,7 @@ bool append(int descriptor, std::string_view line) {
 }
 
 int open_to_append(const std::filesystem::path& file) {
-  const int descriptor = ::open(file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-  if (descriptor < 0)
-    throw WriteError(concat(file.string(), ": cannot open for appending: ", std::strerror(errno)));
-  return descriptor;
+  return open_regular_file(file, O_WRONLY | O_CREAT | O_APPEND);
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ constexpr const char* kBesideVocabulary[] = {
 std::vector<fs::path> vocabularies(const fs::path& folder) {
   std::vector<fs::path> files;
   for (const char* name : kVocabularies)
-    if (fs::is_regular_file(folder / name)) files.push_back(folder / name);
+    if (fs::exists(folder / name)) files.push_back(folder / name);
   for (const fs::path& model : data::sentencepiece_files(folder)) files.push_back(model);
   std::sort(files.begin(), files.end());
   return files;
@@ -37,13 +37,13 @@ bool has_tokenizer(const fs::path& folder) {
 std::vector<fs::path> tokenizer_companions(const fs::path& folder) {
   std::vector<fs::path> files = vocabularies(folder);
   for (const char* name : kBesideVocabulary)
-    if (fs::is_regular_file(folder / name)) files.push_back(folder / name);
+    if (fs::exists(folder / name)) files.push_back(folder / name);
   return files;
 }
 
 std::vector<fs::path> generation_companions(const fs::path& folder) {
   const fs::path file = folder / model::kGenerationConfigFile;
-  return fs::is_regular_file(file) ? std::vector<fs::path>{file} : std::vector<fs::path>{};
+  return fs::exists(file) ? std::vector<fs::path>{file} : std::vector<fs::path>{};
 }
 
 std::vector<fs::path> companion_files(const fs::path& folder) {

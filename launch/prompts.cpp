@@ -15,7 +15,7 @@ namespace t2r::launch {
 namespace {
 
 std::string read_input(const std::string& file) {
-  if (file != "-") return read_file(file);
+  if (file != "-") return read_named_input(file);
   return {std::istreambuf_iterator<char>(std::cin), {}};
 }
 

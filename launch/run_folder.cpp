@@ -25,9 +25,7 @@ int lock_folder(const std::filesystem::path& folder) {
   std::filesystem::create_directories(folder, error);
   if (error) throw WriteError(concat(folder.string(), ": cannot create: ", error.message()));
   const std::filesystem::path file = folder / "lock";
-  const int descriptor = ::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  if (descriptor < 0)
-    throw WriteError(concat(file.string(), ": cannot create: ", std::strerror(errno)));
+  const int descriptor = open_regular_file(file, O_RDWR | O_CREAT);
   if (::flock(descriptor, LOCK_EX | LOCK_NB) != 0) {
     const int cause = errno;
     if (cause != EWOULDBLOCK) {  // some network file systems have no locks

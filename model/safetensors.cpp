@@ -12,6 +12,7 @@
 #include <cstring>
 #include <optional>
 
+#include "base/durable_file.h"
 #include "base/error.h"
 #include "base/foreign_file.h"
 #include "base/quoted_name.h"
@@ -311,18 +312,14 @@ SafetensorsContent parse_safetensors(std::span<const std::byte> bytes, const std
 /// A file's bytes in memory, read-only, for the life of the object.
 struct SafetensorsFile::Mapping {
   explicit Mapping(const std::filesystem::path& path) {
-    const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    if (descriptor < 0) refuse(path, "cannot open", errno);
+    const int descriptor = open_regular_file(path, O_RDONLY);
     struct stat status = {};
     const int result = ::fstat(descriptor, &status);
+    if (result == 0) map(descriptor, static_cast<size_t>(status.st_size));
     const int cause = errno;
-    if (result == 0 && S_ISREG(status.st_mode))
-      map(descriptor, static_cast<size_t>(status.st_size));
-    const int map_cause = errno;
     ::close(descriptor);
-    if (result != 0) refuse(path, "cannot open", cause);
-    if (!S_ISREG(status.st_mode)) throw DataError(path.string() + ": must be a regular file");
-    if (address == MAP_FAILED) refuse(path, "cannot map into memory", map_cause);
+    if (result != 0) throw_read_error(path, "look at", cause);
+    if (address == MAP_FAILED) throw_read_error(path, "map into memory", cause);
   }
   Mapping(const Mapping&) = delete;
   Mapping& operator=(const Mapping&) = delete;
@@ -339,10 +336,6 @@ struct SafetensorsFile::Mapping {
     if (size == 0) return;
     num_bytes = size;
     address = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor, 0);
-  }
-
-  [[noreturn]] static void refuse(const std::filesystem::path& path, const char* what, int cause) {
-    throw DataError(concat(path.string(), ": ", what, ": ", std::strerror(cause)));
   }
 
   void* address = nullptr;

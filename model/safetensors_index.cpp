@@ -97,9 +97,7 @@ class IndexReader final : public StrictJsonReader {
 };
 
 WeightMap read_weight_map(const fs::path& index) {
-  std::error_code error;
-  const uint64_t num_bytes = fs::file_size(index, error);
-  if (error) throw DataError(concat(index.string(), ": cannot read: ", error.message()));
+  const uint64_t num_bytes = regular_file_size(index);
   if (num_bytes > kMaxIndexBytes)
     throw DataError(
         concat(index.string(), ": ", num_bytes, " bytes; an index may have ", kMaxIndexBytes));

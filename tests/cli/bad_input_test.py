@@ -4,9 +4,10 @@ import os
 import pathlib
 import shutil
 import struct
+import subprocess
 import unittest
 
-from support import Case, run
+from support import BINARY, Case, run
 
 
 class BadInput(Case):
@@ -54,6 +55,59 @@ class BadInput(Case):
         data = path.read_bytes()
         path.write_bytes(data.replace(b"model.norm.weight", b"model.nerm.weight"))
         self.fails(self.convert(copy), 65, '"model.norm.weight" is missing')
+
+    def test_what_is_no_file_is_refused_and_not_waited_for(self):
+        """Under every name that is t2r's or the format's own: a named pipe, a folder, a device. What a user names may be a pipe."""
+        names = ["manifest.json", "config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.model",
+                 "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
+        for kind, make, names_of in (("a named pipe", os.mkfifo, names), ("a folder", os.mkdir, ["manifest.json", "tokenizer.json"]),
+                                     ("a device", lambda path: os.symlink("/dev/zero", path), ["config.json"])):
+            for name in names_of:
+                with self.subTest(kind=kind, name=name):
+                    shutil.rmtree(self.folder / "no-file", ignore_errors=True)
+                    copy = self.copy_of_model("no-file")
+                    (copy / name).unlink(missing_ok=True)
+                    if name.endswith("index.json"):
+                        (copy / "model.safetensors").unlink()
+                    make(copy / name)
+                    result = run("generate", "--model", copy, "--prompt", "the", "--max-new-tokens", 1, timeout=20)
+                    self.fails(result, 65, f"no-file/{name}: is {kind}, and must be a regular file; move it away")
+        command = f"'{BINARY}' generate --model '{self.model}' --max-new-tokens 1"
+        for shell in (f"{command} --prompt-file <(echo the)", f"echo the | {command} --prompt-file /dev/stdin", f"echo the | {command} --prompts -",
+                      f"{command} --prompt the --config <(echo 'seed = 3')"):
+            result = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=60)
+            self.assertEqual((result.returncode, result.stdout[:3]), (0, "the"), result.stderr)
+
+    def test_what_is_no_file_in_a_run_folder(self):
+        source = self.folder / "run-of-files"
+        arguments = self.train_arguments(source, "--steps", 4, "--checkpoint-every", 2)
+        self.must(*arguments)
+        parts = ["manifest.json", "optimizer-00000-of-00001.safetensors"]
+        for kind, make, names, damaged in (("a named pipe", os.mkfifo, ["metrics.jsonl", "train.log", "config.toml", "lock"], parts),
+                                           ("a folder", os.mkdir, ["metrics.jsonl", "lock"], [])):
+            for name in names:
+                with self.subTest(kind=kind, name=name):
+                    output = self.folder / "run-no-file"
+                    shutil.rmtree(output, ignore_errors=True)
+                    shutil.copytree(source, output, symlinks=True)
+                    (output / name).unlink()
+                    make(output / name)
+                    again = [output if argument is source else argument for argument in arguments]
+                    result = run(*again, "--resume", "--threads", 1, timeout=60)
+                    self.fails(result, 65, f"run-no-file/{name}: is {kind}, and must be a regular file; move it away")
+            for name in damaged:
+                with self.subTest(kind=kind, name=name):  # damage: the older one is taken
+                    output = self.folder / "run-no-file"
+                    shutil.rmtree(output, ignore_errors=True)
+                    shutil.copytree(source, output, symlinks=True)
+                    newest = output / "checkpoints/step-00000004"
+                    (newest / name).unlink()
+                    make(newest / name)
+                    again = [output if argument is source else argument for argument in arguments]
+                    result = run(*again, "--resume", "--threads", 1, timeout=60)
+                    self.assertEqual(result.returncode, 0, result.stderr)
+                    self.assertIn(f"{name}: is {kind}", result.stderr)
+                    self.assertEqual((output / "checkpoints/damaged-step-00000004").is_dir(), True)
 
     def test_config_of_another_kind(self):
         copy = self.copy_of_model("kind")
