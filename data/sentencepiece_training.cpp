@@ -7,6 +7,7 @@
 
 #include "base/durable_file.h"
 #include "base/error.h"
+#include "base/text.h"
 #include "data/sentencepiece_tokenizer.h"
 #include "data/utf8.h"
 
@@ -44,7 +45,7 @@ void check_options(const SentencePieceTraining& training) {
         concat("more than ", kNumFixedPieces, ", the pieces that are always there"));
   check(training.character_coverage > 0 && training.character_coverage <= 1,
         "character_coverage",
-        training.character_coverage,
+        number_text(training.character_coverage),
         "above 0, up to 1");
   check(training.threads >= 1, "threads", training.threads, "1 or more");
 }

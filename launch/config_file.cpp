@@ -77,6 +77,9 @@ class Reader {
     if (const auto* const text = node.as_string()) {
       value.texts.push_back(text->get());
     } else if (const auto* const number = node.as_integer()) {
+      if (number->flags() != toml::value_flags::none)  // 0x10, as on the command line
+        refuse(
+            node, key, "is not decimal, allowed: a decimal number, such as 500, 1e8 or \"100M\"");
       value.texts.push_back(to_toml(number->get()));
     } else if (const auto* const real = node.as_floating_point()) {
       value.texts.push_back(to_toml(real->get()));

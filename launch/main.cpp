@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/text.h"
 #include "dist/world.h"
 #include "launch/command.h"
 #include "launch/gpu_memory.h"
@@ -71,10 +72,8 @@ const std::vector<Command> kCommands = {
      "--micro-batch-size"},
 };
 
-std::string joined(const std::vector<std::string>& words) {
-  std::string text;
-  for (const std::string& word : words) text += (text.empty() ? "" : " ") + word;
-  return text;
+std::string name_of(const Command& command) {
+  return joined(command.words, " ");
 }
 
 bool is_help(const std::string& word) {
@@ -91,7 +90,7 @@ void print_usage(const std::string& group) {
   }
   for (const Command& command : kCommands) {
     if (!group.empty() && command.words[0] != group) continue;
-    const std::string name = joined(command.words);
+    const std::string name = name_of(command);
     std::cout << "  " << name << std::string(18 - name.size(), ' ') << command.summary << "\n";
   }
   std::cout << "\nt2r COMMAND --help lists a command's options"
@@ -115,7 +114,7 @@ const Command* find_command(const std::vector<std::string>& arguments) {
 
 [[noreturn]] void refuse_unknown(const std::vector<std::string>& arguments) {
   std::vector<std::string> names;
-  for (const Command& command : kCommands) names.push_back(joined(command.words));
+  for (const Command& command : kCommands) names.push_back(name_of(command));
   const bool has_group = is_group(arguments[0]);
   if (has_group && arguments.size() == 1)
     throw UsageError(concat(
@@ -157,7 +156,7 @@ int dispatch(int argc, char** argv) {
   const Command* const command = find_command(arguments);
   if (command == nullptr) refuse_unknown(arguments);
   if (!command->runs_on_ranks)
-    dist::check_started_alone(dist::environment_variable, joined(command->words));
+    dist::check_started_alone(dist::environment_variable, name_of(*command));
   arguments.erase(arguments.begin(),
                   arguments.begin() + static_cast<std::ptrdiff_t>(command->words.size()));
   return command->run({arguments, &argc, &argv});

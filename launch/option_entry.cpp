@@ -5,6 +5,8 @@
 #include <sstream>
 
 #include "base/error.h"
+#include "base/text.h"
+#include "data/utf8.h"
 #include "launch/options.h"
 
 namespace t2r::launch {
@@ -29,6 +31,21 @@ std::string wrapped(const std::string& prefix, const std::string& text) {
 
 std::string help_with_choices(const OptionEntry& entry) {
   return entry.choices.empty() ? entry.help : concat(entry.help, ": ", joined(entry.choices));
+}
+
+/// `text` with each byte beyond ASCII as \xNN.
+std::string escaped_bytes(const std::string& text) {
+  constexpr char kDigits[] = "0123456789abcdef";
+  std::string escaped;
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte < 0x80) {
+      escaped += c;
+    } else {
+      escaped += {'\\', 'x', kDigits[byte >> 4], kDigits[byte & 15]};
+    }
+  }
+  return escaped;
 }
 
 void add_help_line(std::string& text, const std::string& name, const std::string& help) {
@@ -59,12 +76,6 @@ std::string suggested_option(const OptionEntries& entries,
   return near.empty() ? "" : concat("; did you mean ", dashes, near, "?");
 }
 
-std::string joined(const OptionTexts& texts) {
-  std::string text;
-  for (size_t i = 0; i < texts.size(); ++i) text += (i == 0 ? "" : ", ") + texts[i];
-  return text;
-}
-
 std::string help_of_options(const OptionEntries& entries,
                             const std::string& command,
                             const std::string& description) {
@@ -85,6 +96,11 @@ std::string help_of_options(const OptionEntries& entries,
   return text;
 }
 
+bool is_utf8(const OptionEntry& entry) {
+  const std::string text = entry.dump();
+  return data::find_invalid_utf8(text) == text.size();
+}
+
 std::string toml_of_options(const OptionEntries& entries) {
   struct Table {
     std::string lines, commented_lines;
@@ -95,7 +111,10 @@ std::string toml_of_options(const OptionEntries& entries) {
   for (const OptionEntry& entry : entries) {
     const size_t dot = entry.key.find('.');
     const std::string note = entry.help.empty() ? "" : wrapped("# ", help_with_choices(entry));
-    const std::string line = concat(entry.key.substr(dot + 1), " = ", entry.dump(), "\n");
+    const std::string key = entry.key.substr(dot + 1);
+    const std::string line =
+        is_utf8(entry) ? concat(key, " = ", entry.dump(), "\n")
+                       : concat("# ", key, " is not UTF-8: ", escaped_bytes(entry.dump()), "\n");
     if (dot == std::string::npos) {
       top += concat(note, entry.is_empty() && entry.is_default() ? "# " : "", line);
       continue;

@@ -44,13 +44,13 @@ std::string suggested_option(const OptionEntries& entries,
                              const std::string& word,
                              const char* dashes);
 
-/// "a, b, c".
-std::string joined(const OptionTexts& texts);
-
 /// What --help prints of a command.
 std::string help_of_options(const OptionEntries& entries,
                             const std::string& command,
                             const std::string& description);
+
+/// Whether the entry's value can stand in a TOML file, which is UTF-8; a path may be any bytes.
+bool is_utf8(const OptionEntry& entry);
 
 /// See OptionSet::dump().
 std::string toml_of_options(const OptionEntries& entries);

@@ -4,13 +4,12 @@
 #include <charconv>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <limits>
 #include <map>
 #include <sstream>
-#include <string_view>
 
 #include "base/error.h"
+#include "base/text.h"
 
 namespace t2r::launch {
 namespace {
@@ -215,17 +214,8 @@ std::string to_toml(bool value) {
 }
 
 std::string to_toml(double value) {
-  char text[40];
-  if (value == std::floor(value) && std::abs(value) < 1e6) {  // not 9e+01
-    std::snprintf(text, sizeof(text), "%.1f", value);
-    return text;
-  }
-  for (int digits = 1; digits <= 17; ++digits) {
-    std::snprintf(text, sizeof(text), "%.*g", digits, value);
-    if (std::strtod(text, nullptr) == value) break;
-  }
-  return std::string_view(text).find_first_of(".en") == std::string::npos ? concat(text, ".0")
-                                                                          : text;
+  const std::string text = number_text(value);
+  return text.find_first_of(".en") == std::string::npos ? text + ".0" : text;
 }
 
 std::string to_toml(const std::vector<std::string>& values) {

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/text.h"
 #include "launch/command_line.h"
 #include "launch/config_file.h"
 #include "launch/option_entry.h"
@@ -119,6 +120,18 @@ struct OptionSet::Implementation {
         throw ConfigError(concat(line.config_file, ":", entry.in_file->line, ": ", what));
       if (!entry.choices.empty()) throw ConfigError(what);
       refuse_command_line(command, what);
+    }
+  }
+
+  void check_dump_goes_back_in() {
+    for (const OptionEntry& entry : entries) {
+      if (is_utf8(entry)) continue;
+      throw ConfigError(concat("--dump-config: ",
+                               entry.key,
+                               " = ",
+                               entry.dump(),
+                               " is not UTF-8, as a TOML file must be; leave it out here and give "
+                               "it on the command line, or rename the file"));
     }
   }
 
@@ -241,6 +254,7 @@ OptionSet::Outcome OptionSet::parse(const std::vector<std::string>& arguments) {
   self.assign_values();
   self.check_exclusions();
   if (self.line.wants_dump) {
+    self.check_dump_goes_back_in();
     std::cout << dump();
     return Outcome::kDone;
   }
@@ -281,8 +295,9 @@ void check_within(const char* key, int64_t value, int64_t low, int64_t high) {
 }
 
 void check_within(const char* key, double value, double low, double high) {
-  if (!(value >= low && value <= high))
-    throw ConfigError(concat(key, " = ", value, ", allowed: ", low, " to ", high));
+  if (value >= low && value <= high) return;
+  throw ConfigError(concat(
+      key, " = ", number_text(value), ", allowed: ", number_text(low), " to ", number_text(high)));
 }
 
 }  // namespace t2r::launch

@@ -71,7 +71,8 @@ class OptionSet {
   void say_if_idle(const std::string& key, bool is_idle, const std::string& why) const;
 
   /// The resolved options as TOML, each below its help. Keys without a value, and a table whose
-  /// keys are all at their defaults where a key has its name, are comments.
+  /// keys are all at their defaults where a key has its name, are comments. So are values that are
+  /// not UTF-8, which no TOML file can hold: --dump-config refuses them.
   std::string dump() const;
 
  private:

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "base/text.h"
 #include "launch/option_value.h"
 
 namespace t2r::launch {
@@ -209,7 +210,7 @@ void TrainConfig::validate() const {
   check_within("distillation", distillation, 0.0, 1.0);
   check(!teacher.empty() || distillation == 1.0,
         "distillation",
-        concat(distillation),
+        number_text(distillation),
         "1 without a teacher");
   check_within("map-learning-rate", map_learning_rate, 0.0, 100.0);
   check_within("final-lr-ratio", final_lr_ratio, 0.0, 1.0);

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/text.h"
 #include "dist/parameter_sync.h"
 #include "launch/trainer.h"
 
@@ -42,7 +43,7 @@ CheckpointContent Trainer::checkpoint_content() {
                         initial_weights_.empty() ? "[model] from the seed" : initial_weights_);
   if (inputs_.teacher != nullptr) {
     identity.emplace_back("teacher", teacher_hash_);
-    identity.emplace_back("distillation", concat(config_.distillation));
+    identity.emplace_back("distillation", number_text(config_.distillation));
   }
   RunFacts options = config_.resume_options();
   options.emplace_back("tokenizer", inputs_.train.tokenizer_hash());  // read by tokenizer_check

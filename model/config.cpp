@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "base/error.h"
+#include "base/text.h"
 
 namespace t2r::model {
 namespace {
@@ -26,15 +27,14 @@ void check_size(const char* field, int64_t value, int64_t largest) {
 
 void check_above_0(const char* field, double value) {
   if (!(value > 0.0) || !std::isfinite(value))
-    throw ConfigError(concat("model config: ", field, " = ", value, ", allowed: above 0"));
+    throw ConfigError(
+        concat("model config: ", field, " = ", number_text(value), ", allowed: above 0"));
 }
 
 void check_feature_map(const std::string& name) {
   const std::vector<std::string>& names = feature_map_names();
   if (std::find(names.begin(), names.end(), name) != names.end()) return;
-  std::string allowed;
-  for (const std::string& known : names) allowed += (allowed.empty() ? "" : ", ") + known;
-  throw ConfigError(concat("feature_map = \"", name, "\", allowed: ", allowed));
+  throw ConfigError(concat("feature_map = \"", name, "\", allowed: ", joined(names)));
 }
 
 void validate_linear(const LinearAttentionConfig& linear, const DecoderConfig& config) {

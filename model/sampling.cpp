@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/seed.h"
+#include "base/text.h"
 #include "model/kernels/draw_cpu.h"
 
 namespace t2r::model {
@@ -12,10 +13,11 @@ using torch::Tensor;
 
 void SamplingOptions::validate() const {
   if (!(temperature >= 0.0))
-    throw ConfigError(concat("temperature = ", temperature, ", allowed: 0 (greedy) or more"));
+    throw ConfigError(
+        concat("temperature = ", number_text(temperature), ", allowed: 0 (greedy) or more"));
   if (top_k < 0) throw ConfigError(concat("top-k = ", top_k, ", allowed: 0 (all) or more"));
   if (!(top_p > 0.0 && top_p <= 1.0))
-    throw ConfigError(concat("top-p = ", top_p, ", allowed: above 0, up to 1"));
+    throw ConfigError(concat("top-p = ", number_text(top_p), ", allowed: above 0, up to 1"));
 }
 
 uint64_t SamplingOptions::stream_seed() const {

@@ -91,6 +91,21 @@ TEST(OptionValue, RealNumbersAreFinite) {
   EXPECT_THROW(check_within("rate", std::nan(""), 0.0, 1.0), ConfigError);
 }
 
+TEST(OptionValue, LimitsAndValuesAreShownAsTheyAre) {
+  const auto refusal = [](double value, double low, double high) -> std::string {
+    try {
+      check_within("beta1", value, low, high);
+    } catch (const ConfigError& error) {
+      return error.what();
+    }
+    return "accepted";
+  };
+  EXPECT_EQ(refusal(1.0, 0.0, 0.9999999), "beta1 = 1, allowed: 0 to 0.9999999");
+  EXPECT_EQ(refusal(1.0000001, 1e-30, 1.0), "beta1 = 1.0000001, allowed: 1e-30 to 1");
+  EXPECT_EQ(refusal(1000001.0, 0.0, 1e6), "beta1 = 1000001, allowed: 0 to 1e+06");
+  EXPECT_EQ(refusal(-90.0, 0.0, 1.0), "beta1 = -90, allowed: 0 to 1");
+}
+
 TEST(OptionValue, TimesHaveUnits) {
   const auto minutes = [](const std::string& text) {
     double value = -1.0;
@@ -155,6 +170,11 @@ TEST(ConfigFile, TakesTypesThatFitAndRefusesOthers) {
               HasSubstr("\ncount = 3\n"));
   EXPECT_THAT(parsed_file("count = 32.9\n"),
               HasSubstr("options.toml:1: count = 32.9, allowed: a whole"));
+  for (const char* number : {"0x10", "0o10", "0b1"})  // as on the command line
+    EXPECT_THAT(parsed_file(concat("count = ", number, "\n")),
+                HasSubstr("78 " + testing::TempDir() + "/options.toml:1: count is not decimal"));
+  EXPECT_THAT(parsed_file("numbers = [1, 0x10]\n"), HasSubstr("numbers is not decimal"));
+  EXPECT_THAT(parsed_file("rate = 0x10\n"), HasSubstr("rate is not decimal"));
   EXPECT_THAT(parsed_file("count = true\n"), HasSubstr("count = true, allowed: a number"));
   EXPECT_THAT(parsed_file("count = 2026-01-01\n"), HasSubstr("allowed: a number"));
   EXPECT_THAT(parsed_file("flag = 1\n"), HasSubstr("flag = 1, allowed: true, false"));
@@ -182,6 +202,18 @@ TEST(ConfigFile, ADumpGoesBackIn) {
     const std::string dump = parsed(arguments);
     EXPECT_EQ(parsed({"--config", write_file("dump.toml", dump), "--dump-config"}), dump);
   }
+}
+
+TEST(ConfigFile, ADumpOfWhatIsNotUtf8IsRefused) {
+  EXPECT_THAT(parsed({"--output", "caf\xE9", "--dump-config"}),
+              HasSubstr("78 --dump-config: output = \"caf\xE9\" is not UTF-8"));
+  EXPECT_THAT(parsed({"--output", "x", "--names", "a", "\xFF", "--dump-config"}), HasSubstr("78 "));
+  // What a run keeps of its options can be read, without them.
+  const std::string kept = parsed({"--output", "caf\xE9", "--count", "3"});
+  EXPECT_THAT(kept, HasSubstr("\n# output is not UTF-8: \"caf\\xe9\"\n"));
+  EXPECT_THAT(parsed({"--config", write_file("kept.toml", kept), "--output", "x"}),
+              HasSubstr("\ncount = 3\n"));
+  EXPECT_THAT(parsed({"--output", "caf\xC3\xA9"}), HasSubstr("output = \"caf\xC3\xA9\"\n"));
 }
 
 TEST(ConfigFile, ADumpHasCommentsAndLeavesOutWhatExcludesEachOther) {

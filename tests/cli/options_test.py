@@ -75,7 +75,8 @@ class Commands(unittest.TestCase):
         for arguments, text in ((["--steps", 2, "--eps", -1], "eps = -1, allowed: 1e-30 to 1"),
                                 (["--tokens", "1M", "--batch-size", 2**32, "--sequence-length", 2**32], "batch-size x sequence-length is more than"),
                                 (["--steps", 2, "--bucket-mib", "1e15"], "bucket-mib = 1000000000000000, allowed: 1 to"),
-                                (["--steps", 2, "--distillation", 0.5], "distillation = 0.5, allowed: 1 without a teacher")):
+                                (["--steps", 2, "--distillation", 0.5], "distillation = 0.5, allowed: 1 without a teacher"),
+                                (["--steps", 2, "--beta1", 1], "beta1 = 1, allowed: 0 to 0.9999999")):
             with self.subTest(arguments):
                 self.fails(run(*base, *arguments), 78, text)
         self.fails(run("bench", "train", "--device", "cpu", "--threads", 100000), 78, "threads = 100000, allowed: 0 to 1024")
