@@ -14,9 +14,9 @@ struct StandIn {
   char32_t replacement;
 };
 
-/// In ascending order: what Unicode 15 and 16 assigned or changed, letters and numbers of 17 and 18,
-/// U+180E (a space to PCRE2's \s alone) and U+10FFFE, which is a stand-in itself. Source: every code
-/// point asked of tokenizers 0.23.3, PCRE2 10.42 (Unicode 14) and Unicode 18's data
+/// In ascending order: what Unicode 15 and 16 assigned or changed, letters and numbers of 17 and
+/// 18, U+180E (a space to PCRE2's \s alone) and U+10FFFE, which is a stand-in itself. Source: every
+/// code point asked of tokenizers 0.23.3, PCRE2 10.42 (Unicode 14) and Unicode 18's data
 constexpr StandIn kStandIns[] = {
     // clang-format off
     {0x363, 0x36F, 0x64B}, {0x558, 0x558, 0x530}, {0x58B, 0x58C, 0x530}, {0x88F, 0x88F, 0xFDD0},

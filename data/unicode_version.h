@@ -15,8 +15,8 @@ namespace t2r::data {
 /// @param text  valid UTF-8
 std::string_view replace_version_dependent(std::string_view text, std::string* storage);
 
-/// Stands for the numbers that Rust's char::is_numeric (Unicode 17) knows and Hugging Face's regular
-/// expressions do not.
+/// Stands for the numbers that Rust's char::is_numeric (Unicode 17) knows and Hugging Face's
+/// regular expressions do not.
 inline constexpr std::string_view kDigitOnlyStandIn = "\xF4\x8F\xBF\xBE";  // U+10FFFE
 
 }  // namespace t2r::data

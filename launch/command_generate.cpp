@@ -48,10 +48,11 @@ struct GenerateOptions {
                 batch_size,
                 "sequences at once: prompts of equally many tokens; of a single prompt copies, to "
                 "measure, the first of which is printed");
-    options.add("ignore-end",
-                ignore_end,
-                "go on after the end token; one that the tokenizer does not have as special is part "
-                "of the text, as transformers' skip_special_tokens leaves it");
+    options.add(
+        "ignore-end",
+        ignore_end,
+        "go on after the end token; one that the tokenizer does not have as special is part "
+        "of the text, as transformers' skip_special_tokens leaves it");
     options.add("json", json, "print one JSON object a prompt instead of the text");
   }
 

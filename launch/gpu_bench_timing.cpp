@@ -31,7 +31,8 @@ double microseconds(const std::function<void()>& body) {
   }
   cudaEventDestroy(begin);
   cudaEventDestroy(end);
-  std::nth_element(times.begin(), times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2), times.end());
+  std::nth_element(
+      times.begin(), times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2), times.end());
   return times[times.size() / 2];
 }
 
@@ -48,7 +49,9 @@ double replay_microseconds(int sets, const std::function<std::vector<Tensor>(int
   return microseconds([&] { graph.replay(); }) / sets;
 }
 
-double attention_microseconds(const Attention& attention, std::vector<std::vector<Tensor>> inputs, bool backward) {
+double attention_microseconds(const Attention& attention,
+                              std::vector<std::vector<Tensor>> inputs,
+                              bool backward) {
   std::vector<Tensor> gradients;
   for (std::vector<Tensor>& set : inputs) {
     gradients.push_back(at::randn_like(set[0]));  // o has the queries' shape
@@ -63,14 +66,19 @@ double attention_microseconds(const Attention& attention, std::vector<std::vecto
 }
 
 int sets_beyond_cache(double bytes) {
-  return std::clamp(static_cast<int>(3.0 * at::cuda::getCurrentDeviceProperties()->l2CacheSize / bytes) + 1, 2, 64);
+  return std::clamp(
+      static_cast<int>(3.0 * at::cuda::getCurrentDeviceProperties()->l2CacheSize / bytes) + 1,
+      2,
+      64);
 }
 
 Ceilings measure_ceilings() {
   const auto options = at::TensorOptions(at::kCUDA);
-  const Tensor from = at::empty({int64_t{1} << 28}, options.dtype(at::kFloat)).normal_(), to = at::empty_like(from);
+  const Tensor from = at::empty({int64_t{1} << 28}, options.dtype(at::kFloat)).normal_(),
+               to = at::empty_like(from);
   const double copy = microseconds([&] { to.copy_(from); });
-  const Tensor a = at::randn({8192, 8192}, options.dtype(at::kBFloat16)), b = at::randn({8192, 8192}, options.dtype(at::kBFloat16));
+  const Tensor a = at::randn({8192, 8192}, options.dtype(at::kBFloat16)),
+               b = at::randn({8192, 8192}, options.dtype(at::kBFloat16));
   Tensor c = at::empty_like(a);
   const double product = microseconds([&] { at::mm_out(c, a, b); });
   return {2.0 * 4 * static_cast<double>(from.numel()) / copy, 2.0 * 8192 * 8192 * 8192 / product};

@@ -22,7 +22,8 @@ class GpuMemoryError : public Error {
   }
 };
 
-/// Does `body`; without GPU memory for it, the message says what it was for and ends in what to try.
+/// Does `body`; without GPU memory for it, the message says what it was for and ends in what to
+/// try.
 /// @throws GpuMemoryError
 template <class Body>
 auto or_say_what_for(const std::string& what_for, const Body& body) {

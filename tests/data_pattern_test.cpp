@@ -25,7 +25,8 @@ struct PatternCase {
 const std::vector<PatternCase>& pattern_cases() {
   static const std::vector<PatternCase> cases = {
       // clang-format off
-    {R"re('(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s)re",
+    {R"re('(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++)re"
+       R"re([\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s)re",
      {"He", "'LL", " pay", " ", "1234567", " (", "ok", ")\012", "  \012", " ", "12", " x", "  "}},
     {R"re(a{2}?b)re",
      {"aab", " ", "b"}},
@@ -76,7 +77,13 @@ const std::vector<PatternCase>& pattern_cases() {
     {R"re((?i:k))re",
      {"k", "\342\204\252", "K"}},
     {R"re(\p{Lu}\p{Ll}+)re",
-     {"Foo", "Bar", "\320\224\320\260", " ", "\360\220\265\220\360\220\265\260", " ", "\352\237\213\352\237\215"}},
+     {"Foo",
+       "Bar",
+       "\320\224\320\260",
+       " ",
+       "\360\220\265\220\360\220\265\260",
+       " ",
+       "\352\237\213\352\237\215"}},
     {R"re(\p{M}+)re",
      {"a", "\340\242\227", "b ", "\360\226\204\251\314\201"}},
     {R"re([\p{P}\p{S}]+)re",

@@ -18,11 +18,13 @@ using test::spread;
 using testing::HasSubstr;
 
 struct Case {
-  int64_t batch = 2, query_heads = 3, key_heads = 3, head_size = 64, length = 0, capacity = 0;  // capacity 0: what the token needs
+  int64_t batch = 2, query_heads = 3, key_heads = 3, head_size = 64, length = 0,
+          capacity = 0;  // capacity 0: what the token needs
   double k_size = 1.0, v_mean = 0.0;
 
   friend std::ostream& operator<<(std::ostream& out, const Case& c) {
-    return out << "B" << c.batch << " H" << c.query_heads << "/" << c.key_heads << " d" << c.head_size << " length " << c.length;
+    return out << "B" << c.batch << " H" << c.query_heads << "/" << c.key_heads << " d"
+               << c.head_size << " length " << c.length;
   }
 };
 
@@ -30,7 +32,9 @@ CacheAttentionInputs make_inputs(const Case& c, at::ScalarType type) {
   at::manual_seed(11);
   const int64_t capacity = c.capacity > 0 ? c.capacity : c.length + 1;
   const auto options = at::TensorOptions(at::kCUDA).dtype(at::kFloat);
-  const auto random = [&](at::IntArrayRef sizes, double size, double mean) { return at::randn(sizes, options).mul(size).add(mean).to(type); };
+  const auto random = [&](at::IntArrayRef sizes, double size, double mean) {
+    return at::randn(sizes, options).mul(size).add(mean).to(type);
+  };
   CacheAttentionInputs in;
   in.q_BHd = random({c.batch, c.query_heads, c.head_size}, 1.0, 0.0);
   in.k_BHd = random({c.batch, c.key_heads, c.head_size}, c.k_size, 0.0);
@@ -49,8 +53,11 @@ CacheAttentionInputs make_inputs(const Case& c, at::ScalarType type) {
 /// o in float64, from what the cache holds behind the step.
 Tensor oracle(const CacheAttentionInputs& in, int64_t length) {
   const int64_t heads = in.q_BHd.size(1);
-  const auto rows = [&](const Tensor& cache) { return spread(cache.narrow(2, 0, length + 1).to(at::kDouble), heads, 1); };
-  const Tensor scores = at::einsum("bhd,bhtd->bht", {in.q_BHd.to(at::kDouble), rows(in.keys_BHCd)}) * in.scale;
+  const auto rows = [&](const Tensor& cache) {
+    return spread(cache.narrow(2, 0, length + 1).to(at::kDouble), heads, 1);
+  };
+  const Tensor scores =
+      at::einsum("bhd,bhtd->bht", {in.q_BHd.to(at::kDouble), rows(in.keys_BHCd)}) * in.scale;
   return at::einsum("bht,bhtd->bhd", {scores.softmax(-1), rows(in.values_BHCd)});
 }
 
@@ -65,42 +72,52 @@ void expect_exact(const Case& c) {
       ASSERT_EQ(o.sizes(), in.q_BHd.sizes());
       EXPECT_LE(relative_error(o, oracle(in, c.length)), bar);
     }
-    EXPECT_TRUE(at::equal(in.keys_BHCd.select(2, c.length), in.k_BHd) && at::equal(in.values_BHCd.select(2, c.length), in.v_BHd));
+    EXPECT_TRUE(at::equal(in.keys_BHCd.select(2, c.length), in.k_BHd) &&
+                at::equal(in.values_BHCd.select(2, c.length), in.v_BHd));
     EXPECT_TRUE(at::equal(in.keys_BHCd.narrow(2, 0, c.length), keys_before));
     EXPECT_EQ(in.tickets.abs().max().item<int>(), 0);
   }
 }
 
 TEST(GpuCacheAttention, Lengths) {
-  for (const int64_t length : {0, 1, 2, 63, 64, 127, 128, 129, 255, 256, 1000, 4097, 22528, 22529}) expect_exact({.length = length});
+  for (const int64_t length : {0, 1, 2, 63, 64, 127, 128, 129, 255, 256, 1000, 4097, 22528, 22529})
+    expect_exact({.length = length});
   expect_exact({.batch = 1, .query_heads = 2, .key_heads = 1, .head_size = 32, .length = 70001});
   expect_exact({.length = 300, .capacity = 1000});
 }
 
 TEST(GpuCacheAttention, HeadSizes) {
   for (const int64_t head_size : {8, 16, 24, 32, 40, 64, 72, 80, 96, 128}) {
-    for (const int64_t length : {5, 700}) expect_exact({.head_size = head_size, .length = length, .v_mean = 1.0});
+    for (const int64_t length : {5, 700})
+      expect_exact({.head_size = head_size, .length = length, .v_mean = 1.0});
   }
 }
 
 TEST(GpuCacheAttention, GroupedQueries) {
   for (const int64_t group : {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 64}) {
     for (const int64_t head_size : {32, 128}) {
-      expect_exact({.query_heads = 2 * group, .key_heads = 2, .head_size = head_size, .length = 333});
+      expect_exact(
+          {.query_heads = 2 * group, .key_heads = 2, .head_size = head_size, .length = 333});
     }
   }
 }
 
 TEST(GpuCacheAttention, AnyNumberOfSequences) {  // one block of threads a cache, and many
-  for (const int64_t batch : {1, 5, 33, 64, 200}) expect_exact({.batch = batch, .query_heads = 6, .key_heads = 2, .length = 500});
+  for (const int64_t batch : {1, 5, 33, 64, 200})
+    expect_exact({.batch = batch, .query_heads = 6, .key_heads = 2, .length = 500});
 }
 
-TEST(GpuCacheAttention, ScoresThatAreFarApart) { expect_exact({.length = 900, .k_size = 30.0}); }
+TEST(GpuCacheAttention, ScoresThatAreFarApart) {
+  expect_exact({.length = 900, .k_size = 30.0});
+}
 
 TEST(GpuCacheAttention, SlicesOfAFusedProjection) {
   for (const int64_t offset : {0, 1}) {  // 1: no alignment is asked of the token's vectors
     CacheAttentionInputs in = make_inputs({.length = 40}, at::kBFloat16);
-    const auto parts = at::randn({2, 9 * 64 + offset}, in.q_BHd.options()).slice(1, offset).unflatten(1, {9, 64}).split(3, 1);
+    const auto parts = at::randn({2, 9 * 64 + offset}, in.q_BHd.options())
+                           .slice(1, offset)
+                           .unflatten(1, {9, 64})
+                           .split(3, 1);
     in.q_BHd = parts[0], in.k_BHd = parts[1], in.v_BHd = parts[2];
     const Tensor o = cache_attention_step(in);
     EXPECT_LE(relative_error(o, oracle(in, 40)), 4e-3);
@@ -111,7 +128,8 @@ TEST(GpuCacheAttention, CapacityMakesNoDifference) {
   const Case c{.length = 777};
   Case roomy = c;
   roomy.capacity = 5000;
-  EXPECT_TRUE(at::equal(cache_attention_step(make_inputs(c, at::kFloat)).isnan(), at::zeros({2, 3, 64}, at::kCUDA).to(at::kBool)));
+  EXPECT_TRUE(at::equal(cache_attention_step(make_inputs(c, at::kFloat)).isnan(),
+                        at::zeros({2, 3, 64}, at::kCUDA).to(at::kBool)));
   const CacheAttentionInputs small = make_inputs(c, at::kFloat);
   CacheAttentionInputs large = make_inputs(roomy, at::kFloat);
   large.q_BHd = small.q_BHd, large.k_BHd = small.k_BHd, large.v_BHd = small.v_BHd;
@@ -124,7 +142,8 @@ TEST(GpuCacheAttention, AReplayedGraphServesEveryLength) {
   for (const int64_t batch : {1, 40}) {
     const Case c{.batch = batch, .query_heads = 6, .key_heads = 2, .length = 250, .capacity = 2000};
     const auto stream = c10::cuda::getStreamFromPool();
-    const CacheAttentionInputs eager = make_inputs(c, at::kBFloat16), replayed = make_inputs(c, at::kBFloat16);
+    const CacheAttentionInputs eager = make_inputs(c, at::kBFloat16),
+                               replayed = make_inputs(c, at::kBFloat16);
     c10::cuda::getCurrentCUDAStream().synchronize();
     const c10::cuda::CUDAStreamGuard guard(stream);
     const auto advance = [](const CacheAttentionInputs& in) {
@@ -154,7 +173,8 @@ TEST(GpuCacheAttention, ALengthPastTheCapacityGivesNanAndChangesNothing) {
     in.keys_BHCd.fill_(1.0F), in.values_BHCd.fill_(1.0F);
     in.length_1.fill_(length);
     EXPECT_TRUE(cache_attention_step(in).isnan().all().item<bool>());
-    EXPECT_TRUE(in.keys_BHCd.eq(1.0F).all().item<bool>() && in.values_BHCd.eq(1.0F).all().item<bool>());
+    EXPECT_TRUE(in.keys_BHCd.eq(1.0F).all().item<bool>() &&
+                in.values_BHCd.eq(1.0F).all().item<bool>());
   }
 }
 
@@ -167,17 +187,30 @@ TEST(GpuCacheAttention, BadInputIsRefusedByName) {
       cache_attention_step(in);
     });
   };
-  EXPECT_THAT(refusal([](auto& in) { in.q_BHd = in.q_BHd.cpu(); }), HasSubstr("q is on cpu, allowed: cuda"));
-  EXPECT_THAT(refusal([](auto& in) { in.q_BHd = in.q_BHd.to(at::kDouble); }), HasSubstr("q has dtype Double, allowed: bfloat16, float32"));
-  EXPECT_THAT(refusal([](auto& in) { in.v_BHd = in.v_BHd.to(at::kFloat); }), HasSubstr("v has dtype Float, q has BFloat16"));
-  EXPECT_THAT(refusal([](auto& in) { in.q_BHd = in.q_BHd.slice(2, 0, 20); }), HasSubstr("q has head size 20, allowed: multiples of 8 up to 128"));
-  EXPECT_THAT(refusal([](auto& in) { in.k_BHd = in.k_BHd.slice(1, 0, 2); }), HasSubstr("heads of q, k are 3, 2, allowed: q's a multiple"));
-  EXPECT_THAT(refusal([](auto& in) { in.values_BHCd = in.values_BHCd.slice(2, 0, 8); }), HasSubstr("values has shape [2, 3, 8, 64], allowed: [2, 3, 10, 64]"));
-  EXPECT_THAT(refusal([](auto& in) { in.keys_BHCd = in.keys_BHCd.transpose(0, 1).contiguous().transpose(0, 1); }), HasSubstr("keys has strides"));
-  EXPECT_THAT(refusal([](auto& in) { in.length_1 = in.length_1.cpu(); }), HasSubstr("length is on cpu"));
-  EXPECT_THAT(refusal([](auto& in) { in.length_1 = in.length_1.to(at::kInt); }), HasSubstr("length has dtype Int, allowed: Long"));
-  EXPECT_THAT(refusal([](auto& in) { in.tickets = in.tickets.slice(0, 0, 5); }), HasSubstr("tickets has 5 elements, allowed: at least 6"));
-  EXPECT_THAT(refusal([](auto& in) { in.scale = 0.0; }), HasSubstr("scale is 0, allowed: positive"));
+  EXPECT_THAT(refusal([](auto& in) { in.q_BHd = in.q_BHd.cpu(); }),
+              HasSubstr("q is on cpu, allowed: cuda"));
+  EXPECT_THAT(refusal([](auto& in) { in.q_BHd = in.q_BHd.to(at::kDouble); }),
+              HasSubstr("q has dtype Double, allowed: bfloat16, float32"));
+  EXPECT_THAT(refusal([](auto& in) { in.v_BHd = in.v_BHd.to(at::kFloat); }),
+              HasSubstr("v has dtype Float, q has BFloat16"));
+  EXPECT_THAT(refusal([](auto& in) { in.q_BHd = in.q_BHd.slice(2, 0, 20); }),
+              HasSubstr("q has head size 20, allowed: multiples of 8 up to 128"));
+  EXPECT_THAT(refusal([](auto& in) { in.k_BHd = in.k_BHd.slice(1, 0, 2); }),
+              HasSubstr("heads of q, k are 3, 2, allowed: q's a multiple"));
+  EXPECT_THAT(refusal([](auto& in) { in.values_BHCd = in.values_BHCd.slice(2, 0, 8); }),
+              HasSubstr("values has shape [2, 3, 8, 64], allowed: [2, 3, 10, 64]"));
+  EXPECT_THAT(refusal([](auto& in) {
+                in.keys_BHCd = in.keys_BHCd.transpose(0, 1).contiguous().transpose(0, 1);
+              }),
+              HasSubstr("keys has strides"));
+  EXPECT_THAT(refusal([](auto& in) { in.length_1 = in.length_1.cpu(); }),
+              HasSubstr("length is on cpu"));
+  EXPECT_THAT(refusal([](auto& in) { in.length_1 = in.length_1.to(at::kInt); }),
+              HasSubstr("length has dtype Int, allowed: Long"));
+  EXPECT_THAT(refusal([](auto& in) { in.tickets = in.tickets.slice(0, 0, 5); }),
+              HasSubstr("tickets has 5 elements, allowed: at least 6"));
+  EXPECT_THAT(refusal([](auto& in) { in.scale = 0.0; }),
+              HasSubstr("scale is 0, allowed: positive"));
 }
 
 }  // namespace

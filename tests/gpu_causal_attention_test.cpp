@@ -1,5 +1,5 @@
-// The GPU operators against the float64 oracle, on any GPU since Ampere. Run with T2R_CUDA_KERNELS=sm80 and sm86 as well, a Hopper GPU
-// tests both families of kernels.
+// The GPU operators against the float64 oracle, on any GPU since Ampere. Run with
+// T2R_CUDA_KERNELS=sm80 and sm86 as well, a Hopper GPU tests both families of kernels.
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <gmock/gmock.h>
@@ -24,15 +24,16 @@ using test::spread;
 using testing::HasSubstr;
 
 struct Case {
-  int64_t batch = 2, length = 200, query_heads = 2, state_heads = 2, key_heads = 2, value_heads = 2, head_size = 64,
-          features = 32;
+  int64_t batch = 2, length = 200, query_heads = 2, state_heads = 2, key_heads = 2, value_heads = 2,
+          head_size = 64, features = 32;
   bool map = true, state = false, documents = false, fused_qkv = false, dead = false;
   double v_mean = 0.0, scale = 1.0, floor = 0.01, added = 0.0;
 
   friend std::ostream& operator<<(std::ostream& out, const Case& c) {
-    return out << "B" << c.batch << " T" << c.length << " H" << c.query_heads << "/" << c.state_heads << "/" << c.key_heads << "/"
-               << c.value_heads << " d" << c.head_size << " k" << c.features << (c.map ? " map" : " features")
-               << (c.state ? " state" : "") << (c.documents ? " documents" : "") << (c.fused_qkv ? " fused" : "")
+    return out << "B" << c.batch << " T" << c.length << " H" << c.query_heads << "/"
+               << c.state_heads << "/" << c.key_heads << "/" << c.value_heads << " d" << c.head_size
+               << " k" << c.features << (c.map ? " map" : " features") << (c.state ? " state" : "")
+               << (c.documents ? " documents" : "") << (c.fused_qkv ? " fused" : "")
                << (c.dead ? " dead" : "") << " v" << c.v_mean << " scale" << c.scale;
   }
 };
@@ -42,15 +43,19 @@ CausalOutputs oracle(const CausalInputs& in, int64_t state_heads) {
   Tensor phi_q = in.q_BTHd, phi_k = in.k_BTHd;
   if (in.weight_HKd.has_value()) {
     const int64_t heads = phi_q.size(2);
-    phi_q = at::relu(at::einsum("bthd,hkd->bthk", {phi_q, spread(*in.weight_HKd, heads, 0)}).mul(in.scale).add(spread(*in.bias_HK, heads, 0)));
-    phi_k = at::relu(at::einsum("bthd,hkd->bthk", {spread(phi_k, state_heads, 2), *in.weight_HKd}).add(*in.bias_HK));
+    phi_q = at::relu(at::einsum("bthd,hkd->bthk", {phi_q, spread(*in.weight_HKd, heads, 0)})
+                         .mul(in.scale)
+                         .add(spread(*in.bias_HK, heads, 0)));
+    phi_k = at::relu(at::einsum("bthd,hkd->bthk", {spread(phi_k, state_heads, 2), *in.weight_HKd})
+                         .add(*in.bias_HK));
   }
   const model::DenominatorRule rule{in.floor, in.added};
   const int64_t batch = phi_q.size(0), length = phi_q.size(1);
   if (!in.document_start_BT.has_value()) {
     model::LinearAttentionState initial;
     if (in.initial_s_BHKd.has_value()) initial = {*in.initial_s_BHKd, *in.initial_z_BHK};
-    const auto out = model::causal_linear_attention_parallel(phi_q, phi_k, in.v_BTHd, in.initial_s_BHKd.has_value() ? &initial : nullptr, rule);
+    const auto out = model::causal_linear_attention_parallel(
+        phi_q, phi_k, in.v_BTHd, in.initial_s_BHKd.has_value() ? &initial : nullptr, rule);
     return {out.o_BTHV, out.state.s_BHKV, out.state.z_BHK};
   }
   const Tensor starts = in.document_start_BT->cpu();
@@ -61,11 +66,15 @@ CausalOutputs oracle(const CausalInputs& in, int64_t state_heads) {
     for (int64_t begin = 0; begin < length;) {
       int64_t end = begin + 1;
       while (end < length && starts[b][end].item<int>() == starts[b][begin].item<int>()) ++end;
-      const auto rows = [&](const Tensor& tensor) { return tensor.slice(0, b, b + 1).slice(1, begin, end); };
+      const auto rows = [&](const Tensor& tensor) {
+        return tensor.slice(0, b, b + 1).slice(1, begin, end);
+      };
       model::LinearAttentionState initial;
       const bool carried = starts[b][begin].item<int>() < 0 && in.initial_s_BHKd.has_value();
-      if (carried) initial = {in.initial_s_BHKd->slice(0, b, b + 1), in.initial_z_BHK->slice(0, b, b + 1)};
-      last = model::causal_linear_attention_parallel(rows(phi_q), rows(phi_k), rows(in.v_BTHd), carried ? &initial : nullptr, rule);
+      if (carried)
+        initial = {in.initial_s_BHKd->slice(0, b, b + 1), in.initial_z_BHK->slice(0, b, b + 1)};
+      last = model::causal_linear_attention_parallel(
+          rows(phi_q), rows(phi_k), rows(in.v_BTHd), carried ? &initial : nullptr, rule);
       parts.push_back(last.o_BTHV);
       begin = end;
     }
@@ -92,21 +101,37 @@ Problem make_problem(const Case& c, at::ScalarType type, uint64_t seed = 7) {
   CausalInputs& in = p.inputs;
   if (c.map) {
     if (c.fused_qkv) {
-      const Tensor qkv = random({c.batch, c.length, c.query_heads + c.key_heads + c.value_heads, c.head_size}).to(type);
+      const Tensor qkv =
+          random({c.batch, c.length, c.query_heads + c.key_heads + c.value_heads, c.head_size})
+              .to(type);
       const auto parts = qkv.split_with_sizes({c.query_heads, c.key_heads, c.value_heads}, 2);
       in.q_BTHd = parts[0], in.k_BTHd = parts[1], in.v_BTHd = parts[2];
     } else {
       in.q_BTHd = random({c.batch, c.length, c.query_heads, c.head_size}).to(type);
       in.k_BTHd = random({c.batch, c.length, c.key_heads, c.head_size}).to(type);
     }
-    in.weight_HKd = random({c.state_heads, c.features, c.head_size}).div(std::sqrt(double(c.head_size))).to(type);
-    // Few features may all be off, and then the floor decides: rounding would flip it, so they are kept on.
-    in.bias_HK = random({c.state_heads, c.features}).abs().mul(0.1).add(c.dead ? -20.0 : c.features < 16 ? 1.0 : 0.05).to(type);
+    in.weight_HKd = random({c.state_heads, c.features, c.head_size})
+                        .div(std::sqrt(double(c.head_size)))
+                        .to(type);
+    // Few features may all be off, and then the floor decides: rounding would flip it, so they are
+    // kept on.
+    in.bias_HK = random({c.state_heads, c.features})
+                     .abs()
+                     .mul(0.1)
+                     .add(c.dead            ? -20.0
+                          : c.features < 16 ? 1.0
+                                            : 0.05)
+                     .to(type);
   } else {
-    in.q_BTHd = at::relu(random({c.batch, c.length, c.query_heads, c.features}).add(0.5)).add(0.05).to(type);
-    in.k_BTHd = at::relu(random({c.batch, c.length, c.state_heads, c.features}).add(0.5)).add(0.05).to(type);
+    in.q_BTHd = at::relu(random({c.batch, c.length, c.query_heads, c.features}).add(0.5))
+                    .add(0.05)
+                    .to(type);
+    in.k_BTHd = at::relu(random({c.batch, c.length, c.state_heads, c.features}).add(0.5))
+                    .add(0.05)
+                    .to(type);
   }
-  if (!in.v_BTHd.defined()) in.v_BTHd = random({c.batch, c.length, c.value_heads, c.head_size}).add(c.v_mean).to(type);
+  if (!in.v_BTHd.defined())
+    in.v_BTHd = random({c.batch, c.length, c.value_heads, c.head_size}).add(c.v_mean).to(type);
   in.scale = c.scale, in.floor = c.floor, in.added = c.added;
   p.leaves = {in.q_BTHd.detach(), in.k_BTHd.detach(), in.v_BTHd.detach()};
   p.names = {"q", "k", "v"};
@@ -115,7 +140,8 @@ Problem make_problem(const Case& c, at::ScalarType type, uint64_t seed = 7) {
     p.names.insert(p.names.end(), {"weight", "bias"});
   }
   if (c.state) {
-    p.leaves.push_back(random({c.batch, c.state_heads, c.features, c.head_size}).mul(2).to(state_type));
+    p.leaves.push_back(
+        random({c.batch, c.state_heads, c.features, c.head_size}).mul(2).to(state_type));
     p.leaves.push_back(random({c.batch, c.state_heads, c.features}).abs().mul(5).to(state_type));
     p.names.insert(p.names.end(), {"initial_s", "initial_z"});
   }
@@ -152,10 +178,13 @@ struct Result {
 template <class Function>
 Result run(const Problem& p, const Case& c, bool exact, const Function& function) {
   std::vector<Tensor> leaves;
-  for (const Tensor& leaf : p.leaves) leaves.push_back((exact ? leaf.to(at::kDouble) : leaf).detach().requires_grad_());
+  for (const Tensor& leaf : p.leaves)
+    leaves.push_back((exact ? leaf.to(at::kDouble) : leaf).detach().requires_grad_());
   Result result;
   result.outputs = function(with_leaves(p.inputs, leaves, c));
-  const auto as = [&](const Tensor& gradient) { return exact ? gradient.to(at::kDouble) : gradient; };
+  const auto as = [&](const Tensor& gradient) {
+    return exact ? gradient.to(at::kDouble) : gradient;
+  };
   std::vector<Tensor> outputs{result.outputs.o_BTHd}, gradients{as(p.grad_o)};
   if (c.state) {
     outputs.insert(outputs.end(), {result.outputs.s_BHKd, result.outputs.z_BHK});
@@ -166,22 +195,28 @@ Result run(const Problem& p, const Case& c, bool exact, const Function& function
 }
 
 int64_t simt_bytes(const Case& c, at::ScalarType type) {
-  const kernels::cuda::Shape shape{.head_size = static_cast<int>(c.head_size), .feature_size = static_cast<int>(c.features)};
-  return kernels::cuda::causal_simt_bytes(shape, /*backward=*/true, static_cast<int>(c10::elementSize(type)));
+  const kernels::cuda::Shape shape{.head_size = static_cast<int>(c.head_size),
+                                   .feature_size = static_cast<int>(c.features)};
+  return kernels::cuda::causal_simt_bytes(
+      shape, /*backward=*/true, static_cast<int>(c10::elementSize(type)));
 }
 
 void expect_exact(const Case& c, at::ScalarType type, double bar) {
   SCOPED_TRACE(testing::Message() << c << " " << type);
   const Problem p = make_problem(c, type);
-  const auto with_ours = [&] { return run(p, c, false, [](const CausalInputs& in) { return causal(in); }); };
+  const auto with_ours = [&] {
+    return run(p, c, false, [](const CausalInputs& in) { return causal(in); });
+  };
   if (type == at::kDouble && test::is_refused_for_memory(simt_bytes(c, type), with_ours)) return;
   const Result actual = with_ours();
-  const Result exact = run(p, c, true, [&](const CausalInputs& in) { return oracle(in, c.state_heads); });
+  const Result exact =
+      run(p, c, true, [&](const CausalInputs& in) { return oracle(in, c.state_heads); });
   EXPECT_LE(relative_error(actual.outputs.o_BTHd, exact.outputs.o_BTHd), bar) << "o";
   EXPECT_LE(relative_error(actual.outputs.s_BHKd, exact.outputs.s_BHKd), bar) << "final s";
   EXPECT_LE(relative_error(actual.outputs.z_BHK, exact.outputs.z_BHK), bar) << "final z";
   for (size_t i = 0; i < p.names.size(); ++i) {
-    const Tensor wanted = exact.gradients[i].defined() ? exact.gradients[i] : at::zeros_like(p.leaves[i]);
+    const Tensor wanted =
+        exact.gradients[i].defined() ? exact.gradients[i] : at::zeros_like(p.leaves[i]);
     EXPECT_LE(relative_error(actual.gradients[i], wanted), bar) << "gradient of " << p.names[i];
   }
 }
@@ -192,7 +227,9 @@ void expect_exact(const Case& c) {
   expect_exact(c, at::kDouble, 1e-9);
 }
 
-TEST(GpuCausal, AgreesWithTheOracle) { expect_exact({}); }
+TEST(GpuCausal, AgreesWithTheOracle) {
+  expect_exact({});
+}
 
 TEST(GpuCausal, LengthsThatFillNoChunk) {
   for (const int64_t length : {1, 2, 63, 65, 127, 128, 129, 517}) expect_exact({.length = length});
@@ -202,27 +239,40 @@ TEST(GpuCausal, ValuesFarFromZero) {
   for (const double mean : {1.0, 4.0}) {
     expect_exact({.length = 517, .v_mean = mean, .scale = 0.125});
     expect_exact({.batch = 1, .length = 4096, .v_mean = mean}, at::kBFloat16, 1e-2);
-    expect_exact({.batch = 1, .length = 4096, .head_size = 128, .features = 64, .v_mean = mean}, at::kBFloat16, 1e-2);
+    expect_exact({.batch = 1, .length = 4096, .head_size = 128, .features = 64, .v_mean = mean},
+                 at::kBFloat16,
+                 1e-2);
   }
 }
 
-TEST(GpuCausal, TheLongestSequence) {  // against the operator in float64, or float32, which the oracle has tested
+TEST(GpuCausal, TheLongestSequence) {  // against the operator in float64, or float32, which the
+                                       // oracle has tested
   for (const auto& [head_size, features] : {std::pair<int64_t, int64_t>{64, 32}, {128, 64}}) {
     for (const double mean : {0.0, 4.0}) {
-      const Case c{.batch = 1, .length = 32768, .query_heads = 1, .state_heads = 1, .key_heads = 1, .value_heads = 1, .head_size = head_size,
-                   .features = features, .v_mean = mean};
+      const Case c{.batch = 1,
+                   .length = 32768,
+                   .query_heads = 1,
+                   .state_heads = 1,
+                   .key_heads = 1,
+                   .value_heads = 1,
+                   .head_size = head_size,
+                   .features = features,
+                   .v_mean = mean};
       SCOPED_TRACE(testing::Message() << c);
       const Problem p = make_problem(c, at::kBFloat16);
       const Result actual = run(p, c, false, [](const CausalInputs& in) { return causal(in); });
-      const auto type = simt_bytes(c, at::kDouble) <= current_device().shared_bytes ? at::kDouble : at::kFloat;
+      const auto type =
+          simt_bytes(c, at::kDouble) <= current_device().shared_bytes ? at::kDouble : at::kFloat;
       const Result exact = run(p, c, true, [&](CausalInputs in) {
-        for (Tensor* tensor : {&in.q_BTHd, &in.k_BTHd, &in.v_BTHd, &*in.weight_HKd, &*in.bias_HK}) *tensor = tensor->to(type);
+        for (Tensor* tensor : {&in.q_BTHd, &in.k_BTHd, &in.v_BTHd, &*in.weight_HKd, &*in.bias_HK})
+          *tensor = tensor->to(type);
         CausalOutputs out = causal(in);
         out.o_BTHd = out.o_BTHd.to(at::kDouble);
         return out;
       });
       EXPECT_LE(relative_error(actual.outputs.o_BTHd, exact.outputs.o_BTHd), 1e-2) << "o";
-      for (size_t i = 0; i < p.names.size(); ++i) EXPECT_LE(relative_error(actual.gradients[i], exact.gradients[i]), 1e-2) << p.names[i];
+      for (size_t i = 0; i < p.names.size(); ++i)
+        EXPECT_LE(relative_error(actual.gradients[i], exact.gradients[i]), 1e-2) << p.names[i];
     }
   }
 }
@@ -230,59 +280,116 @@ TEST(GpuCausal, TheLongestSequence) {  // against the operator in float64, or fl
 TEST(GpuCausal, HeadAndFeatureSizes) {
   for (const int64_t head_size : {32, 64, 128}) {
     for (const int64_t features : {4, 17, 32, 64, 100, 128}) {
-      expect_exact({.batch = 1, .length = 333, .head_size = head_size, .features = features, .v_mean = 1.0});
-      expect_exact({.batch = 1, .length = 333, .head_size = head_size, .features = features, .map = false, .state = true});
+      expect_exact(
+          {.batch = 1, .length = 333, .head_size = head_size, .features = features, .v_mean = 1.0});
+      expect_exact({.batch = 1,
+                    .length = 333,
+                    .head_size = head_size,
+                    .features = features,
+                    .map = false,
+                    .state = true});
     }
   }
 }
 
 TEST(GpuCausal, GroupedQueries) {
   expect_exact({.length = 300, .query_heads = 6, .state_heads = 2, .state = true});
-  expect_exact({.length = 300, .query_heads = 6, .state_heads = 6, .key_heads = 2, .value_heads = 2, .scale = 0.125});
-  expect_exact({.length = 300, .query_heads = 4, .state_heads = 2, .value_heads = 1, .map = false, .state = true});
+  expect_exact({.length = 300,
+                .query_heads = 6,
+                .state_heads = 6,
+                .key_heads = 2,
+                .value_heads = 2,
+                .scale = 0.125});
+  expect_exact({.length = 300,
+                .query_heads = 4,
+                .state_heads = 2,
+                .value_heads = 1,
+                .map = false,
+                .state = true});
 }
 
-TEST(GpuCausal, StateInAndOut) { expect_exact({.length = 517, .state = true}); }
+TEST(GpuCausal, StateInAndOut) {
+  expect_exact({.length = 517, .state = true});
+}
 
 TEST(GpuCausal, DocumentsDoNotSeeEachOther) {
   expect_exact({.length = 517, .documents = true});
   expect_exact({.length = 517, .state = true, .documents = true});
-  expect_exact({.batch = 1, .length = 4096, .query_heads = 1, .state_heads = 1, .key_heads = 1, .value_heads = 1, .state = true, .documents = true},
-               at::kBFloat16, 1e-2);
+  expect_exact({.batch = 1,
+                .length = 4096,
+                .query_heads = 1,
+                .state_heads = 1,
+                .key_heads = 1,
+                .value_heads = 1,
+                .state = true,
+                .documents = true},
+               at::kBFloat16,
+               1e-2);
 }
 
 TEST(GpuCausal, DocumentsOfGroupedHeadsInEveryShape) {
   for (const int64_t head_size : {32, 64, 128}) {
     for (const int64_t features : {32, 64, 128}) {
       for (const bool map : {true, false}) {
-        expect_exact({.length = 333, .query_heads = 4, .key_heads = map ? 1 : 2, .head_size = head_size, .features = features, .map = map,
-                      .state = true, .documents = true}, at::kBFloat16, 1e-2);
+        expect_exact({.length = 333,
+                      .query_heads = 4,
+                      .key_heads = map ? 1 : 2,
+                      .head_size = head_size,
+                      .features = features,
+                      .map = map,
+                      .state = true,
+                      .documents = true},
+                     at::kBFloat16,
+                     1e-2);
       }
     }
   }
 }
 
-TEST(GpuCausal, SlicesOfAFusedProjection) { expect_exact({.length = 257, .query_heads = 3, .state_heads = 3, .key_heads = 3, .value_heads = 3, .fused_qkv = true}); }
+TEST(GpuCausal, SlicesOfAFusedProjection) {
+  expect_exact({.length = 257,
+                .query_heads = 3,
+                .state_heads = 3,
+                .key_heads = 3,
+                .value_heads = 3,
+                .fused_qkv = true});
+}
 
 TEST(GpuCausal, AFusedProjectionGetsOneGradient) {
   for (const auto type : {at::kBFloat16, at::kFloat}) {
     for (const auto& [query_heads, key_heads] : {std::pair<int64_t, int64_t>{3, 3}, {4, 2}}) {
       for (const int64_t head_size : {64, 128}) {
-        SCOPED_TRACE(testing::Message() << type << " " << query_heads << " " << key_heads << " " << head_size);
-        const auto randn = [](at::IntArrayRef sizes) { return at::randn(sizes, at::TensorOptions(at::kCUDA)); };
-        std::vector<Tensor> leaves{randn({2, 193, query_heads + 2 * key_heads, head_size}), randn({key_heads, 32, head_size}),
+        SCOPED_TRACE(testing::Message()
+                     << type << " " << query_heads << " " << key_heads << " " << head_size);
+        const auto randn = [](at::IntArrayRef sizes) {
+          return at::randn(sizes, at::TensorOptions(at::kCUDA));
+        };
+        std::vector<Tensor> leaves{randn({2, 193, query_heads + 2 * key_heads, head_size}),
+                                   randn({key_heads, 32, head_size}),
                                    randn({key_heads, 32})};
         for (Tensor& leaf : leaves) leaf = leaf.to(type).requires_grad_(true);
         const auto parts = leaves[0].split_with_sizes({query_heads, key_heads, key_heads}, 2);
-        const Tensor apart = causal({.q_BTHd = parts[0], .k_BTHd = parts[1], .v_BTHd = parts[2], .weight_HKd = leaves[1],
-                                     .bias_HK = leaves[2], .scale = 0.125, .floor = 0.01}).o_BTHd;
-        const Tensor fused = model::gpu::causal_linear_attention(model::gpu::FusedAttention{
-            .qkv_BTHd = leaves[0], .query_heads = query_heads, .weight_MKd = leaves[1], .bias_MK = leaves[2], .scale = 0.125,
-            .rule = {.floor = 0.01, .added = 0.0}});
+        const Tensor apart = causal({.q_BTHd = parts[0],
+                                     .k_BTHd = parts[1],
+                                     .v_BTHd = parts[2],
+                                     .weight_HKd = leaves[1],
+                                     .bias_HK = leaves[2],
+                                     .scale = 0.125,
+                                     .floor = 0.01})
+                                 .o_BTHd;
+        const Tensor fused = model::gpu::causal_linear_attention(
+            model::gpu::FusedAttention{.qkv_BTHd = leaves[0],
+                                       .query_heads = query_heads,
+                                       .weight_MKd = leaves[1],
+                                       .bias_MK = leaves[2],
+                                       .scale = 0.125,
+                                       .rule = {.floor = 0.01, .added = 0.0}});
         EXPECT_TRUE(at::equal(fused, apart));
         const Tensor grad = randn(apart.sizes()).to(type);
-        const auto of_apart = torch::autograd::grad({apart}, leaves, {grad}), of_fused = torch::autograd::grad({fused}, leaves, {grad});
-        for (size_t i = 0; i < leaves.size(); ++i) EXPECT_TRUE(at::equal(of_fused[i], of_apart[i])) << "gradient " << i;
+        const auto of_apart = torch::autograd::grad({apart}, leaves, {grad}),
+                   of_fused = torch::autograd::grad({fused}, leaves, {grad});
+        for (size_t i = 0; i < leaves.size(); ++i)
+          EXPECT_TRUE(at::equal(of_fused[i], of_apart[i])) << "gradient " << i;
       }
     }
   }
@@ -291,7 +398,8 @@ TEST(GpuCausal, AFusedProjectionGetsOneGradient) {
 TEST(GpuCausal, AMapAtAnyAddress) {
   Problem p = make_problem({}, at::kBFloat16);
   const Tensor weight = *p.inputs.weight_HKd;
-  const Tensor odd = at::empty({weight.numel() + 1}, weight.options()).slice(0, 1).view(weight.sizes());
+  const Tensor odd =
+      at::empty({weight.numel() + 1}, weight.options()).slice(0, 1).view(weight.sizes());
   odd.copy_(weight);
   const Tensor wanted = causal(p.inputs).o_BTHd;
   p.inputs.weight_HKd = odd;
@@ -299,13 +407,28 @@ TEST(GpuCausal, AMapAtAnyAddress) {
 }
 
 TEST(GpuCausal, OneSequenceCutIntoSegments) {
-  expect_exact({.batch = 1, .length = 8192, .query_heads = 1, .state_heads = 1, .key_heads = 1, .value_heads = 1, .state = true},
-               at::kBFloat16, 1e-2);
+  expect_exact({.batch = 1,
+                .length = 8192,
+                .query_heads = 1,
+                .state_heads = 1,
+                .key_heads = 1,
+                .value_heads = 1,
+                .state = true},
+               at::kBFloat16,
+               1e-2);
   expect_exact({.batch = 1, .length = 5000, .query_heads = 2, .v_mean = 4.0}, at::kBFloat16, 1e-2);
   for (const int64_t head_size : {64, 128}) {
     for (const int64_t features : {32, 64}) {
       for (const bool map : {true, false}) {
-        expect_exact({.batch = 1, .length = 5000, .head_size = head_size, .features = features, .map = map, .state = true, .v_mean = 4.0}, at::kBFloat16, 1e-2);
+        expect_exact({.batch = 1,
+                      .length = 5000,
+                      .head_size = head_size,
+                      .features = features,
+                      .map = map,
+                      .state = true,
+                      .v_mean = 4.0},
+                     at::kBFloat16,
+                     1e-2);
       }
     }
   }
@@ -313,7 +436,10 @@ TEST(GpuCausal, OneSequenceCutIntoSegments) {
 
 TEST(GpuCausal, GroupedQueriesOfOneSequenceCutIntoSegments) {
   for (const bool documents : {false, true}) {
-    expect_exact({.batch = 1, .length = 5000, .query_heads = 6, .state = true, .documents = documents}, at::kBFloat16, 1e-2);
+    expect_exact(
+        {.batch = 1, .length = 5000, .query_heads = 6, .state = true, .documents = documents},
+        at::kBFloat16,
+        1e-2);
   }
 }
 
@@ -324,7 +450,10 @@ TEST(GpuCausal, SecondDerivativesAreRefused) {
     CausalInputs in = p.inputs;
     in.q_BTHd = q;
     const Tensor loss = causal(in).o_BTHd.sum();
-    EXPECT_THAT(message_of([&] { torch::autograd::grad({loss}, {q}, {}, /*retain_graph=*/true, /*create_graph=*/true); }),
+    EXPECT_THAT(message_of([&] {
+                  torch::autograd::grad(
+                      {loss}, {q}, {}, /*retain_graph=*/true, /*create_graph=*/true);
+                }),
                 HasSubstr("causal: second derivatives are not there"));
     EXPECT_NO_THROW(torch::autograd::grad({loss}, {q}));
   }
@@ -338,7 +467,9 @@ TEST(GpuCausal, AThreadThatHasNotUsedTheGpu) {
   EXPECT_TRUE(at::equal(actual, wanted));
 }
 
-TEST(GpuCausal, EluRule) { expect_exact({.length = 257, .features = 64, .map = false, .floor = 0.0, .added = 1e-6}); }
+TEST(GpuCausal, EluRule) {
+  expect_exact({.length = 257, .features = 64, .map = false, .floor = 0.0, .added = 1e-6});
+}
 
 TEST(GpuCausal, DeadFeaturesGiveZeros) {
   const Case c{.length = 129, .dead = true};
@@ -346,56 +477,86 @@ TEST(GpuCausal, DeadFeaturesGiveZeros) {
     const Problem p = make_problem(c, type);
     const Result result = run(p, c, false, [](const CausalInputs& in) { return causal(in); });
     EXPECT_EQ(result.outputs.o_BTHd.abs().max().item<float>(), 0.0F);
-    for (const Tensor& gradient : result.gradients) EXPECT_EQ(gradient.abs().max().item<float>(), 0.0F);
+    for (const Tensor& gradient : result.gradients)
+      EXPECT_EQ(gradient.abs().max().item<float>(), 0.0F);
   }
 }
 
 TEST(GpuCausal, GradientsAreThoseOfNumericalDifferences) {
-  for (const Case& c : {Case{.batch = 1, .length = 37, .head_size = 32, .features = 5, .state = true},
-                        Case{.batch = 1, .length = 37, .head_size = 32, .features = 16, .map = false, .state = true, .documents = true}}) {
+  for (const Case& c :
+       {Case{.batch = 1, .length = 37, .head_size = 32, .features = 5, .state = true},
+        Case{.batch = 1,
+        .length = 37,
+        .head_size = 32,
+        .features = 16,
+        .map = false,
+        .state = true,
+        .documents = true}}) {
     SCOPED_TRACE(testing::Message() << c);
     const Problem p = make_problem(c, at::kDouble);
     const auto loss = [&](const std::vector<Tensor>& leaves) {
       const auto out = causal(with_leaves(p.inputs, leaves, c));
-      return ((out.o_BTHd * p.grad_o).sum() + (out.s_BHKd * p.grad_s).sum() + (out.z_BHK * p.grad_z).sum()).item<double>();
+      return ((out.o_BTHd * p.grad_o).sum() + (out.s_BHKd * p.grad_s).sum() +
+              (out.z_BHK * p.grad_z).sum())
+          .item<double>();
     };
     const Result result = run(p, c, false, [](const CausalInputs& in) { return causal(in); });
-    for (int repetition = 0; repetition < 10; ++repetition) test::expect_numerical_gradients(p.leaves, result.gradients, p.names, loss);
+    for (int repetition = 0; repetition < 10; ++repetition)
+      test::expect_numerical_gradients(p.leaves, result.gradients, p.names, loss);
   }
 }
 
 TEST(GpuCausal, AgreesWithTheCpuKernel) {
   for (const int64_t head_size : {32, 64, 128}) {
     for (const bool map : {false, true}) {
-      const Case c{.length = 333, .query_heads = 4, .state_heads = 2, .head_size = head_size, .map = map, .state = true};
+      const Case c{.length = 333,
+                   .query_heads = 4,
+                   .state_heads = 2,
+                   .head_size = head_size,
+                   .map = map,
+                   .state = true};
       SCOPED_TRACE(testing::Message() << c);
       const Problem p = make_problem(c, at::kFloat);
       const Result gpu = run(p, c, false, [](const CausalInputs& in) { return causal(in); });
       const Result cpu = run(p, c, false, [&](const CausalInputs& in) {
         const auto features = [&](const Tensor& x, int64_t heads, double scale) {
           if (!map) return x.cpu();
-          const Tensor y = at::einsum("bthd,hkd->bthk", {spread(x.cpu(), heads, 2), spread(in.weight_HKd->cpu(), heads, 0)});
+          const Tensor y =
+              at::einsum("bthd,hkd->bthk",
+                         {spread(x.cpu(), heads, 2), spread(in.weight_HKd->cpu(), heads, 0)});
           return at::relu(y.mul(scale).add(spread(in.bias_HK->cpu(), heads, 0)));
         };
-        const model::LinearAttentionState initial{in.initial_s_BHKd->cpu(), in.initial_z_BHK->cpu()};
-        const auto out = model::causal_linear_attention(features(in.q_BTHd, c.query_heads, in.scale), features(in.k_BTHd, c.state_heads, 1.0),
-                                                        in.v_BTHd.cpu(), &initial, {in.floor, in.added});
+        const model::LinearAttentionState initial{in.initial_s_BHKd->cpu(),
+                                                  in.initial_z_BHK->cpu()};
+        const auto out =
+            model::causal_linear_attention(features(in.q_BTHd, c.query_heads, in.scale),
+                                           features(in.k_BTHd, c.state_heads, 1.0),
+                                           in.v_BTHd.cpu(),
+                                           &initial,
+                                           {in.floor, in.added});
         return CausalOutputs{out.o_BTHV.cuda(), out.state.s_BHKV.cuda(), out.state.z_BHK.cuda()};
       });
       EXPECT_LE(relative_error(gpu.outputs.o_BTHd, cpu.outputs.o_BTHd), 5e-6);
-      for (size_t i = 0; i < p.names.size(); ++i) EXPECT_LE(relative_error(gpu.gradients[i], cpu.gradients[i]), 2e-5) << p.names[i];
+      for (size_t i = 0; i < p.names.size(); ++i)
+        EXPECT_LE(relative_error(gpu.gradients[i], cpu.gradients[i]), 2e-5) << p.names[i];
     }
   }
 }
 
 TEST(GpuCausal, GraphReplayEqualsEagerBitwise) {
-  for (const Case& c : {Case{.batch = 1, .length = 512}, Case{.batch = 1, .length = 6000}, Case{.batch = 1, .length = 500, .features = 64, .state = true},
-                        Case{.length = 300, .head_size = 128, .features = 64}, Case{.length = 300, .head_size = 128, .map = false, .state = true},
-                        Case{.length = 300, .features = 128, .map = false}, Case{.length = 300, .head_size = 32, .documents = true},
+  for (const Case& c : {Case{.batch = 1, .length = 512},
+                        Case{.batch = 1, .length = 6000},
+                        Case{.batch = 1, .length = 500, .features = 64, .state = true},
+                        Case{.length = 300, .head_size = 128, .features = 64},
+                        Case{.length = 300, .head_size = 128, .map = false, .state = true},
+                        Case{.length = 300, .features = 128, .map = false},
+                        Case{.length = 300, .head_size = 32, .documents = true},
                         Case{.length = 300, .head_size = 128, .features = 128}}) {
     SCOPED_TRACE(testing::Message() << c);
     const Problem p = make_problem(c, at::kBFloat16);
-    const auto step = [&] { return run(p, c, false, [](const CausalInputs& in) { return causal(in); }); };
+    const auto step = [&] {
+      return run(p, c, false, [](const CausalInputs& in) { return causal(in); });
+    };
     const Result eager = step();
     const auto stream = c10::cuda::getStreamFromPool();
     const c10::cuda::CUDAStreamGuard guard(stream);
@@ -408,23 +569,37 @@ TEST(GpuCausal, GraphReplayEqualsEagerBitwise) {
     graph.replay();
     stream.synchronize();
     EXPECT_TRUE(at::equal(eager.outputs.o_BTHd, captured.outputs.o_BTHd));
-    for (size_t i = 0; i < p.names.size(); ++i) EXPECT_TRUE(at::equal(eager.gradients[i], captured.gradients[i])) << p.names[i];
+    for (size_t i = 0; i < p.names.size(); ++i)
+      EXPECT_TRUE(at::equal(eager.gradients[i], captured.gradients[i])) << p.names[i];
   }
 }
 
-/// Every multiprocessor busy, many times: a race between warps that wait for each other shows as a pass that differs.
+/// Every multiprocessor busy, many times: a race between warps that wait for each other shows as a
+/// pass that differs.
 TEST(GpuCausal, FullSizePassesRepeatBitwise) {
-  for (const auto& [batch, length, head_size, features] : std::vector<std::array<int64_t, 4>>{
-           {8, 2048, 64, 32}, {8, 2048, 64, 64}, {8, 2048, 128, 64}, {1, 16384, 64, 32}, {40, 200, 64, 32}}) {
+  for (const auto& [batch, length, head_size, features] :
+       std::vector<std::array<int64_t, 4>>{{8, 2048, 64, 32},
+                                           {8, 2048, 64, 64},
+                                           {8, 2048, 128, 64},
+                                           {1, 16384, 64, 32},
+                                           {40, 200, 64, 32}}) {
     const int64_t heads = 16;
     const auto options = at::TensorOptions(at::kCUDA).dtype(at::kBFloat16);
     const auto random = [&](at::IntArrayRef sizes) { return at::randn(sizes, options); };
-    const std::vector<Tensor> leaves{random({batch, length, heads, head_size}).requires_grad_(), random({batch, length, heads, head_size}).requires_grad_(),
-                                     random({batch, length, heads, head_size}).requires_grad_(), random({heads, features, head_size}).div_(8).requires_grad_(),
+    const std::vector<Tensor> leaves{random({batch, length, heads, head_size}).requires_grad_(),
+                                     random({batch, length, heads, head_size}).requires_grad_(),
+                                     random({batch, length, heads, head_size}).requires_grad_(),
+                                     random({heads, features, head_size}).div_(8).requires_grad_(),
                                      random({heads, features}).requires_grad_()};
     const Tensor grad_o = random({batch, length, heads, head_size});
     const auto pass = [&] {
-      const Tensor o = causal({.q_BTHd = leaves[0], .k_BTHd = leaves[1], .v_BTHd = leaves[2], .weight_HKd = leaves[3], .bias_HK = leaves[4], .floor = 0.01}).o_BTHd;
+      const Tensor o = causal({.q_BTHd = leaves[0],
+                               .k_BTHd = leaves[1],
+                               .v_BTHd = leaves[2],
+                               .weight_HKd = leaves[3],
+                               .bias_HK = leaves[4],
+                               .floor = 0.01})
+                           .o_BTHd;
       std::vector<Tensor> results = torch::autograd::grad({o}, leaves, {grad_o});
       results.push_back(o.detach());
       return results;
@@ -433,7 +608,9 @@ TEST(GpuCausal, FullSizePassesRepeatBitwise) {
     for (int repetition = 0; repetition < 100; ++repetition) {
       const std::vector<Tensor> again = pass();
       for (size_t i = 0; i < first.size(); ++i) {
-        ASSERT_TRUE(at::equal(again[i], first[i])) << "B" << batch << " T" << length << " d" << head_size << " k" << features << ", result " << i << ", repetition " << repetition;
+        ASSERT_TRUE(at::equal(again[i], first[i]))
+            << "B" << batch << " T" << length << " d" << head_size << " k" << features
+            << ", result " << i << ", repetition " << repetition;
       }
     }
   }
@@ -448,27 +625,51 @@ TEST(GpuCausal, BadInputIsRefusedByName) {
       causal(in);
     });
   };
-  EXPECT_THAT(refusal([](auto& in) { in.q_BTHd = in.q_BTHd.cpu(); }), HasSubstr("q is on cpu, allowed: cuda"));
-  EXPECT_THAT(refusal([](auto& in) { in.v_BTHd = in.v_BTHd.cpu(); }), HasSubstr("v is on cpu, q is on cuda:0, allowed: one device"));
-  EXPECT_THAT(refusal([](auto& in) { in.k_BTHd = in.k_BTHd.cpu(); }), HasSubstr("k is on cpu, q is on cuda:0, allowed: one device"));
-  EXPECT_THAT(refusal([](auto& in) { in.weight_HKd = in.weight_HKd->cpu(); }), HasSubstr("weight is on cpu, q is on cuda:0, allowed: one device"));
-  EXPECT_THAT(refusal([](auto& in) { in.q_BTHd = in.q_BTHd.to(at::kHalf); }), HasSubstr("q has dtype Half, allowed: bfloat16, float32, float64"));
-  EXPECT_THAT(refusal([](auto& in) { in.k_BTHd = in.k_BTHd.to(at::kFloat); }), HasSubstr("k has dtype Float, q has BFloat16, allowed: the same"));
-  EXPECT_THAT(refusal([](auto& in) { in.v_BTHd = in.v_BTHd.slice(3, 0, 48); }), HasSubstr("v has head size 48, allowed: 32, 64, 128"));
-  EXPECT_THAT(refusal([](auto& in) { in.weight_HKd = in.weight_HKd->slice(1, 0, 0), in.bias_HK = in.bias_HK->slice(1, 0, 0); }),
+  EXPECT_THAT(refusal([](auto& in) { in.q_BTHd = in.q_BTHd.cpu(); }),
+              HasSubstr("q is on cpu, allowed: cuda"));
+  EXPECT_THAT(refusal([](auto& in) { in.v_BTHd = in.v_BTHd.cpu(); }),
+              HasSubstr("v is on cpu, q is on cuda:0, allowed: one device"));
+  EXPECT_THAT(refusal([](auto& in) { in.k_BTHd = in.k_BTHd.cpu(); }),
+              HasSubstr("k is on cpu, q is on cuda:0, allowed: one device"));
+  EXPECT_THAT(refusal([](auto& in) { in.weight_HKd = in.weight_HKd->cpu(); }),
+              HasSubstr("weight is on cpu, q is on cuda:0, allowed: one device"));
+  EXPECT_THAT(refusal([](auto& in) { in.q_BTHd = in.q_BTHd.to(at::kHalf); }),
+              HasSubstr("q has dtype Half, allowed: bfloat16, float32, float64"));
+  EXPECT_THAT(refusal([](auto& in) { in.k_BTHd = in.k_BTHd.to(at::kFloat); }),
+              HasSubstr("k has dtype Float, q has BFloat16, allowed: the same"));
+  EXPECT_THAT(refusal([](auto& in) { in.v_BTHd = in.v_BTHd.slice(3, 0, 48); }),
+              HasSubstr("v has head size 48, allowed: 32, 64, 128"));
+  EXPECT_THAT(refusal([](auto& in) {
+                in.weight_HKd = in.weight_HKd->slice(1, 0, 0),
+                in.bias_HK = in.bias_HK->slice(1, 0, 0);
+              }),
               HasSubstr("feature size is 0, allowed: 1 to 128"));
-  EXPECT_THAT(refusal([](auto& in) { in.weight_HKd = in.weight_HKd->repeat({1, 5, 1}).slice(1, 0, 129), in.bias_HK = in.bias_HK->repeat({1, 5}).slice(1, 0, 129); }),
+  EXPECT_THAT(refusal([](auto& in) {
+                in.weight_HKd = in.weight_HKd->repeat({1, 5, 1}).slice(1, 0, 129),
+                in.bias_HK = in.bias_HK->repeat({1, 5}).slice(1, 0, 129);
+              }),
               HasSubstr("feature size is 129, allowed: 1 to 128"));
-  EXPECT_THAT(refusal([](auto& in) { in.k_BTHd = in.k_BTHd.slice(1, 0, 10); }), HasSubstr("k has batch and length 2 x 10, q has 2 x 200"));
-  EXPECT_THAT(refusal([](auto& in) { in.q_BTHd = in.q_BTHd.repeat_interleave(2, 3).slice(3, 0, 128, 2); }),
-              HasSubstr("q has stride 2 in its last dimension, allowed: 1"));
-  EXPECT_THAT(refusal([](auto& in) { in.q_BTHd = at::empty({2, 200, 2, 65}, in.q_BTHd.options()).slice(3, 0, 64); }),
+  EXPECT_THAT(refusal([](auto& in) { in.k_BTHd = in.k_BTHd.slice(1, 0, 10); }),
+              HasSubstr("k has batch and length 2 x 10, q has 2 x 200"));
+  EXPECT_THAT(
+      refusal([](auto& in) { in.q_BTHd = in.q_BTHd.repeat_interleave(2, 3).slice(3, 0, 128, 2); }),
+      HasSubstr("q has stride 2 in its last dimension, allowed: 1"));
+  EXPECT_THAT(refusal([](auto& in) {
+                in.q_BTHd = at::empty({2, 200, 2, 65}, in.q_BTHd.options()).slice(3, 0, 64);
+              }),
               HasSubstr("q has stride 130 in dimension 1, allowed: multiples of 8 (16 bytes)"));
-  EXPECT_THAT(refusal([](auto& in) { in.q_BTHd = at::cat({in.q_BTHd, in.q_BTHd.slice(2, 0, 1)}, 2); }), HasSubstr("heads of q, the map, k, v are 3, 2, 2, 2"));
+  EXPECT_THAT(refusal([](auto& in) {
+                in.q_BTHd = at::cat({in.q_BTHd, in.q_BTHd.slice(2, 0, 1)}, 2);
+              }),
+              HasSubstr("heads of q, the map, k, v are 3, 2, 2, 2"));
   EXPECT_THAT(refusal([](auto& in) { in.floor = 0.0; }), HasSubstr("floor is 0 and added 0"));
-  EXPECT_THAT(refusal([](auto& in) { in.document_start_BT = at::zeros({2, 200}, in.q_BTHd.options().dtype(at::kLong)); }),
+  EXPECT_THAT(refusal([](auto& in) {
+                in.document_start_BT = at::zeros({2, 200}, in.q_BTHd.options().dtype(at::kLong));
+              }),
               HasSubstr("document_start has dtype Long, allowed: int32"));
-  EXPECT_THAT(refusal([](auto& in) { in.initial_s_BHKd = at::zeros({2, 2, 32, 64}, in.q_BTHd.options()); }),
+  EXPECT_THAT(refusal([](auto& in) {
+                in.initial_s_BHKd = at::zeros({2, 2, 32, 64}, in.q_BTHd.options());
+              }),
               HasSubstr("initial_s and initial_z come together"));
 }
 

@@ -20,13 +20,15 @@ using test::spread;
 using testing::HasSubstr;
 
 struct Case {
-  int64_t batch = 3, query_heads = 2, state_heads = 2, key_heads = 2, value_heads = 2, head_size = 64, features = 32;
+  int64_t batch = 3, query_heads = 2, state_heads = 2, key_heads = 2, value_heads = 2,
+          head_size = 64, features = 32;
   bool map = true, dead = false;
   double v_mean = 0.0, scale = 0.125, floor = 0.01, added = 0.0;
 
   friend std::ostream& operator<<(std::ostream& out, const Case& c) {
-    return out << "B" << c.batch << " H" << c.query_heads << "/" << c.state_heads << "/" << c.key_heads << "/" << c.value_heads
-               << " d" << c.head_size << " k" << c.features << (c.map ? " map" : " features") << " v" << c.v_mean;
+    return out << "B" << c.batch << " H" << c.query_heads << "/" << c.state_heads << "/"
+               << c.key_heads << "/" << c.value_heads << " d" << c.head_size << " k" << c.features
+               << (c.map ? " map" : " features") << " v" << c.v_mean;
   }
 };
 
@@ -38,7 +40,16 @@ struct Sequence {
   Case c;
 
   DecodeInputs at(int64_t t) const {
-    return {q_BTHd.select(1, t), k_BTHd.select(1, t), v_BTHd.select(1, t), weight, bias, s, z, c.scale, c.floor, c.added};
+    return {q_BTHd.select(1, t),
+            k_BTHd.select(1, t),
+            v_BTHd.select(1, t),
+            weight,
+            bias,
+            s,
+            z,
+            c.scale,
+            c.floor,
+            c.added};
   }
 };
 
@@ -51,12 +62,23 @@ Sequence make_sequence(const Case& c, int64_t length, at::ScalarType type) {
   if (c.map) {
     sequence.q_BTHd = random({c.batch, length, c.query_heads, c.head_size}).to(type);
     sequence.k_BTHd = random({c.batch, length, c.key_heads, c.head_size}).to(type);
-    sequence.weight = random({c.state_heads, c.features, c.head_size}).div(std::sqrt(double(c.head_size))).to(type);
-    // Few features may all be off, and then the floor decides: rounding would flip it, so they are kept on.
-    sequence.bias = random({c.state_heads, c.features}).abs().mul(0.1).add(c.dead ? -20.0 : c.features < 16 ? 2.0 : 0.05).to(type);
+    sequence.weight = random({c.state_heads, c.features, c.head_size})
+                          .div(std::sqrt(double(c.head_size)))
+                          .to(type);
+    // Few features may all be off, and then the floor decides: rounding would flip it, so they are
+    // kept on.
+    sequence.bias = random({c.state_heads, c.features})
+                        .abs()
+                        .mul(0.1)
+                        .add(c.dead            ? -20.0
+                             : c.features < 16 ? 2.0
+                                               : 0.05)
+                        .to(type);
   } else {
-    sequence.q_BTHd = at::relu(random({c.batch, length, c.query_heads, c.features}).add(0.5)).add(0.05).to(type);
-    sequence.k_BTHd = at::relu(random({c.batch, length, c.state_heads, c.features}).add(0.5)).add(0.05).to(type);
+    sequence.q_BTHd =
+        at::relu(random({c.batch, length, c.query_heads, c.features}).add(0.5)).add(0.05).to(type);
+    sequence.k_BTHd =
+        at::relu(random({c.batch, length, c.state_heads, c.features}).add(0.5)).add(0.05).to(type);
   }
   sequence.v_BTHd = random({c.batch, length, c.value_heads, c.head_size}).add(c.v_mean).to(type);
   sequence.s = random({c.batch, c.state_heads, c.features, c.head_size}).mul(2);
@@ -75,12 +97,16 @@ Step oracle(const DecodeInputs& in, const Case& c) {
   const Tensor v = spread(exact(in.v_BHd), c.state_heads, 1);
   if (c.map) {
     const Tensor weight = exact(*in.weight_HKd), bias = exact(*in.bias_HK);
-    phi_q = at::relu(at::einsum("bhd,hkd->bhk", {phi_q, spread(weight, c.query_heads, 0)}) * c.scale + spread(bias, c.query_heads, 0));
+    phi_q =
+        at::relu(at::einsum("bhd,hkd->bhk", {phi_q, spread(weight, c.query_heads, 0)}) * c.scale +
+                 spread(bias, c.query_heads, 0));
     phi_k = at::relu(at::einsum("bhd,hkd->bhk", {spread(phi_k, c.state_heads, 1), weight}) + bias);
   }
-  const Tensor s = exact(in.s_BHKd) + at::einsum("bhk,bhd->bhkd", {phi_k, v}), z = exact(in.z_BHK) + phi_k;
+  const Tensor s = exact(in.s_BHKd) + at::einsum("bhk,bhd->bhkd", {phi_k, v}),
+               z = exact(in.z_BHK) + phi_k;
   const Tensor numerator = at::einsum("bhk,bhkd->bhd", {phi_q, spread(s, c.query_heads, 1)});
-  const Tensor denominator = at::einsum("bhk,bhk->bh", {phi_q, spread(z, c.query_heads, 1)}) + c.added;
+  const Tensor denominator =
+      at::einsum("bhk,bhk->bh", {phi_q, spread(z, c.query_heads, 1)}) + c.added;
   return {numerator / denominator.clamp_min(c.floor).unsqueeze(2), s, z};
 }
 
@@ -93,14 +119,16 @@ int64_t plan_bytes(const Case& c, at::ScalarType type) {
                                    .value_heads = static_cast<int>(c.value_heads),
                                    .head_size = static_cast<int>(c.head_size),
                                    .feature_size = static_cast<int>(c.features)};
-  return kernels::cuda::plan_decode(shape, c.map, type == at::kBFloat16, current_device()).shared_bytes;
+  return kernels::cuda::plan_decode(shape, c.map, type == at::kBFloat16, current_device())
+      .shared_bytes;
 }
 
 void expect_exact(const Case& c) {
   for (const auto& [type, bar] : {std::pair{at::kBFloat16, 1e-2}, std::pair{at::kFloat, 2e-5}}) {
     SCOPED_TRACE(testing::Message() << c << " " << type);
     const Sequence sequence = make_sequence(c, 3, type);
-    if (test::is_refused_for_memory(plan_bytes(c, type), [&] { decode_step(sequence.at(0)); })) continue;
+    if (test::is_refused_for_memory(plan_bytes(c, type), [&] { decode_step(sequence.at(0)); }))
+      continue;
     for (int64_t t = 0; t < 3; ++t) {
       const DecodeInputs in = sequence.at(t);
       const Step exact = oracle(in, c);
@@ -108,7 +136,8 @@ void expect_exact(const Case& c) {
       ASSERT_EQ(o.sizes(), exact.o.sizes());
       EXPECT_EQ(o.scalar_type(), type);
       EXPECT_LE(relative_error(o, exact.o), bar) << "o of step " << t;
-      EXPECT_LE(relative_error(in.s_BHKd, exact.s), 2e-5) << "s after step " << t;  // float32 for every dtype of the inputs
+      EXPECT_LE(relative_error(in.s_BHKd, exact.s), 2e-5)
+          << "s after step " << t;  // float32 for every dtype of the inputs
       EXPECT_LE(relative_error(in.z_BHK, exact.z), 2e-5) << "z after step " << t;
     }
   }
@@ -132,11 +161,17 @@ TEST(GpuDecode, GroupedQueries) {
   expect_exact({.query_heads = 9, .state_heads = 3, .key_heads = 3, .value_heads = 3});
   expect_exact({.query_heads = 6, .state_heads = 6, .key_heads = 2, .value_heads = 3});
   expect_exact({.query_heads = 22, .state_heads = 2, .key_heads = 1, .value_heads = 1});
-  expect_exact({.query_heads = 64, .state_heads = 1, .key_heads = 1, .value_heads = 1, .head_size = 128, .features = 128});
+  expect_exact({.query_heads = 64,
+                .state_heads = 1,
+                .key_heads = 1,
+                .value_heads = 1,
+                .head_size = 128,
+                .features = 128});
   expect_exact({.query_heads = 20, .state_heads = 2, .value_heads = 1, .map = false});
 }
 
-TEST(GpuDecode, AnyNumberOfStates) {  // four warps a state, then one warp, of 1 to 8 sequences a block
+TEST(GpuDecode,
+     AnyNumberOfStates) {  // four warps a state, then one warp, of 1 to 8 sequences a block
   for (const int64_t batch : {1, 5, 20, 75, 150, 600, 1001, 2003}) expect_exact({.batch = batch});
 }
 
@@ -147,11 +182,19 @@ TEST(GpuDecode, ManyStatesOfEverySize) {
       expect_exact({.batch = 1201, .head_size = head_size, .features = features, .map = false});
     }
   }
-  expect_exact({.batch = 601, .query_heads = 9, .state_heads = 3, .key_heads = 3, .value_heads = 1});
-  expect_exact({.batch = 301, .query_heads = 8, .state_heads = 2, .key_heads = 1, .head_size = 128, .features = 100});
+  expect_exact(
+      {.batch = 601, .query_heads = 9, .state_heads = 3, .key_heads = 3, .value_heads = 1});
+  expect_exact({.batch = 301,
+                .query_heads = 8,
+                .state_heads = 2,
+                .key_heads = 1,
+                .head_size = 128,
+                .features = 100});
 }
 
-TEST(GpuDecode, EluRule) { expect_exact({.features = 64, .map = false, .floor = 0.0, .added = 1e-6}); }
+TEST(GpuDecode, EluRule) {
+  expect_exact({.features = 64, .map = false, .floor = 0.0, .added = 1e-6});
+}
 
 TEST(GpuDecode, DeadFeaturesGiveZeros) {
   Sequence sequence = make_sequence({.dead = true}, 1, at::kBFloat16);
@@ -161,14 +204,28 @@ TEST(GpuDecode, DeadFeaturesGiveZeros) {
 }
 
 TEST(GpuDecode, EqualsCausalAttentionTokenByToken) {
-  const Case grouped{.query_heads = 6, .state_heads = 2, .key_heads = 1, .value_heads = 1, .head_size = 128, .features = 48};
+  const Case grouped{.query_heads = 6,
+                     .state_heads = 2,
+                     .key_heads = 1,
+                     .value_heads = 1,
+                     .head_size = 128,
+                     .features = 48};
   for (const Case& c : {Case{}, Case{.map = false}, grouped}) {
     // The tensor-core kernels round features to bfloat16, the step does not.
     for (const auto& [type, bar] : {std::pair{at::kBFloat16, 1e-2}, std::pair{at::kFloat, 2e-5}}) {
       SCOPED_TRACE(testing::Message() << c << " " << type);
       const Sequence sequence = make_sequence(c, 70, type);
-      const CausalOutputs whole = causal({sequence.q_BTHd, sequence.k_BTHd, sequence.v_BTHd, sequence.weight, sequence.bias, {},
-                                          sequence.s.clone(), sequence.z.clone(), c.scale, c.floor, c.added});
+      const CausalOutputs whole = causal({sequence.q_BTHd,
+                                          sequence.k_BTHd,
+                                          sequence.v_BTHd,
+                                          sequence.weight,
+                                          sequence.bias,
+                                          {},
+                                          sequence.s.clone(),
+                                          sequence.z.clone(),
+                                          c.scale,
+                                          c.floor,
+                                          c.added});
       std::vector<Tensor> o;
       for (int64_t t = 0; t < 70; ++t) o.push_back(decode_step(sequence.at(t)));
       EXPECT_LE(relative_error(at::stack(o, 1), whole.o_BTHd), bar) << "o";
@@ -182,9 +239,19 @@ TEST(GpuDecode, SlicesOfAFusedProjection) {
   const Case c{.query_heads = 3, .state_heads = 3, .key_heads = 3, .value_heads = 3};
   for (const int64_t offset : {0, 1}) {  // 1: no alignment is asked of the token's vectors
     Sequence sequence = make_sequence(c, 1, at::kBFloat16);
-    const Tensor qkv = at::randn({c.batch, 9 * 64 + offset}, sequence.v_BTHd.options()).slice(1, offset);
+    const Tensor qkv =
+        at::randn({c.batch, 9 * 64 + offset}, sequence.v_BTHd.options()).slice(1, offset);
     const auto parts = qkv.unflatten(1, {9, 64}).split(3, 1);
-    const DecodeInputs in{parts[0], parts[1], parts[2], sequence.weight, sequence.bias, sequence.s, sequence.z, c.scale, c.floor, c.added};
+    const DecodeInputs in{parts[0],
+                          parts[1],
+                          parts[2],
+                          sequence.weight,
+                          sequence.bias,
+                          sequence.s,
+                          sequence.z,
+                          c.scale,
+                          c.floor,
+                          c.added};
     const Step exact = oracle(in, c);
     EXPECT_LE(relative_error(decode_step(in), exact.o), 1e-2);
     EXPECT_LE(relative_error(sequence.s, exact.s), 2e-5);
@@ -223,27 +290,51 @@ TEST(GpuDecode, BadInputIsRefusedByName) {
       spoil(in);
       decode_step(in);
     });
-    EXPECT_TRUE(at::equal(good.s_BHKd, s) && at::equal(good.z_BHK, z)) << "the state was updated: " << message;
+    EXPECT_TRUE(at::equal(good.s_BHKd, s) && at::equal(good.z_BHK, z))
+        << "the state was updated: " << message;
     return message;
   };
-  EXPECT_THAT(refusal([](auto& in) { in.q_BHd = in.q_BHd.cpu(); }), HasSubstr("q is on cpu, allowed: cuda"));
-  EXPECT_THAT(refusal([](auto& in) { in.v_BHd = in.v_BHd.cpu(); }), HasSubstr("v is on cpu, q is on cuda:0, allowed: one device"));
-  EXPECT_THAT(refusal([](auto& in) { in.bias_HK = in.bias_HK->cpu(); }), HasSubstr("bias is on cpu, q is on cuda:0, allowed: one device"));
-  EXPECT_THAT(refusal([](auto& in) { in.s_BHKd = in.s_BHKd.cpu(); }), HasSubstr("s is on cpu, q is on cuda:0, allowed: one device"));
-  EXPECT_THAT(refusal([](auto& in) { in.weight_HKd = in.weight_HKd->slice(1, 0, 0), in.bias_HK = in.bias_HK->slice(1, 0, 0); }),
+  EXPECT_THAT(refusal([](auto& in) { in.q_BHd = in.q_BHd.cpu(); }),
+              HasSubstr("q is on cpu, allowed: cuda"));
+  EXPECT_THAT(refusal([](auto& in) { in.v_BHd = in.v_BHd.cpu(); }),
+              HasSubstr("v is on cpu, q is on cuda:0, allowed: one device"));
+  EXPECT_THAT(refusal([](auto& in) { in.bias_HK = in.bias_HK->cpu(); }),
+              HasSubstr("bias is on cpu, q is on cuda:0, allowed: one device"));
+  EXPECT_THAT(refusal([](auto& in) { in.s_BHKd = in.s_BHKd.cpu(); }),
+              HasSubstr("s is on cpu, q is on cuda:0, allowed: one device"));
+  EXPECT_THAT(refusal([](auto& in) {
+                in.weight_HKd = in.weight_HKd->slice(1, 0, 0),
+                in.bias_HK = in.bias_HK->slice(1, 0, 0);
+              }),
               HasSubstr("feature size is 0, allowed: 1 to 128"));
-  EXPECT_THAT(refusal([](auto& in) { in.weight_HKd = in.weight_HKd->repeat({1, 5, 1}).slice(1, 0, 129), in.bias_HK = in.bias_HK->repeat({1, 5}).slice(1, 0, 129); }),
+  EXPECT_THAT(refusal([](auto& in) {
+                in.weight_HKd = in.weight_HKd->repeat({1, 5, 1}).slice(1, 0, 129),
+                in.bias_HK = in.bias_HK->repeat({1, 5}).slice(1, 0, 129);
+              }),
               HasSubstr("feature size is 129, allowed: 1 to 128"));
-  EXPECT_THAT(refusal([](auto& in) { in.q_BHd = in.q_BHd.to(at::kDouble); }), HasSubstr("q has dtype Double, allowed: bfloat16, float32"));
-  EXPECT_THAT(refusal([](auto& in) { in.k_BHd = in.k_BHd.to(at::kFloat); }), HasSubstr("k has dtype Float, q has BFloat16, allowed: the same"));
-  EXPECT_THAT(refusal([](auto& in) { in.v_BHd = in.v_BHd.slice(2, 0, 48); }), HasSubstr("v has head size 48, allowed: 32, 64, 128"));
-  EXPECT_THAT(refusal([](auto& in) { in.q_BHd = in.q_BHd.unsqueeze(1); }), HasSubstr("q has 4 dimensions, allowed: 3"));
-  EXPECT_THAT(refusal([](auto& in) { in.k_BHd = in.k_BHd.slice(0, 0, 2); }), HasSubstr("k has shape [2, 2, 64], allowed: [3, 2, 64]"));
-  EXPECT_THAT(refusal([](auto& in) { in.q_BHd = at::cat({in.q_BHd, in.q_BHd.slice(1, 0, 1)}, 1); }), HasSubstr("heads of q, the map, k, v are 3, 2, 2, 2"));
-  EXPECT_THAT(refusal([](auto& in) { in.bias_HK = std::nullopt; }), HasSubstr("weight and bias come together"));
-  EXPECT_THAT(refusal([](auto& in) { in.s_BHKd = in.s_BHKd.to(at::kBFloat16); }), HasSubstr("s has dtype BFloat16, allowed: Float"));
-  EXPECT_THAT(refusal([](auto& in) { in.s_BHKd = in.s_BHKd.transpose(2, 3).contiguous().transpose(2, 3); }), HasSubstr("allowed: contiguous"));
-  EXPECT_THAT(refusal([](auto& in) { in.z_BHK = in.z_BHK.slice(2, 0, 31); }), HasSubstr("z has shape [3, 2, 31], allowed: [3, 2, 32]"));
+  EXPECT_THAT(refusal([](auto& in) { in.q_BHd = in.q_BHd.to(at::kDouble); }),
+              HasSubstr("q has dtype Double, allowed: bfloat16, float32"));
+  EXPECT_THAT(refusal([](auto& in) { in.k_BHd = in.k_BHd.to(at::kFloat); }),
+              HasSubstr("k has dtype Float, q has BFloat16, allowed: the same"));
+  EXPECT_THAT(refusal([](auto& in) { in.v_BHd = in.v_BHd.slice(2, 0, 48); }),
+              HasSubstr("v has head size 48, allowed: 32, 64, 128"));
+  EXPECT_THAT(refusal([](auto& in) { in.q_BHd = in.q_BHd.unsqueeze(1); }),
+              HasSubstr("q has 4 dimensions, allowed: 3"));
+  EXPECT_THAT(refusal([](auto& in) { in.k_BHd = in.k_BHd.slice(0, 0, 2); }),
+              HasSubstr("k has shape [2, 2, 64], allowed: [3, 2, 64]"));
+  EXPECT_THAT(refusal([](auto& in) {
+                in.q_BHd = at::cat({in.q_BHd, in.q_BHd.slice(1, 0, 1)}, 1);
+              }),
+              HasSubstr("heads of q, the map, k, v are 3, 2, 2, 2"));
+  EXPECT_THAT(refusal([](auto& in) { in.bias_HK = std::nullopt; }),
+              HasSubstr("weight and bias come together"));
+  EXPECT_THAT(refusal([](auto& in) { in.s_BHKd = in.s_BHKd.to(at::kBFloat16); }),
+              HasSubstr("s has dtype BFloat16, allowed: Float"));
+  EXPECT_THAT(
+      refusal([](auto& in) { in.s_BHKd = in.s_BHKd.transpose(2, 3).contiguous().transpose(2, 3); }),
+      HasSubstr("allowed: contiguous"));
+  EXPECT_THAT(refusal([](auto& in) { in.z_BHK = in.z_BHK.slice(2, 0, 31); }),
+              HasSubstr("z has shape [3, 2, 31], allowed: [3, 2, 32]"));
   EXPECT_THAT(refusal([](auto& in) { in.floor = 0.0; }), HasSubstr("floor is 0 and added 0"));
 }
 

@@ -1,4 +1,5 @@
-// Steps of generation of whole models on a GPU: the few kernels of a bfloat16 step and the float32 step against the CPU.
+// Steps of generation of whole models on a GPU: the few kernels of a bfloat16 step and the float32
+// step against the CPU.
 #include <gtest/gtest.h>
 #include <torch/types.h>
 
@@ -37,9 +38,12 @@ DecoderConfig config_of(Family family, std::optional<LinearAttentionConfig> line
 }
 
 std::vector<Variant> variants() {
-  const LinearAttentionConfig t2r{.feature_size = 16}, mixed{.feature_size = 16, .softmax_layers = {1}},
-      elu{.feature_map = "elu", .feature_size = 32}, hedgehog{.feature_map = "hedgehog", .feature_size = 64},
-      odd{.feature_map = "hedgehog", .feature_size = 36}, per_query{.feature_size = 16, .map_per_query_head = true};
+  const LinearAttentionConfig t2r{.feature_size = 16},
+      mixed{.feature_size = 16, .softmax_layers = {1}},
+      elu{.feature_map = "elu", .feature_size = 32},
+      hedgehog{.feature_map = "hedgehog", .feature_size = 64},
+      odd{.feature_map = "hedgehog", .feature_size = 36},
+      per_query{.feature_size = 16, .map_per_query_head = true};
   std::vector<Variant> all;
   for (const Family family : {Family::kGpt2, Family::kLlama}) {
     all.push_back({"softmax", config_of(family, std::nullopt)});
@@ -54,7 +58,10 @@ std::vector<Variant> variants() {
 }
 
 /// Logits [B, T, V] in float32, on the CPU: of the prompt, then of each token.
-Tensor logits_token_by_token(const Variant& variant, const Placement& placement, const Tensor& tokens_BT, int64_t prompt) {
+Tensor logits_token_by_token(const Variant& variant,
+                             const Placement& placement,
+                             const Tensor& tokens_BT,
+                             int64_t prompt) {
   DecoderLM model(variant.config);
   model.initialize(3);
   const torch::InferenceMode inference;
@@ -63,7 +70,8 @@ Tensor logits_token_by_token(const Variant& variant, const Placement& placement,
   DecoderState state = model.new_state();
   std::vector<Tensor> logits;
   for (int64_t t = 0; t < tokens_BT.size(1); t += t == 0 ? prompt : 1) {
-    const Tensor tokens = tokens_BT.narrow(1, t, t == 0 ? prompt : 1).to(placement.device).contiguous();
+    const Tensor tokens =
+        tokens_BT.narrow(1, t, t == 0 ? prompt : 1).to(placement.device).contiguous();
     logits.push_back(model.next_logits(tokens, state).to(torch::kCPU, torch::kFloat32));
   }
   EXPECT_EQ(state.position, tokens_BT.size(1));
@@ -75,14 +83,22 @@ Tensor logits_token_by_token(const Variant& variant, const Placement& placement,
 
 TEST(GpuGeneration, StepsGiveTheCpusLogits) {
   for (const Variant& variant : variants()) {
-    for (const auto& [batch, prompt] : {std::pair<int64_t, int64_t>{1, 1}, {3, 7}, {20, 7}}) {  // 20: more than the few rows of a step
-      SCOPED_TRACE(testing::Message() << variant.name << (variant.config.family == Family::kGpt2 ? " gpt2 " : " llama ") << batch);
+    for (const auto& [batch, prompt] : {std::pair<int64_t, int64_t>{1, 1},
+                                        {3, 7},
+                                        {20, 7}}) {  // 20: more than the few rows of a step
+      SCOPED_TRACE(testing::Message()
+                   << variant.name
+                   << (variant.config.family == Family::kGpt2 ? " gpt2 " : " llama ") << batch);
       torch::manual_seed(4);
       const Tensor tokens = torch::randint(100, {batch, 40}, torch::kInt64);
       const Tensor exact = logits_token_by_token(variant, {}, tokens, prompt);
       const torch::Device gpu(torch::kCUDA, 0);
-      EXPECT_LE(relative_error(logits_token_by_token(variant, {gpu, torch::kFloat32}, tokens, prompt), exact), 2e-5);
-      EXPECT_LE(relative_error(logits_token_by_token(variant, {gpu, torch::kBFloat16}, tokens, prompt), exact), 3e-2);
+      EXPECT_LE(relative_error(
+                    logits_token_by_token(variant, {gpu, torch::kFloat32}, tokens, prompt), exact),
+                2e-5);
+      EXPECT_LE(relative_error(
+                    logits_token_by_token(variant, {gpu, torch::kBFloat16}, tokens, prompt), exact),
+                3e-2);
     }
   }
 }

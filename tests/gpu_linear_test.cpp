@@ -1,4 +1,5 @@
-// Matrix products with epilogues, linear and mlp_gelu against float64, fused and (T2R_UNFUSED) in several steps.
+// Matrix products with epilogues, linear and mlp_gelu against float64, fused and (T2R_UNFUSED) in
+// several steps.
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -27,7 +28,9 @@ Tensor random(at::IntArrayRef sizes, at::ScalarType type, double scale = 1.0) {
   return at::randn(sizes, at::TensorOptions(at::kCUDA).dtype(at::kFloat)).mul(scale).to(type);
 }
 
-Tensor exact(const Tensor& tensor) { return tensor.detach().to(at::kDouble); }
+Tensor exact(const Tensor& tensor) {
+  return tensor.detach().to(at::kDouble);
+}
 
 /// Leaves these epilogues to separate operations while it lives.
 class Unfused {
@@ -38,11 +41,18 @@ class Unfused {
 
 TEST(GpuMatmul, EveryOrientationAndSize) {
   for (const auto& [type, bar] : kTypes) {
-    for (const auto& [m, n, k] : {std::tuple{256, 768, 512}, std::tuple{1, 64, 64}, std::tuple{64, 1, 32}, std::tuple{33, 7, 19},
-                                  std::tuple{5, 9, 1}, std::tuple{1, 1, 1}, std::tuple{0, 8, 8}, std::tuple{8, 8, 0}}) {
+    for (const auto& [m, n, k] : {std::tuple{256, 768, 512},
+                                  std::tuple{1, 64, 64},
+                                  std::tuple{64, 1, 32},
+                                  std::tuple{33, 7, 19},
+                                  std::tuple{5, 9, 1},
+                                  std::tuple{1, 1, 1},
+                                  std::tuple{0, 8, 8},
+                                  std::tuple{8, 8, 0}}) {
       for (const bool a_transposed : {false, true}) {
         for (const bool b_transposed : {false, true}) {
-          SCOPED_TRACE(testing::Message() << type << " " << m << " " << n << " " << k << " " << a_transposed << b_transposed);
+          SCOPED_TRACE(testing::Message() << type << " " << m << " " << n << " " << k << " "
+                                          << a_transposed << b_transposed);
           const Tensor a = a_transposed ? random({k, m}, type).t() : random({m, k}, type);
           const Tensor b = b_transposed ? random({n, k}, type).t() : random({k, n}, type);
           const Tensor out = random({m, n}, type), before = out.clone();
@@ -59,9 +69,13 @@ TEST(GpuMatmul, EveryOrientationAndSize) {
 }
 
 TEST(GpuMatmul, SumsOfBfloat16InFloat32) {
-  for (const auto& [m, n, k] : {std::tuple{256, 768, 512}, std::tuple{50304, 64, 1000}, std::tuple{33, 7, 19}, std::tuple{4, 4, 0}}) {
+  for (const auto& [m, n, k] : {std::tuple{256, 768, 512},
+                                std::tuple{50304, 64, 1000},
+                                std::tuple{33, 7, 19},
+                                std::tuple{4, 4, 0}}) {
     SCOPED_TRACE(testing::Message() << m << " " << n << " " << k);
-    const Tensor a = random({k, m}, at::kBFloat16).t(), b = random({k, n}, at::kBFloat16), out = random({m, n}, at::kFloat);
+    const Tensor a = random({k, m}, at::kBFloat16).t(), b = random({k, n}, at::kBFloat16),
+                 out = random({m, n}, at::kFloat);
     const Tensor before = out.clone(), product = exact(a).matmul(exact(b));
     matmul_lt({.a = a, .b = b, .out = out, .accumulate = true});
     EXPECT_LE(relative_error(out, product + exact(before)), 2e-5);
@@ -77,43 +91,57 @@ TEST(GpuMatmul, SumsOfBfloat16InFloat32) {
 TEST(GpuMatmul, StridedAndMisalignedOperands) {
   for (const auto& [type, bar] : kTypes) {
     for (const int64_t begin : {0, 1, 3, 8}) {
-      const Tensor a = random({40, 100}, type).slice(1, begin, begin + 64), b = random({64, 200}, type).slice(1, begin, begin + 72);
-      const Tensor out = random({40, 90}, type).slice(1, begin, begin + 72), bias = random({80}, type).slice(0, begin, begin + 72);
+      const Tensor a = random({40, 100}, type).slice(1, begin, begin + 64),
+                   b = random({64, 200}, type).slice(1, begin, begin + 72);
+      const Tensor out = random({40, 90}, type).slice(1, begin, begin + 72),
+                   bias = random({80}, type).slice(0, begin, begin + 72);
       matmul_lt({.a = a, .b = b, .out = out, .epilogue = Epilogue::kBias, .bias = bias});
-      EXPECT_LE(relative_error(out, exact(a).matmul(exact(b)) + exact(bias)), bar) << type << " from " << begin;
-      const Tensor every_other = random({40, 128}, type).slice(1, 0, 128, 2);  // no unit stride: copied
+      EXPECT_LE(relative_error(out, exact(a).matmul(exact(b)) + exact(bias)), bar)
+          << type << " from " << begin;
+      const Tensor every_other =
+          random({40, 128}, type).slice(1, 0, 128, 2);  // no unit stride: copied
       matmul_lt({.a = every_other, .b = b, .out = out});
-      EXPECT_LE(relative_error(out, exact(every_other).matmul(exact(b))), bar) << type << " from " << begin;
+      EXPECT_LE(relative_error(out, exact(every_other).matmul(exact(b))), bar)
+          << type << " from " << begin;
     }
   }
 }
 
-/// How much larger gelu's relative error may be than that of x: where outputs are few and x is far below 0, much.
+/// How much larger gelu's relative error may be than that of x: where outputs are few and x is far
+/// below 0, much.
 double gelu_condition(const Tensor& x) {
   const Tensor y = at::gelu(x, "tanh"), slope = at::gelu_backward(at::ones_like(x), x, "tanh");
   return std::max(1.0, ((x * slope).norm() / y.norm()).item<double>());
 }
 
 /// All epilogues of one shape; `fused`: one call of cuBLASLt is expected to do each.
-void expect_epilogues(int64_t m, int64_t n, int64_t k, at::ScalarType type, double bar, bool fused) {
-  SCOPED_TRACE(testing::Message() << type << " " << m << " " << n << " " << k << (fused ? " fused" : ""));
+void expect_epilogues(
+    int64_t m, int64_t n, int64_t k, at::ScalarType type, double bar, bool fused) {
+  SCOPED_TRACE(testing::Message() << type << " " << m << " " << n << " " << k
+                                  << (fused ? " fused" : ""));
   at::manual_seed(7);
   for (const bool a_transposed : {false, true}) {
     for (const bool b_transposed : {false, true}) {
-      SCOPED_TRACE(testing::Message() << (a_transposed ? "a^T " : "a ") << (b_transposed ? "b^T" : "b"));
+      SCOPED_TRACE(testing::Message()
+                   << (a_transposed ? "a^T " : "a ") << (b_transposed ? "b^T" : "b"));
       const double scale = 1.0 / std::sqrt(static_cast<double>(k));
       const Tensor a = a_transposed ? random({k, m}, type).t() : random({m, k}, type);
       const Tensor b = b_transposed ? random({n, k}, type, scale).t() : random({k, n}, type, scale);
-      const Tensor bias = random({n}, type), aux = at::empty({m, n}, a.options()), out = at::empty({m, n}, a.options());
+      const Tensor bias = random({n}, type), aux = at::empty({m, n}, a.options()),
+                   out = at::empty({m, n}, a.options());
       const Tensor product = exact(a).matmul(exact(b));
       const auto check_fused = [&](bool is_fused, const char* name) {
-        if (fused) { EXPECT_TRUE(is_fused) << name; }
+        if (fused) {
+          EXPECT_TRUE(is_fused) << name;
+        }
       };
       const bool forward = !a_transposed;  // the orientation that training has
-      const bool bias_fused = matmul_lt({.a = a, .b = b, .out = out, .epilogue = Epilogue::kBias, .bias = bias});
+      const bool bias_fused =
+          matmul_lt({.a = a, .b = b, .out = out, .epilogue = Epilogue::kBias, .bias = bias});
       if (forward) check_fused(bias_fused, "bias");
       EXPECT_LE(relative_error(out, product + exact(bias)), bar) << "bias";
-      const bool gelu_fused = matmul_lt({.a = a, .b = b, .out = out, .epilogue = Epilogue::kGelu, .bias = bias, .aux = aux});
+      const bool gelu_fused = matmul_lt(
+          {.a = a, .b = b, .out = out, .epilogue = Epilogue::kGelu, .bias = bias, .aux = aux});
       if (forward && type == at::kBFloat16) check_fused(gelu_fused, "gelu");
       EXPECT_LE(relative_error(aux, product + exact(bias)), bar) << "aux";
       const Tensor wanted = at::gelu(product + exact(bias), "tanh");
@@ -121,8 +149,10 @@ void expect_epilogues(int64_t m, int64_t n, int64_t k, at::ScalarType type, doub
       EXPECT_LE(relative_error(out, wanted), gelu_bar) << "gelu";
       matmul_lt({.a = a, .b = b, .out = out, .epilogue = Epilogue::kGelu, .bias = bias});
       EXPECT_LE(relative_error(out, wanted), gelu_bar) << "gelu without aux";
-      const Tensor pre = random({m, n}, type), gradient = at::gelu_backward(product, exact(pre), "tanh");
-      const bool dgelu_fused = matmul_lt({.a = a, .b = b, .out = out, .epilogue = Epilogue::kDGelu, .aux = pre});
+      const Tensor pre = random({m, n}, type),
+                   gradient = at::gelu_backward(product, exact(pre), "tanh");
+      const bool dgelu_fused =
+          matmul_lt({.a = a, .b = b, .out = out, .epilogue = Epilogue::kDGelu, .aux = pre});
       if (forward && type == at::kBFloat16) check_fused(dgelu_fused, "dgelu");
       EXPECT_LE(relative_error(out, gradient), bar) << "dgelu";
     }
@@ -135,7 +165,10 @@ TEST(GpuMatmul, EpiloguesAreFusedForWholeVectors) {
 
 TEST(GpuMatmul, EpiloguesOfAnySize) {
   for (const auto& [type, bar] : kTypes) {
-    for (const auto& [m, n, k] : {std::tuple{1, 64, 64}, std::tuple{65, 7, 24}, std::tuple{13, 20, 9}, std::tuple{3, 1, 5}}) {
+    for (const auto& [m, n, k] : {std::tuple{1, 64, 64},
+                                  std::tuple{65, 7, 24},
+                                  std::tuple{13, 20, 9},
+                                  std::tuple{3, 1, 5}}) {
       expect_epilogues(m, n, k, type, bar, false);
     }
   }
@@ -150,32 +183,45 @@ TEST(GpuMatmul, EpiloguesInSeveralSteps) {
     }
   }
   const Unfused unfused("gelu");
-  const Tensor a = random({64, 64}, at::kBFloat16), bias = random({64}, at::kBFloat16), out = at::empty_like(a);
+  const Tensor a = random({64, 64}, at::kBFloat16), bias = random({64}, at::kBFloat16),
+               out = at::empty_like(a);
   EXPECT_TRUE(matmul_lt({.a = a, .b = a, .out = out, .epilogue = Epilogue::kBias, .bias = bias}));
   EXPECT_FALSE(matmul_lt({.a = a, .b = a, .out = out, .epilogue = Epilogue::kGelu, .bias = bias}));
 }
 
 TEST(GpuMatmul, ColumnSumOfAnyMatrix) {
   for (const auto& [type, bar] : kTypes) {
-    for (const auto& [rows, columns] : {std::pair{65536, 768}, std::pair{1000, 3072}, std::pair{1, 64}, std::pair{64, 1}, std::pair{0, 8},
-                                        std::pair{77, 7}, std::pair{4099, 50257}, std::pair{100'000, 1}}) {
+    for (const auto& [rows, columns] : {std::pair{65536, 768},
+                                        std::pair{1000, 3072},
+                                        std::pair{1, 64},
+                                        std::pair{64, 1},
+                                        std::pair{0, 8},
+                                        std::pair{77, 7},
+                                        std::pair{4099, 50257},
+                                        std::pair{100'000, 1}}) {
       SCOPED_TRACE(testing::Message() << type << " " << rows << " " << columns);
       const Tensor x = random({rows, columns}, type).add(0.1), wanted = exact(x).sum(0);
       const Tensor sum = column_sum(x);
       ASSERT_EQ(sum.sizes(), wanted.sizes());
       EXPECT_EQ(sum.scalar_type(), type);
-      EXPECT_LE(relative_error(sum, wanted), type == at::kFloat ? 2e-6 : 4e-3);  // one rounding in bfloat16
+      EXPECT_LE(relative_error(sum, wanted),
+                type == at::kFloat ? 2e-6 : 4e-3);  // one rounding in bfloat16
       EXPECT_TRUE(at::equal(sum, column_sum(x)));
     }
     const Tensor wide = random({300, 100}, type);
-    EXPECT_LE(relative_error(column_sum(wide.slice(1, 3, 67)), exact(wide).slice(1, 3, 67).sum(0)), bar);
-    EXPECT_LE(relative_error(column_sum(wide.slice(1, 8, 72)), exact(wide).slice(1, 8, 72).sum(0)), bar);
+    EXPECT_LE(relative_error(column_sum(wide.slice(1, 3, 67)), exact(wide).slice(1, 3, 67).sum(0)),
+              bar);
+    EXPECT_LE(relative_error(column_sum(wide.slice(1, 8, 72)), exact(wide).slice(1, 8, 72).sum(0)),
+              bar);
     EXPECT_LE(relative_error(column_sum(wide.t()), exact(wide).sum(1)), bar);
   }
 }
 
-/// Values and gradients of `body` for leaves, with gradient `grad`; leaves that do not require one have an undefined gradient.
-std::vector<Tensor> with_gradients(const std::function<Tensor()>& body, const std::vector<Tensor>& leaves, const Tensor& grad) {
+/// Values and gradients of `body` for leaves, with gradient `grad`; leaves that do not require one
+/// have an undefined gradient.
+std::vector<Tensor> with_gradients(const std::function<Tensor()>& body,
+                                   const std::vector<Tensor>& leaves,
+                                   const Tensor& grad) {
   const Tensor y = body();
   std::vector<Tensor> wanted, results{y.detach()};
   for (const Tensor& leaf : leaves) {
@@ -186,7 +232,9 @@ std::vector<Tensor> with_gradients(const std::function<Tensor()>& body, const st
   return results;
 }
 
-void expect_close(const std::vector<Tensor>& actual, const std::vector<Tensor>& wanted, double bar) {
+void expect_close(const std::vector<Tensor>& actual,
+                  const std::vector<Tensor>& wanted,
+                  double bar) {
   ASSERT_EQ(actual.size(), wanted.size());
   for (size_t i = 0; i < actual.size(); ++i) {
     ASSERT_EQ(actual[i].sizes(), wanted[i].sizes()) << i;
@@ -196,7 +244,8 @@ void expect_close(const std::vector<Tensor>& actual, const std::vector<Tensor>& 
 
 std::vector<Tensor> exact_leaves(const std::vector<Tensor>& leaves) {
   std::vector<Tensor> copies;
-  for (const Tensor& leaf : leaves) copies.push_back(exact(leaf).requires_grad_(leaf.requires_grad()));
+  for (const Tensor& leaf : leaves)
+    copies.push_back(exact(leaf).requires_grad_(leaf.requires_grad()));
   return copies;
 }
 
@@ -214,23 +263,36 @@ struct LinearCase {
 void expect_linear(const LinearCase& c) {
   for (const auto& [type, bar] : kTypes) {
     for (const bool input_major : {false, true}) {
-      SCOPED_TRACE(testing::Message() << type << " x " << at::IntArrayRef(c.x_sizes) << " outputs " << c.outputs << (c.has_bias ? " bias" : "")
-                                      << (input_major ? " input major" : ""));
+      SCOPED_TRACE(testing::Message()
+                   << type << " x " << at::IntArrayRef(c.x_sizes) << " outputs " << c.outputs
+                   << (c.has_bias ? " bias" : "") << (input_major ? " input major" : ""));
       at::manual_seed(3);
       const int64_t inputs = c.x_sizes.back();
       const double scale = 1.0 / std::sqrt(static_cast<double>(inputs));
       const Tensor x = random(c.x_sizes, type).requires_grad_(c.x_needs);
-      const Tensor weight = (input_major ? random({inputs, c.outputs}, type, scale) : random({c.outputs, inputs}, type, scale)).requires_grad_(c.weight_needs);
+      const Tensor weight = (input_major ? random({inputs, c.outputs}, type, scale)
+                                         : random({c.outputs, inputs}, type, scale))
+                                .requires_grad_(c.weight_needs);
       std::vector<Tensor> leaves{x, weight};
       if (c.has_bias) leaves.push_back(random({c.outputs}, type).requires_grad_(c.bias_needs));
       std::vector<int64_t> y_sizes = c.x_sizes;
       y_sizes.back() = c.outputs;
       const Tensor grad = random(y_sizes, type);
       const auto bias = c.has_bias ? std::optional(leaves[2]) : std::nullopt;
-      const auto actual = with_gradients([&] { return linear(x, {weight, bias, input_major}); }, leaves, grad);
+      const auto actual = with_gradients(
+          [&] {
+            return linear(x, {weight, bias, input_major});
+          },
+          leaves,
+          grad);
       const auto copies = exact_leaves(leaves);
       const auto wanted = with_gradients(
-          [&] { return exact_linear(copies[0], copies[1], c.has_bias ? copies[2] : Tensor(), input_major); }, copies, exact(grad));
+          [&] {
+            return exact_linear(
+                copies[0], copies[1], c.has_bias ? copies[2] : Tensor(), input_major);
+          },
+          copies,
+          exact(grad));
       expect_close(actual, wanted, bar);
       for (const Tensor& tensor : actual) EXPECT_EQ(tensor.scalar_type(), type);
     }
@@ -258,7 +320,10 @@ TEST(GpuLinear, OddSizes) {
 TEST(GpuLinear, OnlyTheGradientsThatAreAskedFor) {
   expect_linear({.x_sizes = {40, 64}, .outputs = 48, .weight_needs = false, .bias_needs = false});
   expect_linear({.x_sizes = {40, 64}, .outputs = 48, .x_needs = false});
-  expect_linear({.x_sizes = {40, 64}, .outputs = 48, .x_needs = false, .weight_needs = false});  // the bias alone
+  expect_linear({.x_sizes = {40, 64},
+                 .outputs = 48,
+                 .x_needs = false,
+                 .weight_needs = false});  // the bias alone
   expect_linear({.x_sizes = {40, 64}, .outputs = 48, .bias_needs = false});
 }
 
@@ -268,12 +333,23 @@ TEST(GpuLinear, InSeveralSteps) {
 }
 
 TEST(GpuLinear, StridedInputAndExpandedGradient) {
-  const Tensor x = random({6, 10, 128}, at::kBFloat16).slice(2, 0, 64).transpose(0, 1).requires_grad_(true);
-  const Tensor weight = random({32, 64}, at::kBFloat16, 0.1).requires_grad_(true), bias = random({32}, at::kBFloat16).requires_grad_(true);
+  const Tensor x =
+      random({6, 10, 128}, at::kBFloat16).slice(2, 0, 64).transpose(0, 1).requires_grad_(true);
+  const Tensor weight = random({32, 64}, at::kBFloat16, 0.1).requires_grad_(true),
+               bias = random({32}, at::kBFloat16).requires_grad_(true);
   const Tensor grad = at::ones({1}, x.options().requires_grad(false)).expand({10, 6, 32});
-  const auto actual = with_gradients([&] { return linear(x, {weight, bias, false}); }, {x, weight, bias}, grad);
+  const auto actual = with_gradients(
+      [&] {
+        return linear(x, {weight, bias, false});
+      },
+      {x, weight, bias},
+      grad);
   const auto copies = exact_leaves({x, weight, bias});
-  expect_close(actual, with_gradients([&] { return exact_linear(copies[0], copies[1], copies[2], false); }, copies, exact(grad)), 1e-2);
+  expect_close(actual,
+               with_gradients([&] { return exact_linear(copies[0], copies[1], copies[2], false); },
+                              copies,
+                              exact(grad)),
+               1e-2);
 }
 
 struct MlpCase {
@@ -289,21 +365,26 @@ std::vector<Tensor> mlp_leaves(const MlpCase& c, at::ScalarType type, bool input
     const double scale = 1.0 / std::sqrt(static_cast<double>(in));
     return input_major ? random({in, out}, type, scale) : random({out, in}, type, scale);
   };
-  const std::vector<Tensor> leaves{random(c.x_sizes, type), weight(inputs, c.inner), random({c.inner}, type, 0.5), weight(c.inner, c.outputs),
+  const std::vector<Tensor> leaves{random(c.x_sizes, type),
+                                   weight(inputs, c.inner),
+                                   random({c.inner}, type, 0.5),
+                                   weight(c.inner, c.outputs),
                                    random({c.outputs}, type, 0.5)};
   for (size_t i = 0; i < leaves.size(); ++i) leaves[i].requires_grad_(c.needs[i]);
   return leaves;
 }
 
 Tensor mlp_of(const std::vector<Tensor>& leaves, bool input_major) {
-  return mlp_gelu(leaves[0], {leaves[1], leaves[2], input_major}, {leaves[3], leaves[4], input_major});
+  return mlp_gelu(
+      leaves[0], {leaves[1], leaves[2], input_major}, {leaves[3], leaves[4], input_major});
 }
 
 void expect_mlp(const MlpCase& c) {
   for (const auto& [type, bar] : kTypes) {
     for (const bool input_major : {false, true}) {
-      SCOPED_TRACE(testing::Message() << type << " x " << at::IntArrayRef(c.x_sizes) << " inner " << c.inner << " outputs " << c.outputs
-                                      << (input_major ? " input major" : ""));
+      SCOPED_TRACE(testing::Message()
+                   << type << " x " << at::IntArrayRef(c.x_sizes) << " inner " << c.inner
+                   << " outputs " << c.outputs << (input_major ? " input major" : ""));
       const auto leaves = mlp_leaves(c, type, input_major), copies = exact_leaves(leaves);
       std::vector<int64_t> y_sizes = c.x_sizes;
       y_sizes.back() = c.outputs;
@@ -311,10 +392,12 @@ void expect_mlp(const MlpCase& c) {
       const auto actual = with_gradients([&] { return mlp_of(leaves, input_major); }, leaves, grad);
       const auto wanted = with_gradients(
           [&] {
-            const Tensor inner = at::gelu(exact_linear(copies[0], copies[1], copies[2], input_major), "tanh");
+            const Tensor inner =
+                at::gelu(exact_linear(copies[0], copies[1], copies[2], input_major), "tanh");
             return exact_linear(inner, copies[3], copies[4], input_major);
           },
-          copies, exact(grad));
+          copies,
+          exact(grad));
       expect_close(actual, wanted, bar);
       const at::NoGradGuard no_grad;  // another epilogue, without aux
       EXPECT_LE(relative_error(mlp_of(leaves, input_major), wanted[0]), bar);
@@ -355,13 +438,15 @@ TEST(GpuMlp, TwiceTheSameBits) {
     const Tensor grad = random({2048, 768}, type);
     const auto first = with_gradients([&] { return mlp_of(leaves, true); }, leaves, grad);
     const auto second = with_gradients([&] { return mlp_of(leaves, true); }, leaves, grad);
-    for (size_t i = 0; i < first.size(); ++i) EXPECT_TRUE(at::equal(first[i], second[i])) << type << " " << i;
+    for (size_t i = 0; i < first.size(); ++i)
+      EXPECT_TRUE(at::equal(first[i], second[i])) << type << " " << i;
   }
 }
 
 TEST(GpuMlp, GraphReplayEqualsEagerBitwise) {
   const auto leaves = mlp_leaves({{512, 768}, 3072, 768}, at::kBFloat16, true);
-  const Tensor grad = random({512, 768}, at::kBFloat16), weight = random({768, 768}, at::kBFloat16, 0.03).requires_grad_(true);
+  const Tensor grad = random({512, 768}, at::kBFloat16),
+               weight = random({768, 768}, at::kBFloat16, 0.03).requires_grad_(true);
   std::vector<Tensor> all = leaves;
   all.push_back(weight);
   const auto body = [&] { return linear(mlp_of(leaves, true), {weight, std::nullopt, false}); };
@@ -380,17 +465,27 @@ TEST(GpuMlp, GraphReplayEqualsEagerBitwise) {
 }
 
 TEST(GpuLinear, BadInputIsRefusedByName) {
-  const Tensor x = random({4, 64}, at::kBFloat16), weight = random({32, 64}, at::kBFloat16), bias = random({32}, at::kBFloat16);
-  const auto refusal = [](const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, bool input_major = false) {
+  const Tensor x = random({4, 64}, at::kBFloat16), weight = random({32, 64}, at::kBFloat16),
+               bias = random({32}, at::kBFloat16);
+  const auto refusal = [](const Tensor& x,
+                          const Tensor& weight,
+                          const std::optional<Tensor>& bias,
+                          bool input_major = false) {
     return message_of([&] { linear(x, {weight, bias, input_major}); });
   };
   EXPECT_THAT(refusal(x.cpu(), weight, bias), HasSubstr("x is on cpu, allowed: cuda"));
-  EXPECT_THAT(refusal(x.to(at::kHalf), weight, bias), HasSubstr("x has dtype Half, allowed: bfloat16, float32"));
-  EXPECT_THAT(refusal(x, weight.to(at::kFloat), bias), HasSubstr("weight has dtype Float, x has BFloat16, allowed: the same"));
-  EXPECT_THAT(refusal(x, weight.cpu(), bias), HasSubstr("weight is on cpu, x is on cuda:0, allowed: one device"));
-  EXPECT_THAT(refusal(x, weight, bias.slice(0, 1)), HasSubstr("bias has shape [31], allowed: [32]"));
-  EXPECT_THAT(refusal(x, weight, std::nullopt, true), HasSubstr("x has 64 columns, allowed: 32, the inputs of weight"));
-  EXPECT_THAT(refusal(x, weight.view({-1}), bias), HasSubstr("weight has 1 dimensions, allowed: 2"));
+  EXPECT_THAT(refusal(x.to(at::kHalf), weight, bias),
+              HasSubstr("x has dtype Half, allowed: bfloat16, float32"));
+  EXPECT_THAT(refusal(x, weight.to(at::kFloat), bias),
+              HasSubstr("weight has dtype Float, x has BFloat16, allowed: the same"));
+  EXPECT_THAT(refusal(x, weight.cpu(), bias),
+              HasSubstr("weight is on cpu, x is on cuda:0, allowed: one device"));
+  EXPECT_THAT(refusal(x, weight, bias.slice(0, 1)),
+              HasSubstr("bias has shape [31], allowed: [32]"));
+  EXPECT_THAT(refusal(x, weight, std::nullopt, true),
+              HasSubstr("x has 64 columns, allowed: 32, the inputs of weight"));
+  EXPECT_THAT(refusal(x, weight.view({-1}), bias),
+              HasSubstr("weight has 1 dimensions, allowed: 2"));
 }
 
 TEST(GpuMlp, BadInputIsRefusedByName) {
@@ -400,9 +495,12 @@ TEST(GpuMlp, BadInputIsRefusedByName) {
     leaves[which] = bad;
     return message_of([&] { mlp_of(leaves, true); });
   };
-  EXPECT_THAT(refusal(0, good[0].slice(1, 1)), HasSubstr("x has 63 columns, allowed: 64, the inputs of w1"));
-  EXPECT_THAT(refusal(2, good[2].to(at::kFloat)), HasSubstr("b1 has dtype Float, x has BFloat16, allowed: the same"));
-  EXPECT_THAT(refusal(3, good[3].slice(0, 1)), HasSubstr("w2 has 127 inputs, allowed: 128, the outputs of w1"));
+  EXPECT_THAT(refusal(0, good[0].slice(1, 1)),
+              HasSubstr("x has 63 columns, allowed: 64, the inputs of w1"));
+  EXPECT_THAT(refusal(2, good[2].to(at::kFloat)),
+              HasSubstr("b1 has dtype Float, x has BFloat16, allowed: the same"));
+  EXPECT_THAT(refusal(3, good[3].slice(0, 1)),
+              HasSubstr("w2 has 127 inputs, allowed: 128, the outputs of w1"));
   EXPECT_THAT(refusal(4, good[4].slice(0, 1)), HasSubstr("b2 has shape [63], allowed: [64]"));
 }
 

@@ -29,8 +29,8 @@ struct Case {
   bool float_output = false;
 
   friend std::ostream& operator<<(std::ostream& out, const Case& c) {
-    return out << c.rows << " x " << c.inputs << " -> " << c.outputs << " norm " << int(c.norm) << " activation " << int(c.activation)
-               << " half " << c.half;
+    return out << c.rows << " x " << c.inputs << " -> " << c.outputs << " norm " << int(c.norm)
+               << " activation " << int(c.activation) << " half " << c.half;
   }
 };
 
@@ -63,17 +63,22 @@ StepLinearInputs make_inputs(const Case& c) {
 Tensor oracle(const StepLinearInputs& in, const Case& c) {
   const auto exact = [](const Tensor& tensor) { return tensor.to(at::kDouble); };
   Tensor x = exact(in.x_NI);
-  if (c.norm == Norm::kLayer) x = at::layer_norm(x, {c.inputs}, exact(*in.norm_weight_I), exact(*in.norm_bias_I), in.eps);
-  if (c.norm == Norm::kRms) x = x * (x.square().mean(-1, true) + in.eps).rsqrt() * exact(*in.norm_weight_I);
+  if (c.norm == Norm::kLayer)
+    x = at::layer_norm(x, {c.inputs}, exact(*in.norm_weight_I), exact(*in.norm_bias_I), in.eps);
+  if (c.norm == Norm::kRms)
+    x = x * (x.square().mean(-1, true) + in.eps).rsqrt() * exact(*in.norm_weight_I);
   Tensor y = at::matmul(x, exact(in.weight_OI).t());
   if (c.bias) y = y + exact(*in.bias);
   if (c.activation == Activation::kGelu) y = at::gelu(y, "tanh");
-  if (c.activation == Activation::kSwiglu) y = at::silu(y.slice(1, 0, c.outputs)) * y.slice(1, c.outputs);
+  if (c.activation == Activation::kSwiglu)
+    y = at::silu(y.slice(1, 0, c.outputs)) * y.slice(1, c.outputs);
   if (c.half > 0) {
     const Tensor heads = y.unflatten(1, {-1, 2, c.half});
-    const Tensor cosine = exact((*in.cosine_Ph)[c.position]), sine = exact((*in.sine_Ph)[c.position]);
+    const Tensor cosine = exact((*in.cosine_Ph)[c.position]),
+                 sine = exact((*in.sine_Ph)[c.position]);
     const Tensor low = heads.select(2, 0), high = heads.select(2, 1);
-    const Tensor turned = at::stack({low * cosine - high * sine, high * cosine + low * sine}, 2).flatten(1);
+    const Tensor turned =
+        at::stack({low * cosine - high * sine, high * cosine + low * sine}, 2).flatten(1);
     y = at::cat({turned.slice(1, 0, c.rotated), y.slice(1, c.rotated)}, 1);
   }
   return c.residual ? y + exact(*in.residual_NO) : y;
@@ -88,9 +93,11 @@ void expect_exact(const Case& c) {
   SCOPED_TRACE(testing::Message() << c);
   const StepLinearInputs in = make_inputs(c);
   if (const int64_t most = most_rows(c); c.rows > most) {  // a GPU with little shared memory
-    EXPECT_THAT(message_of([&] { step_linear(in); }),
-                HasSubstr(most == 0 ? concat("x has ", c.inputs, " columns, allowed: fewer")
-                                    : concat("x has ", c.rows, " rows, allowed: 1 to ", most, " of ", c.inputs)));
+    EXPECT_THAT(
+        message_of([&] { step_linear(in); }),
+        HasSubstr(most == 0
+                      ? concat("x has ", c.inputs, " columns, allowed: fewer")
+                      : concat("x has ", c.rows, " rows, allowed: 1 to ", most, " of ", c.inputs)));
     return;
   }
   const Tensor y = step_linear(in);
@@ -103,14 +110,21 @@ void expect_exact(const Case& c) {
 
 TEST(GpuStepLinear, RowsAndSizes) {
   for (const int64_t rows : {1, 2, 7, 8, 9, 16}) {
-    for (const auto& [inputs, outputs] : {std::pair<int64_t, int64_t>{8, 1}, {24, 7}, {64, 8}, {576, 576}, {1536, 576}, {1544, 100}, {3072, 50}}) {
+    for (const auto& [inputs, outputs] : {std::pair<int64_t, int64_t>{8, 1},
+                                          {24, 7},
+                                          {64, 8},
+                                          {576, 576},
+                                          {1536, 576},
+                                          {1544, 100},
+                                          {3072, 50}}) {
       expect_exact({.rows = rows, .inputs = inputs, .outputs = outputs});
       expect_exact({.rows = rows, .inputs = inputs, .outputs = outputs, .float_output = true});
     }
   }
   expect_exact({.rows = 2, .inputs = 16384, .outputs = 40, .norm = Norm::kLayer});
   expect_exact({.rows = 4, .inputs = 8192, .outputs = 100, .norm = Norm::kRms});
-  expect_exact({.rows = 16, .inputs = 576, .outputs = 49152, .norm = Norm::kRms, .float_output = true});
+  expect_exact(
+      {.rows = 16, .inputs = 576, .outputs = 49152, .norm = Norm::kRms, .float_output = true});
 }
 
 TEST(GpuStepLinear, NormsBiasesAndResiduals) {
@@ -118,8 +132,16 @@ TEST(GpuStepLinear, NormsBiasesAndResiduals) {
     for (const bool bias : {false, true}) {
       for (const bool residual : {false, true}) {
         expect_exact({.rows = 3, .norm = norm, .bias = bias, .residual = residual});
-        expect_exact({.rows = 16, .norm = norm, .bias = bias, .residual = residual, .activation = Activation::kSwiglu});
-        expect_exact({.rows = 10, .norm = norm, .bias = bias, .residual = residual, .activation = Activation::kGelu});
+        expect_exact({.rows = 16,
+                      .norm = norm,
+                      .bias = bias,
+                      .residual = residual,
+                      .activation = Activation::kSwiglu});
+        expect_exact({.rows = 10,
+                      .norm = norm,
+                      .bias = bias,
+                      .residual = residual,
+                      .activation = Activation::kGelu});
       }
     }
   }
@@ -128,18 +150,27 @@ TEST(GpuStepLinear, NormsBiasesAndResiduals) {
 TEST(GpuStepLinear, Rotation) {
   for (const int64_t half : {16, 32, 64, 5}) {
     for (const int64_t position : {0, 63}) {
-      expect_exact({.rows = 2, .inputs = 96, .outputs = 10 * half, .norm = Norm::kRms, .half = half, .rotated = 6 * half, .position = position});
+      expect_exact({.rows = 2,
+                    .inputs = 96,
+                    .outputs = 10 * half,
+                    .norm = Norm::kRms,
+                    .half = half,
+                    .rotated = 6 * half,
+                    .position = position});
     }
   }
   expect_exact({.rows = 16, .norm = Norm::kRms, .bias = true, .half = 32, .rotated = 12 * 64});
   const StepLinearInputs outside = make_inputs({.half = 32, .rotated = 64, .position = 64});
   const Tensor y = step_linear(outside);
-  EXPECT_TRUE(y.slice(1, 0, 64).isnan().all().item<bool>() && !y.slice(1, 64).isnan().any().item<bool>());
+  EXPECT_TRUE(y.slice(1, 0, 64).isnan().all().item<bool>() &&
+              !y.slice(1, 64).isnan().any().item<bool>());
 }
 
 TEST(GpuStepLinear, ReplaysOfAChainEqualLaunches) {
-  // Kernels that begin before those in front of them have ended: a chain through the same buffers shows a missing wait.
-  const StepLinearInputs first = make_inputs({.rows = 2, .inputs = 576, .outputs = 576, .norm = Norm::kRms, .residual = true});
+  // Kernels that begin before those in front of them have ended: a chain through the same buffers
+  // shows a missing wait.
+  const StepLinearInputs first =
+      make_inputs({.rows = 2, .inputs = 576, .outputs = 576, .norm = Norm::kRms, .residual = true});
   const auto stream = c10::cuda::getStreamFromPool();
   const Tensor state = first.x_NI.clone();
   c10::cuda::getCurrentCUDAStream().synchronize();
@@ -190,7 +221,8 @@ TEST(GpuStepLinear, MostRowsGoAndOneMoreDoesNot) {
 }
 
 TEST(GpuStepLinear, BadInputIsRefusedByName) {
-  const Case c{.rows = 2, .inputs = 64, .outputs = 96, .norm = Norm::kRms, .half = 16, .rotated = 64};
+  const Case c{
+      .rows = 2, .inputs = 64, .outputs = 96, .norm = Norm::kRms, .half = 16, .rotated = 64};
   const StepLinearInputs good = make_inputs(c);
   const auto refusal = [&](const std::function<void(StepLinearInputs&)>& spoil) {
     return message_of([&] {
@@ -199,15 +231,25 @@ TEST(GpuStepLinear, BadInputIsRefusedByName) {
       step_linear(in);
     });
   };
-  EXPECT_THAT(refusal([](auto& in) { in.x_NI = in.x_NI.to(at::kFloat); }), HasSubstr("x has dtype Float, allowed: bfloat16"));
-  EXPECT_THAT(refusal([](auto& in) { in.x_NI = in.x_NI.repeat({9, 1}); }), HasSubstr("x has 18 rows, allowed: 1 to 16"));
-  EXPECT_THAT(refusal([](auto& in) { in.x_NI = in.x_NI.slice(1, 0, 60); }), HasSubstr("x has 60 columns, allowed: multiples of 8"));
-  EXPECT_THAT(refusal([](auto& in) { in.weight_OI = in.weight_OI.t(); }), HasSubstr("weight has shape [64, 96], allowed: [64, 64]"));
-  EXPECT_THAT(refusal([](auto& in) { in.weight_OI = in.weight_OI.t().contiguous().t(); }), HasSubstr("weight is not contiguous"));
-  EXPECT_THAT(refusal([](auto& in) { in.bias = in.norm_weight_I; }), HasSubstr("bias has shape [64], allowed: [96]"));
-  EXPECT_THAT(refusal([](auto& in) { in.position_1.reset(); }), HasSubstr("cosine, sine and position come together"));
+  EXPECT_THAT(refusal([](auto& in) { in.x_NI = in.x_NI.to(at::kFloat); }),
+              HasSubstr("x has dtype Float, allowed: bfloat16"));
+  EXPECT_THAT(refusal([](auto& in) {
+                in.x_NI = in.x_NI.repeat({9, 1});
+              }),
+              HasSubstr("x has 18 rows, allowed: 1 to 16"));
+  EXPECT_THAT(refusal([](auto& in) { in.x_NI = in.x_NI.slice(1, 0, 60); }),
+              HasSubstr("x has 60 columns, allowed: multiples of 8"));
+  EXPECT_THAT(refusal([](auto& in) { in.weight_OI = in.weight_OI.t(); }),
+              HasSubstr("weight has shape [64, 96], allowed: [64, 64]"));
+  EXPECT_THAT(refusal([](auto& in) { in.weight_OI = in.weight_OI.t().contiguous().t(); }),
+              HasSubstr("weight is not contiguous"));
+  EXPECT_THAT(refusal([](auto& in) { in.bias = in.norm_weight_I; }),
+              HasSubstr("bias has shape [64], allowed: [96]"));
+  EXPECT_THAT(refusal([](auto& in) { in.position_1.reset(); }),
+              HasSubstr("cosine, sine and position come together"));
   EXPECT_THAT(refusal([](auto& in) { in.rotated = 40; }), HasSubstr("rotated is 40 of 96 columns"));
-  EXPECT_THAT(refusal([](auto& in) { in.activation = Activation::kSwiglu; }), HasSubstr("activation is set, allowed with cosine: none"));
+  EXPECT_THAT(refusal([](auto& in) { in.activation = Activation::kSwiglu; }),
+              HasSubstr("activation is set, allowed with cosine: none"));
   EXPECT_THAT(refusal([](auto& in) { in.float_output = true; }), HasSubstr("float_output is set"));
 }
 

@@ -16,7 +16,8 @@
 /// What the tests of the GPU operators share.
 namespace t2r::test {
 
-/// |actual - exact| / |exact|; where all is zero but for rounding, |actual - exact| a value. NaN counts as infinite.
+/// |actual - exact| / |exact|; where all is zero but for rounding, |actual - exact| a value. NaN
+/// counts as infinite.
 inline double relative_error(const at::Tensor& actual, const at::Tensor& exact) {
   const at::Tensor wanted = exact.detach().to(at::kDouble);
   const double error = (actual.detach().to(at::kDouble) - wanted).norm().item<double>();
@@ -40,10 +41,11 @@ inline std::string message_of(const std::function<void()>& body) {
 }
 
 /// Every gradient, in float64, along a random direction against central differences of `loss`.
-inline void expect_numerical_gradients(const std::vector<at::Tensor>& leaves,
-                                       const std::vector<at::Tensor>& gradients,
-                                       const std::vector<std::string>& names,
-                                       const std::function<double(const std::vector<at::Tensor>&)>& loss) {
+inline void expect_numerical_gradients(
+    const std::vector<at::Tensor>& leaves,
+    const std::vector<at::Tensor>& gradients,
+    const std::vector<std::string>& names,
+    const std::function<double(const std::vector<at::Tensor>&)>& loss) {
   for (size_t i = 0; i < leaves.size(); ++i) {
     const at::Tensor direction = at::randn_like(leaves[i]);
     const double h = 1e-6;
@@ -57,11 +59,12 @@ inline void expect_numerical_gradients(const std::vector<at::Tensor>& leaves,
   }
 }
 
-/// Whether a block that needs `bytes` of shared memory is too large for this GPU, or for what T2R_CUDA_KERNELS leaves of it. If so, `body`
-/// has to be refused.
+/// Whether a block that needs `bytes` of shared memory is too large for this GPU, or for what
+/// T2R_CUDA_KERNELS leaves of it. If so, `body` has to be refused.
 inline bool is_refused_for_memory(int64_t bytes, const std::function<void()>& body) {
   if (bytes <= ops::current_device().shared_bytes) return false;
-  EXPECT_THAT(message_of(body), testing::HasSubstr("bytes of shared memory a block, allowed on this GPU: "));
+  EXPECT_THAT(message_of(body),
+              testing::HasSubstr("bytes of shared memory a block, allowed on this GPU: "));
   return true;
 }
 

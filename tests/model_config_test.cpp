@@ -127,10 +127,11 @@ TEST(ConfigJson, RopeScalingStandsAboveRopeParameters) {
       "rope_scaling": {"type": "linear", "factor": 4}})";
   EXPECT_EQ(parse_with(llama_json(), kBoth).rope, (RopeConfig{.type = "linear", .factor = 4.0}));
   for (const char* empty : {"null", "{}"}) {
-    const std::string changes = concat(
-        R"({"rope_parameters": {"rope_type": "linear", "factor": 2, "rope_theta": 5}, "rope_scaling": )",
-        empty,
-        "}");
+    const std::string changes =
+        concat(R"({"rope_parameters": {"rope_type": "linear", "factor": 2, "rope_theta": 5},)"
+               R"( "rope_scaling": )",
+               empty,
+               "}");
     EXPECT_EQ(parse_with(llama_json(), changes.c_str()).rope,
               (RopeConfig{.theta = 5.0, .type = "linear", .factor = 2.0}));
   }

@@ -350,7 +350,8 @@ TEST(DecoderConfig, RopeScalingAndOptionsAreReadAndOthersRefused) {
       "num_attention_heads": 2, "intermediate_size": 8, )";
   const DecoderConfig scaled = parse_config(
       llama + R"("rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
-      "high_freq_factor": 4.0, "original_max_position_embeddings": 64}, "rope_theta": 5e5, "eos_token_id": [1, 2]})",
+      "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
+      "rope_theta": 5e5, "eos_token_id": [1, 2]})",
       "c");
   EXPECT_EQ(scaled.rope.type, "llama3");
   EXPECT_EQ(scaled.rope.theta, 5e5);

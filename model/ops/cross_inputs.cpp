@@ -8,22 +8,43 @@ kernels::cuda::Shape check_cross(const CrossInputs& in) {
   constexpr int64_t kMaxFeatures = 128, kMaxSize = (int64_t{1} << 31) - 1;
   const Tensor &q = in.q_BTHd, &k = in.k_BSHd, &v = in.v_BSHd;
   TORCH_CHECK(q.is_cuda(), "t2r: q is on ", q.device(), ", allowed: cuda");
-  TORCH_CHECK(q.scalar_type() == at::kBFloat16 || q.scalar_type() == at::kFloat || q.scalar_type() == at::kDouble,
-              "t2r: q has dtype ", q.scalar_type(), ", allowed: bfloat16, float32, float64");
+  TORCH_CHECK(q.scalar_type() == at::kBFloat16 || q.scalar_type() == at::kFloat ||
+                  q.scalar_type() == at::kDouble,
+              "t2r: q has dtype ",
+              q.scalar_type(),
+              ", allowed: bfloat16, float32, float64");
   for (const auto& [tensor, name] : {std::pair{&q, "q"}, std::pair{&k, "k"}, std::pair{&v, "v"}}) {
-    TORCH_CHECK(tensor->dim() == 4, "t2r: ", name, " has ", tensor->dim(), " dimensions, allowed: 4");
+    TORCH_CHECK(
+        tensor->dim() == 4, "t2r: ", name, " has ", tensor->dim(), " dimensions, allowed: 4");
     for (const int dimension : {0, 1}) {
-      TORCH_CHECK(tensor->size(dimension) >= 1 && tensor->size(dimension) <= kMaxSize, "t2r: ", name, " has size ",
-                  tensor->size(dimension), " in dimension ", dimension, ", allowed: 1 to 2^31 - 1");
+      TORCH_CHECK(tensor->size(dimension) >= 1 && tensor->size(dimension) <= kMaxSize,
+                  "t2r: ",
+                  name,
+                  " has size ",
+                  tensor->size(dimension),
+                  " in dimension ",
+                  dimension,
+                  ", allowed: 1 to 2^31 - 1");
     }
   }
-  TORCH_CHECK(in.weight_HKd.has_value() == in.bias_HK.has_value(), "t2r: weight and bias come together");
+  TORCH_CHECK(in.weight_HKd.has_value() == in.bias_HK.has_value(),
+              "t2r: weight and bias come together");
   const bool has_map = in.weight_HKd.has_value();
-  TORCH_CHECK(!has_map || in.weight_HKd->dim() == 3, "t2r: weight has ", has_map ? in.weight_HKd->dim() : 0, " dimensions, allowed: 3");
+  TORCH_CHECK(!has_map || in.weight_HKd->dim() == 3,
+              "t2r: weight has ",
+              has_map ? in.weight_HKd->dim() : 0,
+              " dimensions, allowed: 3");
   const int64_t batch = q.size(0), source = k.size(1), head_size = v.size(3);
   const int64_t features = has_map ? in.weight_HKd->size(1) : q.size(3);
-  TORCH_CHECK(head_size == 32 || head_size == 64 || head_size == 128, "t2r: v has head size ", head_size, ", allowed: 32, 64, 128");
-  TORCH_CHECK(features >= 1 && features <= kMaxFeatures, "t2r: feature size is ", features, ", allowed: 1 to ", kMaxFeatures);
+  TORCH_CHECK(head_size == 32 || head_size == 64 || head_size == 128,
+              "t2r: v has head size ",
+              head_size,
+              ", allowed: 32, 64, 128");
+  TORCH_CHECK(features >= 1 && features <= kMaxFeatures,
+              "t2r: feature size is ",
+              features,
+              ", allowed: 1 to ",
+              kMaxFeatures);
   kernels::cuda::Shape shape;
   shape.batch = static_cast<int>(batch);
   shape.length = static_cast<int>(q.size(1));
@@ -34,7 +55,11 @@ kernels::cuda::Shape check_cross(const CrossInputs& in) {
   shape.head_size = static_cast<int>(head_size);
   shape.feature_size = static_cast<int>(features);
   check_heads(shape, has_map);
-  TORCH_CHECK(batch * shape.query_heads <= kMaxSize, "t2r: q has ", batch, " x ", shape.query_heads,
+  TORCH_CHECK(batch * shape.query_heads <= kMaxSize,
+              "t2r: q has ",
+              batch,
+              " x ",
+              shape.query_heads,
               " sequences and heads, allowed: at most 2^31 - 1");
   const int64_t width = has_map ? head_size : features;
   check_input(q, "q", {batch, shape.length, shape.query_heads, width}, q);
@@ -46,10 +71,25 @@ kernels::cuda::Shape check_cross(const CrossInputs& in) {
   }
   if (in.source_mask_BS.has_value()) {
     const Tensor& mask = *in.source_mask_BS;
-    TORCH_CHECK(mask.device() == q.device(), "t2r: source_mask is on ", mask.device(), ", q is on ", q.device(), ", allowed: one device");
-    TORCH_CHECK(mask.scalar_type() == at::kBool, "t2r: source_mask has dtype ", mask.scalar_type(), ", allowed: ", at::kBool);
-    TORCH_CHECK(mask.sizes() == at::IntArrayRef({batch, source}), "t2r: source_mask has shape ", mask.sizes(), ", allowed: [", batch, ", ",
-                source, "]");
+    TORCH_CHECK(mask.device() == q.device(),
+                "t2r: source_mask is on ",
+                mask.device(),
+                ", q is on ",
+                q.device(),
+                ", allowed: one device");
+    TORCH_CHECK(mask.scalar_type() == at::kBool,
+                "t2r: source_mask has dtype ",
+                mask.scalar_type(),
+                ", allowed: ",
+                at::kBool);
+    TORCH_CHECK(mask.sizes() == at::IntArrayRef({batch, source}),
+                "t2r: source_mask has shape ",
+                mask.sizes(),
+                ", allowed: [",
+                batch,
+                ", ",
+                source,
+                "]");
   }
   check_rule(in.scale, in.floor, in.added);
   return shape;

@@ -45,7 +45,8 @@ struct Gradients {
 };
 
 Tensor new_output(const Problem& p) {
-  return at::empty({p.shape.batch, p.shape.length, p.shape.query_heads, p.shape.head_size}, p.v.options());
+  return at::empty({p.shape.batch, p.shape.length, p.shape.query_heads, p.shape.head_size},
+                   p.v.options());
 }
 
 /// Gradients of k and v still have a head for every state.
@@ -66,7 +67,8 @@ CrossArguments common_arguments(const Problem& p, bool backward) {
   a.source_length = p.source_length();
   a.rule = {static_cast<float>(p.scale), static_cast<float>(p.floor), static_cast<float>(p.added)};
   a.absolute = p.absolute;
-  a.plan = kernels::cuda::plan_cross(p.shape, a.source_length, p.weight.defined(), backward, current_device());
+  a.plan = kernels::cuda::plan_cross(
+      p.shape, a.source_length, p.weight.defined(), backward, current_device());
   a.q = view_of(p.q);
   a.k = view_of(p.k);
   a.v = view_of(p.v);
@@ -79,22 +81,28 @@ CrossArguments common_arguments(const Problem& p, bool backward) {
 ForwardResult forward_bf16(const Problem& p) {
   CrossArguments a = common_arguments(p, false);
   ForwardResult result{new_output(p), {}};
-  if (!a.plan.whole || !kernels::cuda::plan_cross(p.shape, a.source_length, p.weight.defined(), true, current_device()).sums_again) {
+  if (!a.plan.whole || !kernels::cuda::plan_cross(
+                            p.shape, a.source_length, p.weight.defined(), true, current_device())
+                            .sums_again) {
     result.state = at::empty({p.states() * a.plan.record_bytes}, p.q.options().dtype(at::kByte));
   }
   Tensor sums;
-  if (!a.plan.whole) sums = at::empty({p.states() * a.plan.source.segments * a.plan.sums_floats}, p.state_options());
+  if (!a.plan.whole)
+    sums = at::empty({p.states() * a.plan.source.segments * a.plan.sums_floats}, p.state_options());
   a.o = view_of(result.o);
   a.state = mutable_pointer<unsigned char>(result.state);
   a.sums = mutable_pointer<float>(sums);
-  check_launch(kernels::cuda::cross_forward_bf16(a, c10::cuda::getCurrentCUDAStream()), "the forward kernels");
+  check_launch(kernels::cuda::cross_forward_bf16(a, c10::cuda::getCurrentCUDAStream()),
+               "the forward kernels");
   return result;
 }
 
 Gradients backward_bf16(const Problem& p, const Tensor& state, const Tensor& grad_o) {
   CrossArguments a = common_arguments(p, true);
   Gradients g = new_gradients(p);
-  const auto floats = [&](int64_t parts) { return at::empty({parts * a.plan.sums_floats}, p.state_options()); };
+  const auto floats = [&](int64_t parts) {
+    return at::empty({parts * a.plan.sums_floats}, p.state_options());
+  };
   Tensor grad_state, sums, query_parts, source_parts;
   if (!a.plan.whole) {
     grad_state = at::empty_like(state);
@@ -118,7 +126,8 @@ Gradients backward_bf16(const Problem& p, const Tensor& state, const Tensor& gra
   a.source_parts = mutable_pointer<float>(source_parts);
   a.grad_weight = mutable_pointer<void>(g.weight);
   a.grad_bias = mutable_pointer<void>(g.bias);
-  check_launch(kernels::cuda::cross_backward_bf16(a, c10::cuda::getCurrentCUDAStream()), "the backward kernels");
+  check_launch(kernels::cuda::cross_backward_bf16(a, c10::cuda::getCurrentCUDAStream()),
+               "the backward kernels");
   return g;
 }
 
@@ -131,8 +140,12 @@ CrossSimtArguments<Scalar> simt_arguments(const Problem& p) {
   a.floor = p.floor;
   a.added = p.added;
   a.absolute = p.absolute;
-  a.queries = kernels::cuda::cut_tokens(p.shape.length, kernels::cuda::kCrossSimtChunk, static_cast<int>(p.items()), multiprocessors);
-  a.source = kernels::cuda::cut_tokens(a.source_length, kernels::cuda::kCrossSimtChunk, static_cast<int>(p.states()), multiprocessors);
+  a.queries = kernels::cuda::cut_tokens(
+      p.shape.length, kernels::cuda::kCrossSimtChunk, static_cast<int>(p.items()), multiprocessors);
+  a.source = kernels::cuda::cut_tokens(a.source_length,
+                                       kernels::cuda::kCrossSimtChunk,
+                                       static_cast<int>(p.states()),
+                                       multiprocessors);
   a.q = view_of(p.q);
   a.k = view_of(p.k);
   a.v = view_of(p.v);
@@ -140,18 +153,24 @@ CrossSimtArguments<Scalar> simt_arguments(const Problem& p) {
   return a;
 }
 
-int64_t state_size(const Problem& p) { return int64_t{p.shape.feature_size} * (p.shape.head_size + 1); }
+int64_t state_size(const Problem& p) {
+  return int64_t{p.shape.feature_size} * (p.shape.head_size + 1);
+}
 
 template <class Scalar>
 ForwardResult forward_simt(const Problem& p) {
-  require_shared_memory(kernels::cuda::cross_simt_bytes(p.shape, /*backward=*/true, sizeof(Scalar)), "cross");
+  require_shared_memory(kernels::cuda::cross_simt_bytes(p.shape, /*backward=*/true, sizeof(Scalar)),
+                        "cross");
   auto a = simt_arguments<Scalar>(p);
-  const ForwardResult result{new_output(p), at::empty({p.states() * state_size(p)}, p.state_options())};
-  const Tensor sums = at::empty({p.states() * a.source.segments * state_size(p)}, p.state_options());
+  const ForwardResult result{new_output(p),
+                             at::empty({p.states() * state_size(p)}, p.state_options())};
+  const Tensor sums =
+      at::empty({p.states() * a.source.segments * state_size(p)}, p.state_options());
   a.o = view_of(result.o);
   a.state = mutable_pointer<Scalar>(result.state);
   a.sums = mutable_pointer<Scalar>(sums);
-  check_launch(kernels::cuda::cross_forward_simt(a, c10::cuda::getCurrentCUDAStream()), "the forward kernels");
+  check_launch(kernels::cuda::cross_forward_simt(a, c10::cuda::getCurrentCUDAStream()),
+               "the forward kernels");
   return result;
 }
 
@@ -160,7 +179,8 @@ Gradients backward_simt(const Problem& p, const Tensor& state, const Tensor& gra
   auto a = simt_arguments<Scalar>(p);
   const Gradients g = new_gradients(p);
   const Tensor grad_state = at::empty_like(state);
-  const Tensor sums = at::empty({p.items() * a.queries.segments * state_size(p)}, p.state_options());
+  const Tensor sums =
+      at::empty({p.items() * a.queries.segments * state_size(p)}, p.state_options());
   a.grad_o = view_of(grad_o);
   a.grad_q = view_of(g.q);
   a.grad_k = view_of(g.k);
@@ -168,7 +188,8 @@ Gradients backward_simt(const Problem& p, const Tensor& state, const Tensor& gra
   a.state = mutable_pointer<Scalar>(state);
   a.grad_state = mutable_pointer<Scalar>(grad_state);
   a.sums = mutable_pointer<Scalar>(sums);
-  check_launch(kernels::cuda::cross_backward_simt(a, c10::cuda::getCurrentCUDAStream()), "the backward kernels");
+  check_launch(kernels::cuda::cross_backward_simt(a, c10::cuda::getCurrentCUDAStream()),
+               "the backward kernels");
   return g;
 }
 
@@ -179,7 +200,8 @@ ForwardResult forward_any(const Problem& p) {
 
 Gradients backward_any(const Problem& p, const Tensor& state, const Tensor& grad_o) {
   if (p.q.scalar_type() == at::kBFloat16) return backward_bf16(p, state, grad_o);
-  return p.q.scalar_type() == at::kDouble ? backward_simt<double>(p, state, grad_o) : backward_simt<float>(p, state, grad_o);
+  return p.q.scalar_type() == at::kDouble ? backward_simt<double>(p, state, grad_o)
+                                          : backward_simt<float>(p, state, grad_o);
 }
 
 class Cross : public torch::autograd::Function<Cross> {
@@ -210,27 +232,64 @@ class Cross : public torch::autograd::Function<Cross> {
     refuse_second_derivatives("cross");
     const auto saved = ctx->get_saved_variables();
     const c10::cuda::CUDAGuard guard(saved[0].device());
-    const auto optional = [](const Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; };
-    const Problem p = problem({saved[0], saved[1], saved[2], optional(saved[3]), optional(saved[4]), optional(saved[5]),
-                               ctx->saved_data["scale"].toDouble(), ctx->saved_data["floor"].toDouble(),
-                               ctx->saved_data["added"].toDouble(), ctx->saved_data["absolute"].toBool()});
-    const Tensor grad_o = gradients[0].defined() ? readable_bf16(gradients[0]) : at::zeros_like(new_output(p));
+    const auto optional = [](const Tensor& tensor) {
+      return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+    };
+    const Problem p = problem({saved[0],
+                               saved[1],
+                               saved[2],
+                               optional(saved[3]),
+                               optional(saved[4]),
+                               optional(saved[5]),
+                               ctx->saved_data["scale"].toDouble(),
+                               ctx->saved_data["floor"].toDouble(),
+                               ctx->saved_data["added"].toDouble(),
+                               ctx->saved_data["absolute"].toBool()});
+    const Tensor grad_o =
+        gradients[0].defined() ? readable_bf16(gradients[0]) : at::zeros_like(new_output(p));
     const Gradients g = backward_any(p, saved[6], grad_o);
-    return {g.q,      add_groups(g.k, 2, p.shape.key_heads), add_groups(g.v, 2, p.shape.value_heads), g.weight, g.bias, Tensor(), Tensor(),
-            Tensor(), Tensor(), Tensor()};
+    return {g.q,
+            add_groups(g.k, 2, p.shape.key_heads),
+            add_groups(g.v, 2, p.shape.value_heads),
+            g.weight,
+            g.bias,
+            Tensor(),
+            Tensor(),
+            Tensor(),
+            Tensor(),
+            Tensor()};
   }
 
  private:
   static Problem problem(const CrossInputs& in) {
-    const auto or_undefined = [](const OptionalTensor& tensor) { return tensor.value_or(Tensor()); };
-    return {check_cross(in), in.q_BTHd, in.k_BSHd, in.v_BSHd, or_undefined(in.weight_HKd), or_undefined(in.bias_HK),
-            or_undefined(in.source_mask_BS), in.scale, in.floor, in.added, in.absolute};
+    const auto or_undefined = [](const OptionalTensor& tensor) {
+      return tensor.value_or(Tensor());
+    };
+    return {check_cross(in),
+            in.q_BTHd,
+            in.k_BSHd,
+            in.v_BSHd,
+            or_undefined(in.weight_HKd),
+            or_undefined(in.bias_HK),
+            or_undefined(in.source_mask_BS),
+            in.scale,
+            in.floor,
+            in.added,
+            in.absolute};
   }
 };
 
 Tensor run(const CrossInputs& in) {
-  return Cross::apply(in.q_BTHd, in.k_BSHd, in.v_BSHd, contiguous_and_aligned(in.weight_HKd), contiguous(in.bias_HK), contiguous(in.source_mask_BS), in.scale, in.floor,
-                      in.added, in.absolute);
+  return Cross::apply(in.q_BTHd,
+                      in.k_BSHd,
+                      in.v_BSHd,
+                      contiguous_and_aligned(in.weight_HKd),
+                      contiguous(in.bias_HK),
+                      contiguous(in.source_mask_BS),
+                      in.scale,
+                      in.floor,
+                      in.added,
+                      in.absolute);
 }
 
 /// The same without a map: features by tensor operations.
@@ -238,7 +297,8 @@ CrossInputs with_features(CrossInputs in) {
   const Tensor weight = *in.weight_HKd, bias = *in.bias_HK;
   in.weight_HKd = in.bias_HK = std::nullopt;
   if (in.source_mask_BS.has_value()) {  // whatever padding holds, it may not reach d W
-    in.k_BSHd = in.k_BSHd.masked_fill(in.source_mask_BS->logical_not().unsqueeze(2).unsqueeze(3), 0.0);
+    in.k_BSHd =
+        in.k_BSHd.masked_fill(in.source_mask_BS->logical_not().unsqueeze(2).unsqueeze(3), 0.0);
   }
   in.q_BTHd = map_features(in.q_BTHd, weight, bias, in.scale);
   in.k_BSHd = map_features(in.k_BSHd, weight, bias, 1.0);
@@ -258,14 +318,18 @@ Tensor cross_bf16(CrossInputs in, const Shape& shape) {
   check_bf16_strides(in.v_BSHd, "v");
   const c10::cuda::CUDAGuard guard(in.q_BTHd.device());  // whose kernels are chosen
   const auto has_kernel = [&](bool with_map) {
-    return kernels::cuda::plan_cross(shape, static_cast<int>(in.k_BSHd.size(1)), with_map, false, current_device()).padded_features != 0;
+    return kernels::cuda::plan_cross(
+               shape, static_cast<int>(in.k_BSHd.size(1)), with_map, false, current_device())
+               .padded_features != 0;
   };
   if (has_kernel(has_map)) return run(in);
   // Without the map it may fit into this device's shared memory.
   if (has_map && has_kernel(false)) return cross(with_features(in));
-  // Too large for the tensor-core kernels or this device: the float32 ones, one rounding at the end.
+  // Too large for the tensor-core kernels or this device: the float32 ones, one rounding at the
+  // end.
   for (Tensor* tensor : {&in.q_BTHd, &in.k_BSHd, &in.v_BSHd}) *tensor = tensor->to(at::kFloat);
-  if (has_map) in.weight_HKd = in.weight_HKd->to(at::kFloat), in.bias_HK = in.bias_HK->to(at::kFloat);
+  if (has_map)
+    in.weight_HKd = in.weight_HKd->to(at::kFloat), in.bias_HK = in.bias_HK->to(at::kFloat);
   return cross(in).to(at::kBFloat16);
 }
 
@@ -284,13 +348,26 @@ Tensor cross(const CrossInputs& inputs) {
 
 namespace {
 
-Tensor op_cross(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& weight, const Tensor& bias,
-                const OptionalTensor& source_mask, double scale, double floor, double added, bool absolute) {
+Tensor op_cross(const Tensor& q,
+                const Tensor& k,
+                const Tensor& v,
+                const Tensor& weight,
+                const Tensor& bias,
+                const OptionalTensor& source_mask,
+                double scale,
+                double floor,
+                double added,
+                bool absolute) {
   return cross({q, k, v, weight, bias, source_mask, scale, floor, added, absolute});
 }
 
-Tensor op_cross_features(const Tensor& phi_q, const Tensor& phi_k, const Tensor& v, const OptionalTensor& source_mask, double floor,
-                         double added, bool absolute) {
+Tensor op_cross_features(const Tensor& phi_q,
+                         const Tensor& phi_k,
+                         const Tensor& v,
+                         const OptionalTensor& source_mask,
+                         double floor,
+                         double added,
+                         bool absolute) {
   return cross({phi_q, phi_k, v, {}, {}, source_mask, 1.0, floor, added, absolute});
 }
 
@@ -298,10 +375,12 @@ Tensor op_cross_features(const Tensor& phi_q, const Tensor& phi_k, const Tensor&
 
 TORCH_LIBRARY_FRAGMENT(t2r, library) {
   library.def(
-      "cross(Tensor q, Tensor k, Tensor v, Tensor weight, Tensor bias, *, Tensor? source_mask=None, float scale=1.0, float "
+      "cross(Tensor q, Tensor k, Tensor v, Tensor weight, Tensor bias, *, Tensor? "
+      "source_mask=None, float scale=1.0, float "
       "floor=0.01, float added=0.0, bool absolute=True) -> Tensor");
   library.def(
-      "cross_features(Tensor phi_q, Tensor phi_k, Tensor v, *, Tensor? source_mask=None, float floor=0.01, float added=0.0, bool "
+      "cross_features(Tensor phi_q, Tensor phi_k, Tensor v, *, Tensor? source_mask=None, float "
+      "floor=0.01, float added=0.0, bool "
       "absolute=True) -> Tensor");
 }
 

@@ -17,26 +17,57 @@ using kernels::cuda::Shape;
 constexpr int64_t kMaxFeatures = 128;
 
 void check_state(const Tensor& state, const char* name, at::IntArrayRef want, const Tensor& q) {
-  TORCH_CHECK(state.device() == q.device(), "t2r: ", name, " is on ", state.device(), ", q is on ", q.device(), ", allowed: one device");
-  TORCH_CHECK(state.scalar_type() == at::kFloat, "t2r: ", name, " has dtype ", state.scalar_type(), ", allowed: ", at::kFloat);
-  TORCH_CHECK(state.sizes() == want, "t2r: ", name, " has shape ", state.sizes(), ", allowed: ", want);
-  TORCH_CHECK(state.is_contiguous(), "t2r: ", name, " has strides ", state.strides(), ", allowed: contiguous, as it is updated in place");
-  TORCH_CHECK(is_aligned(state) || state.dim() == 3, "t2r: ", name,
+  TORCH_CHECK(state.device() == q.device(),
+              "t2r: ",
+              name,
+              " is on ",
+              state.device(),
+              ", q is on ",
+              q.device(),
+              ", allowed: one device");
+  TORCH_CHECK(state.scalar_type() == at::kFloat,
+              "t2r: ",
+              name,
+              " has dtype ",
+              state.scalar_type(),
+              ", allowed: ",
+              at::kFloat);
+  TORCH_CHECK(
+      state.sizes() == want, "t2r: ", name, " has shape ", state.sizes(), ", allowed: ", want);
+  TORCH_CHECK(state.is_contiguous(),
+              "t2r: ",
+              name,
+              " has strides ",
+              state.strides(),
+              ", allowed: contiguous, as it is updated in place");
+  TORCH_CHECK(is_aligned(state) || state.dim() == 3,
+              "t2r: ",
+              name,
               " begins at an address that is not a multiple of 16 bytes, allowed: multiples of 16");
 }
 
 Shape check_decode(const DecodeInputs& in) {
   const Tensor &q = in.q_BHd, &k = in.k_BHd, &v = in.v_BHd;
   TORCH_CHECK(q.is_cuda(), "t2r: q is on ", q.device(), ", allowed: cuda");
-  TORCH_CHECK(q.scalar_type() == at::kBFloat16 || q.scalar_type() == at::kFloat, "t2r: q has dtype ", q.scalar_type(),
+  TORCH_CHECK(q.scalar_type() == at::kBFloat16 || q.scalar_type() == at::kFloat,
+              "t2r: q has dtype ",
+              q.scalar_type(),
               ", allowed: bfloat16, float32");
   for (const auto& [tensor, name] : {std::pair{&q, "q"}, std::pair{&k, "k"}, std::pair{&v, "v"}}) {
-    TORCH_CHECK(tensor->dim() == 3, "t2r: ", name, " has ", tensor->dim(), " dimensions, allowed: 3");
+    TORCH_CHECK(
+        tensor->dim() == 3, "t2r: ", name, " has ", tensor->dim(), " dimensions, allowed: 3");
   }
-  TORCH_CHECK(q.size(0) >= 1 && q.size(0) < (1 << 24), "t2r: q has size ", q.size(0), " in dimension 0, allowed: 1 to 2^24 - 1");
-  TORCH_CHECK(in.weight_HKd.has_value() == in.bias_HK.has_value(), "t2r: weight and bias come together");
+  TORCH_CHECK(q.size(0) >= 1 && q.size(0) < (1 << 24),
+              "t2r: q has size ",
+              q.size(0),
+              " in dimension 0, allowed: 1 to 2^24 - 1");
+  TORCH_CHECK(in.weight_HKd.has_value() == in.bias_HK.has_value(),
+              "t2r: weight and bias come together");
   const bool has_map = in.weight_HKd.has_value();
-  TORCH_CHECK(!has_map || in.weight_HKd->dim() == 3, "t2r: weight has ", has_map ? in.weight_HKd->dim() : 0, " dimensions, allowed: 3");
+  TORCH_CHECK(!has_map || in.weight_HKd->dim() == 3,
+              "t2r: weight has ",
+              has_map ? in.weight_HKd->dim() : 0,
+              " dimensions, allowed: 3");
   Shape shape;
   shape.batch = static_cast<int>(q.size(0));
   shape.length = 1;
@@ -45,13 +76,23 @@ Shape check_decode(const DecodeInputs& in) {
   shape.value_heads = static_cast<int>(v.size(1));
   shape.state_heads = has_map ? static_cast<int>(in.weight_HKd->size(0)) : shape.key_heads;
   const int64_t head_size = v.size(2), features = has_map ? in.weight_HKd->size(1) : q.size(2);
-  TORCH_CHECK(head_size == 32 || head_size == 64 || head_size == 128, "t2r: v has head size ", head_size, ", allowed: 32, 64, 128");
-  TORCH_CHECK(features >= 1 && features <= kMaxFeatures, "t2r: feature size is ", features, ", allowed: 1 to ", kMaxFeatures);
+  TORCH_CHECK(head_size == 32 || head_size == 64 || head_size == 128,
+              "t2r: v has head size ",
+              head_size,
+              ", allowed: 32, 64, 128");
+  TORCH_CHECK(features >= 1 && features <= kMaxFeatures,
+              "t2r: feature size is ",
+              features,
+              ", allowed: 1 to ",
+              kMaxFeatures);
   shape.head_size = static_cast<int>(head_size);
   shape.feature_size = static_cast<int>(features);
   check_heads(shape, has_map);
-  TORCH_CHECK(shape.query_heads / shape.state_heads <= kernels::cuda::kMaxDecodeGroup, "t2r: ", shape.query_heads / shape.state_heads,
-              " query heads share a state, allowed: at most ", kernels::cuda::kMaxDecodeGroup);
+  TORCH_CHECK(shape.query_heads / shape.state_heads <= kernels::cuda::kMaxDecodeGroup,
+              "t2r: ",
+              shape.query_heads / shape.state_heads,
+              " query heads share a state, allowed: at most ",
+              kernels::cuda::kMaxDecodeGroup);
   const int64_t width = has_map ? head_size : features, batch = shape.batch;
   check_input(q, "q", {batch, shape.query_heads, width}, q);
   check_input(k, "k", {batch, shape.key_heads, width}, q);
@@ -72,15 +113,19 @@ Tensor decode_step(const DecodeInputs& in) {
   DecodeArguments a;
   a.shape = check_decode(in);
   const c10::cuda::CUDAGuard guard(in.q_BHd.device());
-  const Tensor q = with_contiguous_columns(in.q_BHd), k = with_contiguous_columns(in.k_BHd), v = with_contiguous_columns(in.v_BHd);
+  const Tensor q = with_contiguous_columns(in.q_BHd), k = with_contiguous_columns(in.k_BHd),
+               v = with_contiguous_columns(in.v_BHd);
   Tensor weight, bias;
   if (in.weight_HKd.has_value()) {
     weight = *contiguous_and_aligned(in.weight_HKd);
     bias = in.bias_HK->contiguous();
   }
-  const Tensor o = at::empty({a.shape.batch, a.shape.query_heads, a.shape.head_size}, q.options().requires_grad(false));
-  a.rule = {static_cast<float>(in.scale), static_cast<float>(in.floor), static_cast<float>(in.added)};
-  a.plan = kernels::cuda::plan_decode(a.shape, weight.defined(), q.scalar_type() == at::kBFloat16, current_device());
+  const Tensor o = at::empty({a.shape.batch, a.shape.query_heads, a.shape.head_size},
+                             q.options().requires_grad(false));
+  a.rule = {
+      static_cast<float>(in.scale), static_cast<float>(in.floor), static_cast<float>(in.added)};
+  a.plan = kernels::cuda::plan_decode(
+      a.shape, weight.defined(), q.scalar_type() == at::kBFloat16, current_device());
   require_shared_memory(a.plan.shared_bytes, "decode_step");
   a.q = token_view_of(q);
   a.k = token_view_of(k);
@@ -90,19 +135,34 @@ Tensor decode_step(const DecodeInputs& in) {
   a.bias = pointer<void>(bias);
   a.s = mutable_pointer<float>(in.s_BHKd);
   a.z = mutable_pointer<float>(in.z_BHK);
-  check_launch(kernels::cuda::decode_step(a, q.scalar_type() == at::kBFloat16, c10::cuda::getCurrentCUDAStream()), "the decode kernel");
+  check_launch(kernels::cuda::decode_step(
+                   a, q.scalar_type() == at::kBFloat16, c10::cuda::getCurrentCUDAStream()),
+               "the decode kernel");
   return o;
 }
 
 namespace {
 
-Tensor op_decode_step(const Tensor& phi_q, const Tensor& phi_k, const Tensor& v, const Tensor& s, const Tensor& z, double floor,
+Tensor op_decode_step(const Tensor& phi_q,
+                      const Tensor& phi_k,
+                      const Tensor& v,
+                      const Tensor& s,
+                      const Tensor& z,
+                      double floor,
                       double added) {
   return decode_step({phi_q, phi_k, v, {}, {}, s, z, 1.0, floor, added});
 }
 
-Tensor op_decode_step_map(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& weight, const Tensor& bias, const Tensor& s,
-                          const Tensor& z, double scale, double floor, double added) {
+Tensor op_decode_step_map(const Tensor& q,
+                          const Tensor& k,
+                          const Tensor& v,
+                          const Tensor& weight,
+                          const Tensor& bias,
+                          const Tensor& s,
+                          const Tensor& z,
+                          double scale,
+                          double floor,
+                          double added) {
   return decode_step({q, k, v, weight, bias, s, z, scale, floor, added});
 }
 
@@ -110,10 +170,12 @@ Tensor op_decode_step_map(const Tensor& q, const Tensor& k, const Tensor& v, con
 
 TORCH_LIBRARY_FRAGMENT(t2r, library) {
   library.def(
-      "decode_step(Tensor phi_q, Tensor phi_k, Tensor v, Tensor(a!) s, Tensor(b!) z, *, float floor=0.01, float added=0.0) -> "
+      "decode_step(Tensor phi_q, Tensor phi_k, Tensor v, Tensor(a!) s, Tensor(b!) z, *, float "
+      "floor=0.01, float added=0.0) -> "
       "Tensor");
   library.def(
-      "decode_step_map(Tensor q, Tensor k, Tensor v, Tensor weight, Tensor bias, Tensor(a!) s, Tensor(b!) z, *, float scale=1.0, "
+      "decode_step_map(Tensor q, Tensor k, Tensor v, Tensor weight, Tensor bias, Tensor(a!) s, "
+      "Tensor(b!) z, *, float scale=1.0, "
       "float floor=0.01, float added=0.0) -> Tensor");
 }
 

@@ -18,17 +18,33 @@ void check_inputs(const DrawTokenInputs& in) {
   constexpr const char* kOp = "draw_token";
   const Tensor& logits = in.logits_NV;
   check_leading(logits, kOp, "logits", 2);
-  TORCH_CHECK(logits.dim() == 2 && logits.size(0) >= 1 && logits.size(1) >= 1 && logits.size(0) <= kMostRows && logits.size(1) <= kMostTokens,
-              "t2r: draw_token: logits has shape ", logits.sizes(), ", allowed: [rows, vocabulary], 1 to ", kMostRows, " and 1 to ", kMostTokens);
-  TORCH_CHECK(in.history_RN.dim() == 2 && in.history_RN.size(0) >= 1, "t2r: draw_token: history has shape ", in.history_RN.sizes(),
+  TORCH_CHECK(logits.dim() == 2 && logits.size(0) >= 1 && logits.size(1) >= 1 &&
+                  logits.size(0) <= kMostRows && logits.size(1) <= kMostTokens,
+              "t2r: draw_token: logits has shape ",
+              logits.sizes(),
+              ", allowed: [rows, vocabulary], 1 to ",
+              kMostRows,
+              " and 1 to ",
+              kMostTokens);
+  TORCH_CHECK(in.history_RN.dim() == 2 && in.history_RN.size(0) >= 1,
+              "t2r: draw_token: history has shape ",
+              in.history_RN.sizes(),
               ", allowed: [steps, rows], not empty");
   check_other(in.tokens_N, kOp, "tokens", {logits.size(0)}, at::kLong, logits);
-  check_other(in.history_RN, kOp, "history", {in.history_RN.size(0), logits.size(0)}, at::kLong, logits);
+  check_other(
+      in.history_RN, kOp, "history", {in.history_RN.size(0), logits.size(0)}, at::kLong, logits);
   check_other(in.position_1, kOp, "position", {1}, at::kLong, logits);
-  TORCH_CHECK(in.tokens_N.is_contiguous() && in.history_RN.is_contiguous(), "t2r: draw_token: tokens or history is not contiguous");
-  TORCH_CHECK(in.temperature >= 0, "t2r: draw_token: temperature is ", in.temperature, ", allowed: 0 (greedy) or more");
+  TORCH_CHECK(in.tokens_N.is_contiguous() && in.history_RN.is_contiguous(),
+              "t2r: draw_token: tokens or history is not contiguous");
+  TORCH_CHECK(in.temperature >= 0,
+              "t2r: draw_token: temperature is ",
+              in.temperature,
+              ", allowed: 0 (greedy) or more");
   TORCH_CHECK(in.top_k >= 0, "t2r: draw_token: top_k is ", in.top_k, ", allowed: 0 (all) or more");
-  TORCH_CHECK(in.top_p > 0 && in.top_p <= 1, "t2r: draw_token: top_p is ", in.top_p, ", allowed: above 0, up to 1");
+  TORCH_CHECK(in.top_p > 0 && in.top_p <= 1,
+              "t2r: draw_token: top_p is ",
+              in.top_p,
+              ", allowed: above 0, up to 1");
 }
 
 }  // namespace
@@ -48,27 +64,39 @@ void draw_token(const DrawTokenInputs& in) {
   a.history_rows = in.history_RN.size(0);
   a.position = pointer<int64_t>(in.position_1);
   a.rule = kernels::DrawRule::make(in.temperature, in.top_k, in.top_p, in.seed);
-  a.shares_rows = device.hopper && a.vocabulary > kSharedTokens && a.rows < 2 * device.multiprocessors;
+  a.shares_rows =
+      device.hopper && a.vocabulary > kSharedTokens && a.rows < 2 * device.multiprocessors;
   a.overlaps = device.hopper;
-  check_launch(kernels::cuda::draw_token(a, c10::cuda::getCurrentCUDAStream()), "the kernel that draws tokens");
+  check_launch(kernels::cuda::draw_token(a, c10::cuda::getCurrentCUDAStream()),
+               "the kernel that draws tokens");
 }
 
 namespace {
 
-void op_draw_token(const Tensor& logits, const Tensor& tokens, const Tensor& history, const Tensor& position, double temperature,
-                   int64_t top_k, double top_p, int64_t seed) {
-  draw_token({logits, tokens, history, position, temperature, top_k, top_p, static_cast<uint64_t>(seed)});
+void op_draw_token(const Tensor& logits,
+                   const Tensor& tokens,
+                   const Tensor& history,
+                   const Tensor& position,
+                   double temperature,
+                   int64_t top_k,
+                   double top_p,
+                   int64_t seed) {
+  draw_token(
+      {logits, tokens, history, position, temperature, top_k, top_p, static_cast<uint64_t>(seed)});
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(t2r, library) {
   library.def(
-      "draw_token(Tensor logits, Tensor(a!) tokens, Tensor(b!) history, Tensor position, *, float temperature=0.0, int top_k=0, "
+      "draw_token(Tensor logits, Tensor(a!) tokens, Tensor(b!) history, Tensor position, *, float "
+      "temperature=0.0, int top_k=0, "
       "float top_p=1.0, int seed=0) -> ()");
 }
 
 // Explicit: there is no gradient formula, and autograd says so when somebody asks for one.
-TORCH_LIBRARY_IMPL(t2r, CompositeExplicitAutograd, library) { library.impl("draw_token", op_draw_token); }
+TORCH_LIBRARY_IMPL(t2r, CompositeExplicitAutograd, library) {
+  library.impl("draw_token", op_draw_token);
+}
 
 }  // namespace t2r::ops

@@ -23,10 +23,12 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 Tensor weight_gradient(const Tensor& tokens, const Tensor& grad, int64_t vocabulary) {
-  const int64_t num_tokens = tokens.numel(), width = grad.size(-1), windows = (num_tokens + kEmbeddingPiece - 1) / kEmbeddingPiece;
+  const int64_t num_tokens = tokens.numel(), width = grad.size(-1),
+                windows = (num_tokens + kEmbeddingPiece - 1) / kEmbeddingPiece;
   const Tensor result = at::zeros({vocabulary, width}, grad.options());
   if (num_tokens == 0) return result;
-  const auto [sorted, places] = at::sort(tokens.reshape({-1}).to(at::kInt), std::optional<bool>(true), int64_t{0}, false);
+  const auto [sorted, places] =
+      at::sort(tokens.reshape({-1}).to(at::kInt), std::optional<bool>(true), int64_t{0}, false);
   const Tensor pieces = at::empty({2 * windows, width}, grad.options().dtype(at::kFloat));
   const Tensor long_runs = at::full({windows}, -1, sorted.options());
   EmbeddingBackward a;
@@ -40,7 +42,8 @@ Tensor weight_gradient(const Tensor& tokens, const Tensor& grad, int64_t vocabul
   a.grad_weight = mutable_pointer<void>(result);
   a.pieces = mutable_pointer<float>(pieces);
   a.long_runs = mutable_pointer<int>(long_runs);
-  check_launch(kernels::cuda::embedding_backward(a, c10::cuda::getCurrentCUDAStream()), "the embedding's backward kernels");
+  check_launch(kernels::cuda::embedding_backward(a, c10::cuda::getCurrentCUDAStream()),
+               "the embedding's backward kernels");
   return result;
 }
 
@@ -53,13 +56,17 @@ Tensor position_gradient(const Tensor& grad, int64_t length) {
   a.is_bf16 = grad.scalar_type() == at::kBFloat16;
   a.grad_out = pointer<void>(grad);
   a.grad_position = mutable_pointer<void>(result);
-  check_launch(kernels::cuda::position_backward(a, c10::cuda::getCurrentCUDAStream()), "the kernel that sums over the batch");
+  check_launch(kernels::cuda::position_backward(a, c10::cuda::getCurrentCUDAStream()),
+               "the kernel that sums over the batch");
   return result;
 }
 
 class Embedding : public torch::autograd::Function<Embedding> {
  public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& weight, const Tensor& tokens, const OptionalTensor& position) {
+  static Tensor forward(AutogradContext* ctx,
+                        const Tensor& weight,
+                        const Tensor& tokens,
+                        const OptionalTensor& position) {
     const c10::cuda::CUDAGuard guard(weight.device());
     std::vector<int64_t> sizes = tokens.sizes().vec();
     sizes.push_back(weight.size(1));
@@ -74,7 +81,8 @@ class Embedding : public torch::autograd::Function<Embedding> {
     a.tokens = pointer<int64_t>(tokens);
     if (position.has_value()) a.position = pointer<void>(*position);
     a.out = mutable_pointer<void>(out);
-    check_launch(kernels::cuda::embedding_forward(a, c10::cuda::getCurrentCUDAStream()), "the embedding kernel");
+    check_launch(kernels::cuda::embedding_forward(a, c10::cuda::getCurrentCUDAStream()),
+                 "the embedding kernel");
     ctx->save_for_backward({tokens});
     ctx->saved_data["vocabulary"] = weight.size(0);
     ctx->saved_data["wants_weight"] = weight.requires_grad();
@@ -86,8 +94,10 @@ class Embedding : public torch::autograd::Function<Embedding> {
     const Tensor tokens = ctx->get_saved_variables()[0], grad = gradients[0].contiguous();
     const c10::cuda::CUDAGuard guard(grad.device());
     Tensor grad_weight, grad_position;
-    if (ctx->saved_data["wants_weight"].toBool()) grad_weight = weight_gradient(tokens, grad, ctx->saved_data["vocabulary"].toInt());
-    if (ctx->saved_data["wants_position"].toBool()) grad_position = position_gradient(grad, tokens.size(-1));
+    if (ctx->saved_data["wants_weight"].toBool())
+      grad_weight = weight_gradient(tokens, grad, ctx->saved_data["vocabulary"].toInt());
+    if (ctx->saved_data["wants_position"].toBool())
+      grad_position = position_gradient(grad, tokens.size(-1));
     return {grad_weight, Tensor(), grad_position};
   }
 };
@@ -97,13 +107,27 @@ class Embedding : public torch::autograd::Function<Embedding> {
 Tensor embedding(const Tensor& weight, const Tensor& tokens, const OptionalTensor& position) {
   constexpr int64_t kMost = std::numeric_limits<int>::max();
   check_leading(weight, "embedding", "weight", 2);
-  TORCH_CHECK(weight.dim() == 2, "t2r: embedding: weight has ", weight.dim(), " dimensions, allowed: 2");
-  TORCH_CHECK(weight.size(0) <= kMost, "t2r: embedding: weight has ", weight.size(0), " rows, allowed: at most ", kMost);
+  TORCH_CHECK(
+      weight.dim() == 2, "t2r: embedding: weight has ", weight.dim(), " dimensions, allowed: 2");
+  TORCH_CHECK(weight.size(0) <= kMost,
+              "t2r: embedding: weight has ",
+              weight.size(0),
+              " rows, allowed: at most ",
+              kMost);
   TORCH_CHECK(tokens.dim() >= 1, "t2r: embedding: tokens has 0 dimensions, allowed: at least 1");
   check_other(tokens, "embedding", "tokens", tokens.sizes(), at::kLong, weight);
-  TORCH_CHECK(tokens.numel() <= kMost - kEmbeddingPiece, "t2r: embedding: tokens has ", tokens.numel(), " elements, allowed: at most ",
+  TORCH_CHECK(tokens.numel() <= kMost - kEmbeddingPiece,
+              "t2r: embedding: tokens has ",
+              tokens.numel(),
+              " elements, allowed: at most ",
               kMost - kEmbeddingPiece);
-  if (position.has_value()) check_other(*position, "embedding", "position", {tokens.size(-1), weight.size(1)}, weight.scalar_type(), weight);
+  if (position.has_value())
+    check_other(*position,
+                "embedding",
+                "position",
+                {tokens.size(-1), weight.size(1)},
+                weight.scalar_type(),
+                weight);
   return Embedding::apply(weight.contiguous(), tokens.contiguous(), contiguous(position));
 }
 
@@ -111,6 +135,8 @@ TORCH_LIBRARY_FRAGMENT(t2r, library) {
   library.def("embedding(Tensor weight, Tensor tokens, Tensor? position=None) -> Tensor");
 }
 
-TORCH_LIBRARY_IMPL(t2r, CompositeImplicitAutograd, library) { library.impl("embedding", embedding); }
+TORCH_LIBRARY_IMPL(t2r, CompositeImplicitAutograd, library) {
+  library.impl("embedding", embedding);
+}
 
 }  // namespace t2r::ops

@@ -23,7 +23,11 @@ Tensor product(const Tensor& a, const Tensor& b) {
 
 class Linear : public torch::autograd::Function<Linear> {
  public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const OptionalTensor& bias, bool input_major) {
+  static Tensor forward(AutogradContext* ctx,
+                        const Tensor& x,
+                        const Tensor& weight,
+                        const OptionalTensor& bias,
+                        bool input_major) {
     const c10::cuda::CUDAGuard guard(x.device());
     const Projection projection{weight, bias, input_major};
     const Tensor y = empty_projected(x, projection.outputs());
@@ -49,12 +53,14 @@ class Linear : public torch::autograd::Function<Linear> {
     const Tensor grad_NO = as_rows(gradients[0]);
     Tensor grad_x;
     if (ctx->needs_input_grad(0)) {
-      grad_x = input_gradient(grad_NO, weight, input_major).view(ctx->saved_data["x_sizes"].toIntVector());
+      grad_x = input_gradient(grad_NO, weight, input_major)
+                   .view(ctx->saved_data["x_sizes"].toIntVector());
     }
     Tensor x_NI;
     const bool want_weight = ctx->needs_input_grad(1);
     if (want_weight) x_NI = as_rows(x);
-    const ProjectionGradients g = projection_gradients(x_NI, grad_NO, input_major, want_weight, want_bias);
+    const ProjectionGradients g =
+        projection_gradients(x_NI, grad_NO, input_major, want_weight, want_bias);
     return {grad_x, g.weight, g.bias, Tensor()};
   }
 };
@@ -67,36 +73,70 @@ Tensor empty_projected(const Tensor& x, int64_t outputs) {
   return at::empty(sizes, x.options().requires_grad(false));
 }
 
-void check_projection(const Tensor& x, const Projection& projection, const char* weight_name, const char* bias_name) {
+void check_projection(const Tensor& x,
+                      const Projection& projection,
+                      const char* weight_name,
+                      const char* bias_name) {
   const auto check_like_x = [&](const Tensor& tensor, const char* name) {
-    TORCH_CHECK(tensor.device() == x.device(), "t2r: ", name, " is on ", tensor.device(), ", x is on ", x.device(),
+    TORCH_CHECK(tensor.device() == x.device(),
+                "t2r: ",
+                name,
+                " is on ",
+                tensor.device(),
+                ", x is on ",
+                x.device(),
                 ", allowed: one device");
-    TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), "t2r: ", name, " has dtype ", tensor.scalar_type(), ", x has ", x.scalar_type(),
+    TORCH_CHECK(tensor.scalar_type() == x.scalar_type(),
+                "t2r: ",
+                name,
+                " has dtype ",
+                tensor.scalar_type(),
+                ", x has ",
+                x.scalar_type(),
                 ", allowed: the same");
   };
   TORCH_CHECK(x.is_cuda(), "t2r: x is on ", x.device(), ", allowed: cuda");
-  TORCH_CHECK(x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kFloat, "t2r: x has dtype ", x.scalar_type(),
+  TORCH_CHECK(x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kFloat,
+              "t2r: x has dtype ",
+              x.scalar_type(),
               ", allowed: bfloat16, float32");
   TORCH_CHECK(x.dim() >= 1, "t2r: x has 0 dimensions, allowed: 1 or more");
   check_like_x(projection.weight, weight_name);
-  TORCH_CHECK(projection.weight.dim() == 2, "t2r: ", weight_name, " has ", projection.weight.dim(), " dimensions, allowed: 2");
-  TORCH_CHECK(projection.inputs() >= 1 && projection.outputs() >= 1, "t2r: ", weight_name, " has shape ", projection.weight.sizes(),
+  TORCH_CHECK(projection.weight.dim() == 2,
+              "t2r: ",
+              weight_name,
+              " has ",
+              projection.weight.dim(),
+              " dimensions, allowed: 2");
+  TORCH_CHECK(projection.inputs() >= 1 && projection.outputs() >= 1,
+              "t2r: ",
+              weight_name,
+              " has shape ",
+              projection.weight.sizes(),
               ", allowed: not empty");
   if (projection.bias.has_value()) {
     check_like_x(*projection.bias, bias_name);
-    TORCH_CHECK(projection.bias->dim() == 1 && projection.bias->size(0) == projection.outputs(), "t2r: ", bias_name, " has shape ",
-                projection.bias->sizes(), ", allowed: [", projection.outputs(), "]");
+    TORCH_CHECK(projection.bias->dim() == 1 && projection.bias->size(0) == projection.outputs(),
+                "t2r: ",
+                bias_name,
+                " has shape ",
+                projection.bias->sizes(),
+                ", allowed: [",
+                projection.outputs(),
+                "]");
   }
 }
 
-ProjectionGradients projection_gradients(const Tensor& x_NI, const Tensor& grad_NO, bool input_major, bool want_weight, bool want_bias) {
+ProjectionGradients projection_gradients(
+    const Tensor& x_NI, const Tensor& grad_NO, bool input_major, bool want_weight, bool want_bias) {
   ProjectionGradients g;
   if (want_bias) g.bias = column_sum(grad_NO);
   if (!want_weight) return g;
   Matmul product;
   product.a = input_major ? x_NI.t() : grad_NO.t();
   product.b = input_major ? grad_NO : x_NI;
-  product.out = g.weight = at::empty({product.a.size(0), product.b.size(1)}, grad_NO.options().requires_grad(false));
+  product.out = g.weight =
+      at::empty({product.a.size(0), product.b.size(1)}, grad_NO.options().requires_grad(false));
   matmul_lt(product);
   return g;
 }
@@ -107,21 +147,32 @@ Tensor input_gradient(const Tensor& grad_NO, const Tensor& weight, bool input_ma
 
 Tensor linear(const Tensor& x, const Projection& projection) {
   check_projection(x, projection, "weight", "bias");
-  TORCH_CHECK(x.size(-1) == projection.inputs(), "t2r: x has ", x.size(-1), " columns, allowed: ", projection.inputs(),
+  TORCH_CHECK(x.size(-1) == projection.inputs(),
+              "t2r: x has ",
+              x.size(-1),
+              " columns, allowed: ",
+              projection.inputs(),
               ", the inputs of weight");
   return Linear::apply(x, projection.weight, contiguous(projection.bias), projection.input_major);
 }
 
 namespace {
 
-Tensor op_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, bool input_major) {
+Tensor op_linear(const Tensor& x,
+                 const Tensor& weight,
+                 const OptionalTensor& bias,
+                 bool input_major) {
   return linear(x, {weight, bias, input_major});
 }
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(t2r, library) { library.def("linear(Tensor x, Tensor weight, Tensor? bias, bool input_major) -> Tensor"); }
+TORCH_LIBRARY_FRAGMENT(t2r, library) {
+  library.def("linear(Tensor x, Tensor weight, Tensor? bias, bool input_major) -> Tensor");
+}
 
-TORCH_LIBRARY_IMPL(t2r, CompositeImplicitAutograd, library) { library.impl("linear", op_linear); }
+TORCH_LIBRARY_IMPL(t2r, CompositeImplicitAutograd, library) {
+  library.impl("linear", op_linear);
+}
 
 }  // namespace t2r::ops

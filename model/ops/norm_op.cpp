@@ -19,14 +19,31 @@ using kernels::cuda::NormForward;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-void check_norm(const char* op, const Tensor& x, const OptionalTensor& delta, const Tensor& weight, const OptionalTensor& bias,
+void check_norm(const char* op,
+                const Tensor& x,
+                const OptionalTensor& delta,
+                const Tensor& weight,
+                const OptionalTensor& bias,
                 double eps) {
   check_leading(x, op, "x", 1);
   const int64_t width = x.size(-1);
-  TORCH_CHECK(width >= 1 && width <= kMaxNormWidth, "t2r: ", op, ": x has width ", width, ", allowed: 1 to ", kMaxNormWidth);
+  TORCH_CHECK(width >= 1 && width <= kMaxNormWidth,
+              "t2r: ",
+              op,
+              ": x has width ",
+              width,
+              ", allowed: 1 to ",
+              kMaxNormWidth);
   if (delta.has_value()) check_other(*delta, op, "delta", x.sizes(), x.scalar_type(), x);
-  TORCH_CHECK(weight.scalar_type() == x.scalar_type() || weight.scalar_type() == at::kFloat, "t2r: ", op, ": weight has dtype ",
-              weight.scalar_type(), ", allowed: ", x.scalar_type(), ", ", at::kFloat);
+  TORCH_CHECK(weight.scalar_type() == x.scalar_type() || weight.scalar_type() == at::kFloat,
+              "t2r: ",
+              op,
+              ": weight has dtype ",
+              weight.scalar_type(),
+              ", allowed: ",
+              x.scalar_type(),
+              ", ",
+              at::kFloat);
   check_other(weight, op, "weight", {width}, weight.scalar_type(), x);
   if (bias.has_value()) check_other(*bias, op, "bias", {width}, weight.scalar_type(), x);
   TORCH_CHECK(eps >= 0, "t2r: ", op, ": eps is ", eps, ", allowed: not negative");
@@ -34,10 +51,15 @@ void check_norm(const char* op, const Tensor& x, const OptionalTensor& delta, co
 
 class AddNorm : public torch::autograd::Function<AddNorm> {
  public:
-  static variable_list forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& delta, const Tensor& weight,
-                               const OptionalTensor& bias, double eps) {
+  static variable_list forward(AutogradContext* ctx,
+                               const Tensor& x,
+                               const OptionalTensor& delta,
+                               const Tensor& weight,
+                               const OptionalTensor& bias,
+                               double eps) {
     const c10::cuda::CUDAGuard guard(x.device());
-    require_shared_memory(kernels::cuda::norm_backward_bytes(static_cast<int>(x.size(-1)), bias.has_value()), "norm");
+    require_shared_memory(
+        kernels::cuda::norm_backward_bytes(static_cast<int>(x.size(-1)), bias.has_value()), "norm");
     const int64_t width = x.size(-1), rows = x.numel() / width;
     const Tensor sum = delta.has_value() ? at::empty_like(x) : x, y = at::empty_like(x);
     const Tensor inverse_std = at::empty({rows}, x.options().dtype(at::kFloat));
@@ -59,7 +81,9 @@ class AddNorm : public torch::autograd::Function<AddNorm> {
     a.mean = mutable_pointer<float>(mean);
     a.inverse_std = mutable_pointer<float>(inverse_std);
     if (rows > 0) {
-      check_launch(kernels::cuda::norm_forward(a, current_device().multiprocessors, c10::cuda::getCurrentCUDAStream()), "the norm kernel");
+      check_launch(kernels::cuda::norm_forward(
+                       a, current_device().multiprocessors, c10::cuda::getCurrentCUDAStream()),
+                   "the norm kernel");
     }
     ctx->set_materialize_grads(false);
     ctx->save_for_backward({sum, weight, inverse_std, mean});
@@ -69,16 +93,19 @@ class AddNorm : public torch::autograd::Function<AddNorm> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
     const bool has_delta = ctx->saved_data["has_delta"].toBool();
-    const auto for_inputs = [&](const Tensor& x, const Tensor& weight, const Tensor& bias) -> variable_list {
+    const auto for_inputs =
+        [&](const Tensor& x, const Tensor& weight, const Tensor& bias) -> variable_list {
       return {x, has_delta ? x : Tensor(), weight, bias, Tensor()};
     };
     if (!gradients[1].defined()) return for_inputs(gradients[0], Tensor(), Tensor());
     const auto saved = ctx->get_saved_variables();
     const Tensor &sum = saved[0], &weight = saved[1], &inverse_std = saved[2], &mean = saved[3];
     const c10::cuda::CUDAGuard guard(sum.device());
-    const Tensor grad_sum = gradients[0].defined() ? gradients[0].contiguous() : Tensor(), grad_y = gradients[1].contiguous();
+    const Tensor grad_sum = gradients[0].defined() ? gradients[0].contiguous() : Tensor(),
+                 grad_y = gradients[1].contiguous();
     const Tensor grad_x = at::empty_like(sum);
-    const Tensor grad_weight = at::empty_like(weight), grad_bias = mean.defined() ? at::empty_like(weight) : Tensor();
+    const Tensor grad_weight = at::empty_like(weight),
+                 grad_bias = mean.defined() ? at::empty_like(weight) : Tensor();
     NormBackward a;
     a.width = static_cast<int>(sum.size(-1));
     a.rows = sum.numel() / a.width;
@@ -100,29 +127,38 @@ class AddNorm : public torch::autograd::Function<AddNorm> {
       return for_inputs(grad_x, grad_weight, grad_bias);
     }
     a.blocks = kernels::cuda::norm_backward_blocks(a, current_device().multiprocessors);
-    const Tensor partial = at::empty({a.layer_norm ? 2 : 1, a.blocks, a.width}, inverse_std.options());
+    const Tensor partial =
+        at::empty({a.layer_norm ? 2 : 1, a.blocks, a.width}, inverse_std.options());
     a.partial = mutable_pointer<float>(partial);
-    check_launch(kernels::cuda::norm_backward(a, c10::cuda::getCurrentCUDAStream()), "the norm's backward kernels");
+    check_launch(kernels::cuda::norm_backward(a, c10::cuda::getCurrentCUDAStream()),
+                 "the norm's backward kernels");
     return for_inputs(grad_x, grad_weight, grad_bias);
   }
 };
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> add_norm(const Tensor& x, const OptionalTensor& delta, const Tensor& weight, const OptionalTensor& bias,
+std::tuple<Tensor, Tensor> add_norm(const Tensor& x,
+                                    const OptionalTensor& delta,
+                                    const Tensor& weight,
+                                    const OptionalTensor& bias,
                                     double eps) {
   check_norm("add_norm", x, delta, weight, bias, eps);
-  const variable_list out = AddNorm::apply(x.contiguous(), contiguous(delta), weight.contiguous(), contiguous(bias), eps);
+  const variable_list out =
+      AddNorm::apply(x.contiguous(), contiguous(delta), weight.contiguous(), contiguous(bias), eps);
   return {out[0], out[1]};
 }
 
 Tensor norm(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, double eps) {
   check_norm("norm", x, std::nullopt, weight, bias, eps);
-  return AddNorm::apply(x.contiguous(), OptionalTensor(), weight.contiguous(), contiguous(bias), eps)[1];
+  return AddNorm::apply(
+      x.contiguous(), OptionalTensor(), weight.contiguous(), contiguous(bias), eps)[1];
 }
 
 TORCH_LIBRARY_FRAGMENT(t2r, library) {
-  library.def("add_norm(Tensor x, Tensor? delta, Tensor weight, Tensor? bias, float eps) -> (Tensor, Tensor)");
+  library.def(
+      "add_norm(Tensor x, Tensor? delta, Tensor weight, Tensor? bias, float eps) -> (Tensor, "
+      "Tensor)");
   library.def("norm(Tensor x, Tensor weight, Tensor? bias, float eps) -> Tensor");
 }
 

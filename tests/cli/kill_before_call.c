@@ -1,8 +1,9 @@
 // LD_PRELOAD: ends the process with SIGKILL in front of its n-th call that changes the disk below
-// T2R_KILL_FOLDER, n being T2R_KILL_AT (0 or none: never). With T2R_KILL_LOG each such call is a line of that file.
+// T2R_KILL_FOLDER, n being T2R_KILL_AT (0 or none: never). With T2R_KILL_LOG each such call is a
+// line of that file.
 //
-// Wrapped: what t2r and libstdc++ call to write, sync, rename, make and remove files. glibc's own internal calls are not
-// seen; t2r opens what it writes with open().
+// Wrapped: what t2r and libstdc++ call to write, sync, rename, make and remove files. glibc's own
+// internal calls are not seen; t2r opens what it writes with open().
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -33,10 +34,12 @@ static void note(const char* call, const char* path) {
     char line[PATH_MAX + 64];
     const int size = snprintf(line, sizeof(line), "%ld %s %s\n", number, call, path);
     static int descriptor = -1;
-    int (*real_open)(const char*, int, ...) = (int (*)(const char*, int, ...))dlsym(RTLD_NEXT, "open");
+    int (*real_open)(const char*, int, ...) =
+        (int (*)(const char*, int, ...))dlsym(RTLD_NEXT, "open");
     ssize_t (*real_write)(int, const void*, size_t) =
-        (ssize_t (*)(int, const void*, size_t))dlsym(RTLD_NEXT, "write");
-    if (descriptor < 0) descriptor = real_open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+        (ssize_t(*)(int, const void*, size_t))dlsym(RTLD_NEXT, "write");
+    if (descriptor < 0)
+      descriptor = real_open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
     if (real_write(descriptor, line, (size_t)size) < 0) abort();
   }
   if (at != NULL && atol(at) == number) kill(getpid(), SIGKILL);
@@ -69,14 +72,14 @@ static int open_mode(int flags, va_list list) {
   return (flags & (O_CREAT | O_TMPFILE)) != 0 ? va_arg(list, int) : 0;
 }
 
-#define WRAP_OPEN(name)                                                    \
-  int name(const char* path, int flags, ...) {                             \
-    va_list list;                                                          \
-    va_start(list, flags);                                                 \
-    const int mode = open_mode(flags, list);                               \
-    va_end(list);                                                          \
+#define WRAP_OPEN(name)                                                                  \
+  int name(const char* path, int flags, ...) {                                           \
+    va_list list;                                                                        \
+    va_start(list, flags);                                                               \
+    const int mode = open_mode(flags, list);                                             \
+    va_end(list);                                                                        \
     if ((flags & (O_WRONLY | O_RDWR | O_CREAT | O_TRUNC)) != 0) note_path("open", path); \
-    return REAL(name, path, flags, mode);                                  \
+    return REAL(name, path, flags, mode);                                                \
   }
 WRAP_OPEN(open)
 WRAP_OPEN(open64)

@@ -13,19 +13,31 @@ using bf16 = __nv_bfloat16;
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kWidth = 4;  // elements of a vector access: 16 bytes of float32, 8 of bfloat16
 
-__device__ __forceinline__ float to_float(float x) { return x; }
-__device__ __forceinline__ float to_float(bf16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_float(float x) {
+  return x;
+}
+__device__ __forceinline__ float to_float(bf16 x) {
+  return __bfloat162float(x);
+}
 
-__device__ __forceinline__ float4 load_vector(const float* from) { return *reinterpret_cast<const float4*>(from); }
+__device__ __forceinline__ float4 load_vector(const float* from) {
+  return *reinterpret_cast<const float4*>(from);
+}
 __device__ __forceinline__ float4 load_vector(const bf16* from) {
   const uint2 bits = *reinterpret_cast<const uint2*>(from);
-  return {__uint_as_float(bits.x << 16), __uint_as_float(bits.x & 0xffff0000u), __uint_as_float(bits.y << 16),
+  return {__uint_as_float(bits.x << 16),
+          __uint_as_float(bits.x & 0xffff0000u),
+          __uint_as_float(bits.y << 16),
           __uint_as_float(bits.y & 0xffff0000u)};
 }
-__device__ __forceinline__ void store_vector(float* to, const float4& x) { *reinterpret_cast<float4*>(to) = x; }
+__device__ __forceinline__ void store_vector(float* to, const float4& x) {
+  *reinterpret_cast<float4*>(to) = x;
+}
 __device__ __forceinline__ void store_vector(bf16* to, const float4& x) {
-  const __nv_bfloat162 low = __floats2bfloat162_rn(x.x, x.y), high = __floats2bfloat162_rn(x.z, x.w);
-  *reinterpret_cast<uint2*>(to) = {reinterpret_cast<const uint32_t&>(low), reinterpret_cast<const uint32_t&>(high)};
+  const __nv_bfloat162 low = __floats2bfloat162_rn(x.x, x.y),
+                       high = __floats2bfloat162_rn(x.z, x.w);
+  *reinterpret_cast<uint2*>(to) = {reinterpret_cast<const uint32_t&>(low),
+                                   reinterpret_cast<const uint32_t&>(high)};
 }
 
 /// Elements from the last boundary of vectors to `pointer`.
@@ -45,19 +57,23 @@ __device__ __forceinline__ Walk plan_walk(int64_t size, int first, const Ts*... 
   return {head, head + (size - head) / kWidth * kWidth};
 }
 
-/// Calls `one(i)` for what is walked one by one and `vector(i)` for every vector; thread `index` of `threads`.
+/// Calls `one(i)` for what is walked one by one and `vector(i)` for every vector; thread `index` of
+/// `threads`.
 template <class One, class Vector>
-__device__ __forceinline__ void walk(const Walk& plan, int64_t size, int64_t index, int64_t threads, One one, Vector vector) {
+__device__ __forceinline__ void walk(
+    const Walk& plan, int64_t size, int64_t index, int64_t threads, One one, Vector vector) {
   for (int64_t i = index; i < plan.head; i += threads) one(i);
   for (int64_t i = plan.head + kWidth * index; i < plan.tail; i += kWidth * threads) vector(i);
   for (int64_t i = plan.tail + index; i < size; i += threads) one(i);
 }
 
-/// The block's sum, in an order that depends on nothing but the number of threads; valid in thread 0.
+/// The block's sum, in an order that depends on nothing but the number of threads; valid in thread
+/// 0.
 __device__ double block_sum(double x) {
   __shared__ double sums[kWarps];
 #pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) x += __shfl_xor_sync(0xffffffffu, x, distance);
+  for (int distance = 16; distance > 0; distance /= 2)
+    x += __shfl_xor_sync(0xffffffffu, x, distance);
   if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = x;
   __syncthreads();
   double total = 0.0;
@@ -66,14 +82,19 @@ __device__ double block_sum(double x) {
   return total;
 }
 
-__device__ __forceinline__ double square(float x) { return static_cast<double>(x) * static_cast<double>(x); }
+__device__ __forceinline__ double square(float x) {
+  return static_cast<double>(x) * static_cast<double>(x);
+}
 
 template <class Gradient>
-__global__ void __launch_bounds__(kThreads) squares_kernel(const Gradient* gradients, int64_t count, double* partials) {
+__global__ void __launch_bounds__(kThreads)
+    squares_kernel(const Gradient* gradients, int64_t count, double* partials) {
   constexpr int kInFlight = 4;  // vectors a thread has on their way
-  const int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x, threads = int64_t{kNormPartials} * kThreads;
+  const int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x,
+                threads = int64_t{kNormPartials} * kThreads;
   const int first = misalignment(gradients);
-  const int64_t head = min(count, int64_t{(kWidth - first) % kWidth}), tail = head + (count - head) / kWidth * kWidth;
+  const int64_t head = min(count, int64_t{(kWidth - first) % kWidth}),
+                tail = head + (count - head) / kWidth * kWidth;
   double sums[kInFlight] = {};
   if (index < head) sums[0] += square(to_float(gradients[index]));
   if (index < count - tail) sums[0] += square(to_float(gradients[tail + index]));
@@ -84,7 +105,8 @@ __global__ void __launch_bounds__(kThreads) squares_kernel(const Gradient* gradi
 #pragma unroll
     for (int j = 0; j < kInFlight; ++j) x[j] = load_vector(gradients + i + j * stride);
 #pragma unroll
-    for (int j = 0; j < kInFlight; ++j) sums[j] += (square(x[j].x) + square(x[j].y)) + (square(x[j].z) + square(x[j].w));
+    for (int j = 0; j < kInFlight; ++j)
+      sums[j] += (square(x[j].x) + square(x[j].y)) + (square(x[j].z) + square(x[j].w));
   }
   for (; i < tail; i += stride) {
     const float4 x = load_vector(gradients + i);
@@ -96,7 +118,8 @@ __global__ void __launch_bounds__(kThreads) squares_kernel(const Gradient* gradi
 }
 
 /// As HostStep::update_parameters() decides.
-__global__ void __launch_bounds__(kThreads) decide_kernel(const double* partials, double* control, double beta1, double beta2) {
+__global__ void __launch_bounds__(kThreads)
+    decide_kernel(const double* partials, double* control, double beta1, double beta2) {
   static_assert(kNormPartials % kThreads == 0);
   double sum = 0.0;
 #pragma unroll
@@ -114,7 +137,8 @@ __global__ void __launch_bounds__(kThreads) decide_kernel(const double* partials
   const double clip_norm = control[kClipNorm], updates = control[kNumUpdates] + 1.0;
   control[kIsSkipped] = 0.0;
   control[kNumUpdates] = updates;
-  control[kGradientScale] = normaliser * (clip_norm > 0.0 && norm > clip_norm ? clip_norm / norm : 1.0);
+  control[kGradientScale] =
+      normaliser * (clip_norm > 0.0 && norm > clip_norm ? clip_norm / norm : 1.0);
   control[kBiasCorrection1] = 1.0 - pow(beta1, updates);
   control[kBiasCorrection2Sqrt] = sqrt(1.0 - pow(beta2, updates));
 }
@@ -123,7 +147,10 @@ __global__ void __launch_bounds__(kThreads) decide_kernel(const double* partials
 struct Coefficients {
   float gradient_scale, beta1, beta2, eps, decay, step_size, bias_correction2_sqrt;
 
-  __device__ __forceinline__ float update(float parameter, float gradient, float& m, float& v) const {
+  __device__ __forceinline__ float update(float parameter,
+                                          float gradient,
+                                          float& m,
+                                          float& v) const {
     const float scaled = gradient * gradient_scale;
     m = beta1 * m + (1.0F - beta1) * scaled;
     v = beta2 * v + (1.0F - beta2) * scaled * scaled;
@@ -135,17 +162,20 @@ template <class Gradient, bool kValues>
 __global__ void __launch_bounds__(kThreads) adamw_kernel(const __grid_constant__ AdamWArguments a) {
   if (a.control[kIsSkipped] != 0.0) return;
   const int64_t* const span = a.spans + 3 * int64_t{blockIdx.x};
-  const int64_t begin = max(int64_t{0}, span[0]), size = min(a.count, span[1]) - begin, flags = span[2];
+  const int64_t begin = max(int64_t{0}, span[0]), size = min(a.count, span[1]) - begin,
+                flags = span[2];
   if (size <= 0) return;
-  const float rate = static_cast<float>(a.control[(flags & kSpanIsMap) != 0 ? kMapLearningRate : kLearningRate]);
+  const float rate =
+      static_cast<float>(a.control[(flags & kSpanIsMap) != 0 ? kMapLearningRate : kLearningRate]);
   const float weight_decay = (flags & kSpanDecays) != 0 ? static_cast<float>(a.weight_decay) : 0.0F;
-  const Coefficients to_next{.gradient_scale = static_cast<float>(a.control[kGradientScale]),
-                             .beta1 = static_cast<float>(a.beta1),
-                             .beta2 = static_cast<float>(a.beta2),
-                             .eps = static_cast<float>(a.eps),
-                             .decay = 1.0F - rate * weight_decay,
-                             .step_size = rate / static_cast<float>(a.control[kBiasCorrection1]),
-                             .bias_correction2_sqrt = static_cast<float>(a.control[kBiasCorrection2Sqrt])};
+  const Coefficients to_next{
+      .gradient_scale = static_cast<float>(a.control[kGradientScale]),
+      .beta1 = static_cast<float>(a.beta1),
+      .beta2 = static_cast<float>(a.beta2),
+      .eps = static_cast<float>(a.eps),
+      .decay = 1.0F - rate * weight_decay,
+      .step_size = rate / static_cast<float>(a.control[kBiasCorrection1]),
+      .bias_correction2_sqrt = static_cast<float>(a.control[kBiasCorrection2Sqrt])};
   float* const master = a.master + begin;
   float* const first = a.first_moment + begin;
   float* const second = a.second_moment + begin;
@@ -172,16 +202,23 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(const __grid_constant__
     store_vector(master + i, next);
     if constexpr (kValues) store_vector(values + i, next);
   };
-  walk(plan_walk(size, misalignment(master), first, second, gradients, values), size, threadIdx.x, kThreads, one, vector);
+  walk(plan_walk(size, misalignment(master), first, second, gradients, values),
+       size,
+       threadIdx.x,
+       kThreads,
+       one,
+       vector);
 }
 
 }  // namespace
 
 cudaError_t gradient_norm(const GradientNormArguments& a, cudaStream_t stream) {
   if (a.bf16_gradients) {
-    squares_kernel<<<kNormPartials, kThreads, 0, stream>>>(static_cast<const bf16*>(a.gradients), a.count, a.partials);
+    squares_kernel<<<kNormPartials, kThreads, 0, stream>>>(
+        static_cast<const bf16*>(a.gradients), a.count, a.partials);
   } else {
-    squares_kernel<<<kNormPartials, kThreads, 0, stream>>>(static_cast<const float*>(a.gradients), a.count, a.partials);
+    squares_kernel<<<kNormPartials, kThreads, 0, stream>>>(
+        static_cast<const float*>(a.gradients), a.count, a.partials);
   }
   decide_kernel<<<1, kThreads, 0, stream>>>(a.partials, a.control, a.beta1, a.beta2);
   return cudaGetLastError();

@@ -19,58 +19,76 @@ __device__ __forceinline__ void widen(float (&to)[kVectorWidth<Scalar>], const u
 }
 
 /// 2^(x - top), 0 for x = -infinity even where top is that too.
-__device__ __forceinline__ float weight_of(float x, float top) { return top == -INFINITY ? 0.0F : exp2f(x - top); }
+__device__ __forceinline__ float weight_of(float x, float top) {
+  return top == -INFINITY ? 0.0F : exp2f(x - top);
+}
 
-/// A block of threads takes a range of the cache for the query heads of one slot; its warps take tiles of the range in turn. `kLanes`
-/// neighbouring lanes hold a row of the cache, so a warp reads 32 / kLanes rows at once and `kAhead` times as many before it waits;
-/// every group of lanes keeps the largest score, the sum and the values of the rows that it has seen. What the blocks of a slot
-/// have found is added up by the one that ends last.
+/// A block of threads takes a range of the cache for the query heads of one slot; its warps take
+/// tiles of the range in turn. `kLanes` neighbouring lanes hold a row of the cache, so a warp reads
+/// 32 / kLanes rows at once and `kAhead` times as many before it waits; every group of lanes keeps
+/// the largest score, the sum and the values of the rows that it has seen. What the blocks of a
+/// slot have found is added up by the one that ends last.
 template <class Scalar, int kLanes, int kQueries>
-__global__ void __launch_bounds__(kThreads, kBlocksAtOnce) cache_attention_kernel(const __grid_constant__ CacheAttention a) {
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce)
+    cache_attention_kernel(const __grid_constant__ CacheAttention a) {
   constexpr int kWidth = kVectorWidth<Scalar>, kRows = 32 / kLanes, kAhead = 4;
   constexpr int kTile = kRows * kAhead, kColumns = kLanes * kWidth, kRecord = kColumns + 4;
-  __shared__ __align__(16) float found[kWarps][kQueries][kRecord];  // values, then the sum and the largest score
+  __shared__ __align__(
+      16) float found[kWarps][kQueries][kRecord];  // values, then the sum and the largest score
   __shared__ float4 shared[kThreads];
   __shared__ float weights[kQueries][kMaxCacheParts];
   __shared__ float sums[kQueries];
   __shared__ bool is_last;
-  const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, row = lane / kLanes, column = lane % kLanes * kWidth;
-  const int group = a.query_heads / a.key_heads, rounds = (group + kQueries - 1) / kQueries, D = a.head_size;
+  const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, row = lane / kLanes,
+            column = lane % kLanes * kWidth;
+  const int group = a.query_heads / a.key_heads, rounds = (group + kQueries - 1) / kQueries,
+            D = a.head_size;
   const int slot = blockIdx.x / a.parts, part = blockIdx.x % a.parts;
-  const int item = slot / rounds, first_member = slot % rounds * kQueries, members = min(kQueries, group - first_member);
-  const int batch = item / a.key_heads, key_head = item % a.key_heads, first_head = key_head * group + first_member;
+  const int item = slot / rounds, first_member = slot % rounds * kQueries,
+            members = min(kQueries, group - first_member);
+  const int batch = item / a.key_heads, key_head = item % a.key_heads,
+            first_head = key_head * group + first_member;
   const bool has_columns = column < D;
   const auto output = [&](int member) {
-    return static_cast<Scalar*>(a.o.data) + batch * a.o.batch_stride + (first_head + member) * a.o.head_stride;
+    return static_cast<Scalar*>(a.o.data) + batch * a.o.batch_stride +
+           (first_head + member) * a.o.head_stride;
   };
 
   wait_for_earlier_kernels();
   const int64_t length = *a.length, all = length + 1;
   if (length < 0 || length >= a.capacity) {
     if (part == 0) {
-      for (int i = tid; i < members * D; i += kThreads) output(i / D)[i % D] = from_float<Scalar>(NAN);
+      for (int i = tid; i < members * D; i += kThreads)
+        output(i / D)[i % D] = from_float<Scalar>(NAN);
     }
     return;
   }
-  const int64_t share = (all + a.parts - 1) / a.parts, per_part = (share + kWarps * kTile - 1) / (kWarps * kTile) * (kWarps * kTile);
-  const int parts = static_cast<int>((all + per_part - 1) / per_part);  // the others have nothing to do
+  const int64_t share = (all + a.parts - 1) / a.parts,
+                per_part = (share + kWarps * kTile - 1) / (kWarps * kTile) * (kWarps * kTile);
+  const int parts =
+      static_cast<int>((all + per_part - 1) / per_part);  // the others have nothing to do
   if (part >= parts) return;
   const int64_t begin = part * per_part, end = min(all, begin + per_part);
   Scalar* const keys = static_cast<Scalar*>(a.keys) + item * a.capacity * D;
   Scalar* const values = static_cast<Scalar*>(a.values) + item * a.capacity * D;
   if (part == parts - 1) {  // every round writes the same
-    const Scalar* const k = static_cast<const Scalar*>(a.k.data) + batch * a.k.batch_stride + key_head * a.k.head_stride;
-    const Scalar* const v = static_cast<const Scalar*>(a.v.data) + batch * a.v.batch_stride + key_head * a.v.head_stride;
-    for (int i = tid; i < D; i += kThreads) keys[length * D + i] = k[i], values[length * D + i] = v[i];
+    const Scalar* const k = static_cast<const Scalar*>(a.k.data) + batch * a.k.batch_stride +
+                            key_head * a.k.head_stride;
+    const Scalar* const v = static_cast<const Scalar*>(a.v.data) + batch * a.v.batch_stride +
+                            key_head * a.v.head_stride;
+    for (int i = tid; i < D; i += kThreads)
+      keys[length * D + i] = k[i], values[length * D + i] = v[i];
     __syncthreads();
   }
 
   float q[kQueries][kWidth];
 #pragma unroll
   for (int m = 0; m < kQueries; ++m) {
-    const Scalar* const from = static_cast<const Scalar*>(a.q.data) + batch * a.q.batch_stride + (first_head + m) * a.q.head_stride;
+    const Scalar* const from = static_cast<const Scalar*>(a.q.data) + batch * a.q.batch_stride +
+                               (first_head + m) * a.q.head_stride;
 #pragma unroll
-    for (int j = 0; j < kWidth; ++j) q[m][j] = m < members && has_columns ? as_float(from[column + j]) * (a.scale * kLog2E) : 0.0F;
+    for (int j = 0; j < kWidth; ++j)
+      q[m][j] = m < members && has_columns ? as_float(from[column + j]) * (a.scale * kLog2E) : 0.0F;
   }
   float value[kQueries][kWidth] = {}, sum[kQueries] = {}, top[kQueries];
 #pragma unroll
@@ -82,8 +100,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) cache_attention_kerne
     for (int i = 0; i < kAhead; ++i) {
       const int64_t token = first + i * kRows + row;
       const bool is_there = token < end && has_columns;
-      k[i] = is_there ? *reinterpret_cast<const uint4*>(keys + token * D + column) : uint4{0, 0, 0, 0};
-      v[i] = is_there ? *reinterpret_cast<const uint4*>(values + token * D + column) : uint4{0, 0, 0, 0};
+      k[i] =
+          is_there ? *reinterpret_cast<const uint4*>(keys + token * D + column) : uint4{0, 0, 0, 0};
+      v[i] = is_there ? *reinterpret_cast<const uint4*>(values + token * D + column)
+                      : uint4{0, 0, 0, 0};
     }
     float score[kAhead][kQueries];
 #pragma unroll
@@ -97,7 +117,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) cache_attention_kerne
 #pragma unroll
         for (int j = 1; j < kWidth; ++j) product = fmaf(q[m][j], x[j], product);
 #pragma unroll
-        for (int distance = kLanes / 2; distance > 0; distance /= 2) product += __shfl_xor_sync(kAllLanes, product, distance);
+        for (int distance = kLanes / 2; distance > 0; distance /= 2)
+          product += __shfl_xor_sync(kAllLanes, product, distance);
         score[i][m] = is_there ? product : -INFINITY;
       }
     }
@@ -134,21 +155,25 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) cache_attention_kerne
   for (int m = 0; m < kQueries; ++m) {
     float now = top[m];
 #pragma unroll
-    for (int distance = 16; distance >= kLanes; distance /= 2) now = fmaxf(now, __shfl_xor_sync(kAllLanes, now, distance));
+    for (int distance = 16; distance >= kLanes; distance /= 2)
+      now = fmaxf(now, __shfl_xor_sync(kAllLanes, now, distance));
     const float factor = weight_of(top[m], now);
     sum[m] *= factor;
 #pragma unroll
-    for (int distance = 16; distance >= kLanes; distance /= 2) sum[m] += __shfl_xor_sync(kAllLanes, sum[m], distance);
+    for (int distance = 16; distance >= kLanes; distance /= 2)
+      sum[m] += __shfl_xor_sync(kAllLanes, sum[m], distance);
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) {
       value[m][j] *= factor;
 #pragma unroll
-      for (int distance = 16; distance >= kLanes; distance /= 2) value[m][j] += __shfl_xor_sync(kAllLanes, value[m][j], distance);
+      for (int distance = 16; distance >= kLanes; distance /= 2)
+        value[m][j] += __shfl_xor_sync(kAllLanes, value[m][j], distance);
     }
     if (row == 0) {
 #pragma unroll
       for (int j = 0; j < kWidth; j += 4) {
-        *reinterpret_cast<float4*>(&found[warp][m][column + j]) = {value[m][j], value[m][j + 1], value[m][j + 2], value[m][j + 3]};
+        *reinterpret_cast<float4*>(&found[warp][m][column + j]) = {
+            value[m][j], value[m][j + 1], value[m][j + 2], value[m][j + 3]};
       }
     }
     if (lane == 0) found[warp][m][kColumns] = sum[m], found[warp][m][kColumns + 1] = now;
@@ -182,7 +207,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) cache_attention_kerne
   __threadfence();
   if (tid == 0) a.tickets[slot] = 0;
   const float* const all_parts = a.partial + int64_t{slot} * a.parts * kQueries * (D + 4);
-  const auto record = [&](int of_part, int member) { return all_parts + (int64_t{of_part} * kQueries + member) * (D + 4); };
+  const auto record = [&](int of_part, int member) {
+    return all_parts + (int64_t{of_part} * kQueries + member) * (D + 4);
+  };
   for (int member = warp; member < members; member += kWarps) {
     constexpr int kEach = kMaxCacheParts / 32;
     float its_sum[kEach], its_top[kEach], now = -INFINITY, total = 0.0F;
@@ -204,8 +231,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) cache_attention_kerne
     if (lane == 0) sums[member] = total;
   }
   __syncthreads();
-  // 16 bytes of a member's values for every thread; where threads are left over, they share the parts.
-  const int per_member = D / 4, units = members * per_member, sharers = kThreads / units, sharer = tid / units, unit = tid % units;
+  // 16 bytes of a member's values for every thread; where threads are left over, they share the
+  // parts.
+  const int per_member = D / 4, units = members * per_member, sharers = kThreads / units,
+            sharer = tid / units, unit = tid % units;
   const int member = unit / per_member, at = unit % per_member * 4;
   float4 total = {0.0F, 0.0F, 0.0F, 0.0F};
   if (sharer < sharers) {
@@ -213,7 +242,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) cache_attention_kerne
     for (int p = sharer; p < parts; p += sharers) {
       const float4 x = *reinterpret_cast<const float4*>(record(p, member) + at);
       const float weight = weights[member][p];
-      total = {fmaf(weight, x.x, total.x), fmaf(weight, x.y, total.y), fmaf(weight, x.z, total.z), fmaf(weight, x.w, total.w)};
+      total = {fmaf(weight, x.x, total.x),
+               fmaf(weight, x.y, total.y),
+               fmaf(weight, x.z, total.z),
+               fmaf(weight, x.w, total.w)};
     }
     shared[tid] = total;
   }
@@ -232,9 +264,15 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) cache_attention_kerne
 
 template <class Scalar, int kLanes, int kQueries>
 cudaError_t launch(const CacheAttention& a, cudaStream_t stream) {
-  const int64_t slots = int64_t{a.batch} * a.key_heads * cache_group(a.query_heads, a.key_heads).rounds;
-  return launch_early(a.overlaps, &cache_attention_kernel<Scalar, kLanes, kQueries>, dim3(static_cast<unsigned>(slots * a.parts)), kThreads,
-                      0, stream, a);
+  const int64_t slots =
+      int64_t{a.batch} * a.key_heads * cache_group(a.query_heads, a.key_heads).rounds;
+  return launch_early(a.overlaps,
+                      &cache_attention_kernel<Scalar, kLanes, kQueries>,
+                      dim3(static_cast<unsigned>(slots * a.parts)),
+                      kThreads,
+                      0,
+                      stream,
+                      a);
 }
 
 template <class Scalar, int kLanes>
@@ -268,10 +306,12 @@ CacheGroup cache_group(int query_heads, int key_heads) {
 }
 
 int cache_attention_parts(int64_t slots, const Device& device) {
-  // The time is that of the blocks that a multiprocessor works through one after the other; the fewest parts that come near the
-  // shortest.
+  // The time is that of the blocks that a multiprocessor works through one after the other; the
+  // fewest parts that come near the shortest.
   const int64_t at_once = int64_t{kBlocksAtOnce} * device.multiprocessors;
-  const auto time = [&](int parts) { return static_cast<double>(divide_up(slots * parts, at_once)) / parts; };
+  const auto time = [&](int parts) {
+    return static_cast<double>(divide_up(slots * parts, at_once)) / parts;
+  };
   double shortest = time(1);
   for (int parts = 2; parts <= kMaxCacheParts; ++parts) shortest = std::min(shortest, time(parts));
   int parts = 1;

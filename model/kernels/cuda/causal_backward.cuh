@@ -5,31 +5,41 @@
 
 namespace t2r::kernels::cuda {
 
-/// Gradients of causal_forward_kernel. With a_ts = phi(q_t) . phi(k_s), D_t the denominator, r_t = phi(q_t) / D_t:
+/// Gradients of causal_forward_kernel. With a_ts = phi(q_t) . phi(k_s), D_t the denominator, r_t =
+/// phi(q_t) / D_t:
 ///
 ///   e_t = -(d o_t . o_t) (0 where D_t is the floor)
-///   d phi(q)_t = (sum_s (d o_t . v_s + e_t) phi(k)_s) / D_t = (inside the chunk + S d o_t + e_t z) / D_t
+///   d phi(q)_t = (sum_s (d o_t . v_s + e_t) phi(k)_s) / D_t = (inside the chunk + S d o_t + e_t z)
+///       / D_t
 ///   d phi(k)_s = sum_t r_t (d o_t . v_s + e_t)              =  inside the chunk + dS v_s + dz
 ///   d v_s      = sum_t (r_t . phi(k)_s) d o_t               =  inside the chunk + dS^T phi(k)_s
 ///   dS = sum of r_t d o_t^T and dz = sum of r_t e_t over the later chunks
 ///
-/// d o . o is recomputed from the very products that it must cancel against (d o . v_s summed with the weights), so v's mean
-/// drops out, whatever its size; o itself is not read. Chunks are walked from the last to the first; S comes from forward's
-/// records. Per chunk: features | rows: e, d q, R | columns: d k, d v | dS, d W; barriers between the four.
+/// d o . o is recomputed from the very products that it must cancel against (d o . v_s summed with
+/// the weights), so v's mean drops out, whatever its size; o itself is not read. Chunks are walked
+/// from the last to the first; S comes from forward's records. Per chunk: features | rows: e, d q,
+/// R | columns: d k, d v | dS, d W; barriers between the four.
 template <int kHead, int kFeatures, int kChunk, bool kMap, int kStages, BackwardPart kPart>
-__global__ void __launch_bounds__(kChunk * 2, 1) causal_backward_kernel(const __grid_constant__ CausalArguments a) {
+__global__ void __launch_bounds__(kChunk * 2, 1)
+    causal_backward_kernel(const __grid_constant__ CausalArguments a) {
   using Memory = BackwardMemory<kHead, kFeatures, kChunk, kMap, kStages>;
-  constexpr int kWarps = kChunk / 16, kInput = Memory::kInput, kSteps = kFeatures / 16, kThreads = kChunk * 2;
-  constexpr bool kRowPart = kPart != BackwardPart::kColumns, kColumnPart = kPart != BackwardPart::kRows;
+  constexpr int kWarps = kChunk / 16, kInput = Memory::kInput, kSteps = kFeatures / 16,
+                kThreads = kChunk * 2;
+  constexpr bool kRowPart = kPart != BackwardPart::kColumns,
+                 kColumnPart = kPart != BackwardPart::kRows;
   extern __shared__ __align__(128) unsigned char memory[];
   const uint32_t base = shared_address(memory);
   const Tile<kHead> weight{base + Memory::kWeight};
   const Tile<kFeatures> scaled_phi_q{base + Memory::kScaledPhiQ}, grad_y_q{base + Memory::kGradYQ};
-  const Tile<kHead> s_hi{base + Memory::kState}, s_lo{base + Memory::kState + kFeatures * kHead * 2};
-  const Tile<kHead> ds_hi{base + Memory::kGradState}, ds_lo{base + Memory::kGradState + kFeatures * kHead * 2};
+  const Tile<kHead> s_hi{base + Memory::kState},
+      s_lo{base + Memory::kState + kFeatures * kHead * 2};
+  const Tile<kHead> ds_hi{base + Memory::kGradState},
+      ds_lo{base + Memory::kGradState + kFeatures * kHead * 2};
   const Tile<kHead> scratch{base + Memory::kScratch};
-  const float* const z = reinterpret_cast<const float*>(memory + Memory::kState + 4 * kFeatures * kHead);
-  float* const dz_shared = reinterpret_cast<float*>(memory + Memory::kGradState + 4 * kFeatures * kHead);
+  const float* const z =
+      reinterpret_cast<const float*>(memory + Memory::kState + 4 * kFeatures * kHead);
+  float* const dz_shared =
+      reinterpret_cast<float*>(memory + Memory::kGradState + 4 * kFeatures * kHead);
   float* const bias = reinterpret_cast<float*>(memory + Memory::kBias);
   float* const e_shared = reinterpret_cast<float*>(memory + Memory::kE);
 
@@ -49,8 +59,10 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_backward_kernel(const __
   const bf16* const k = rows_of(a.k, batch, state_head / (shape.state_heads / shape.key_heads));
   const bf16* const v = rows_of(a.v, batch, state_head / (shape.state_heads / shape.value_heads));
   const bf16* const grad_o = rows_of(a.grad_o, batch, head);
-  const int* const starts = a.document_start == nullptr ? nullptr : a.document_start + int64_t{batch} * shape.length;
-  float* const saved_denominator = a.row_values == nullptr ? nullptr : a.row_values + int64_t{item} * 2 * shape.length;
+  const int* const starts =
+      a.document_start == nullptr ? nullptr : a.document_start + int64_t{batch} * shape.length;
+  float* const saved_denominator =
+      a.row_values == nullptr ? nullptr : a.row_values + int64_t{item} * 2 * shape.length;
   float* const saved_e = saved_denominator + shape.length;
 
   const auto copy_chunk = [&](int chunk) {
@@ -58,17 +70,42 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_backward_kernel(const __
       const uint32_t stage = base + (chunk % kStages) * Memory::kStage;
       const int64_t first = int64_t{chunk} * kChunk;
       const int valid = min(kChunk, shape.length - static_cast<int>(first));
-      copy_rows_async(Tile<kInput>{stage + Memory::kQ}, q + first * a.q.token_stride, a.q.token_stride, row0, valid, input_units, lane);
-      copy_rows_async(Tile<kInput>{stage + Memory::kK}, k + first * a.k.token_stride, a.k.token_stride, row0, valid, input_units, lane);
-      copy_rows_async(Tile<kHead>{stage + Memory::kV}, v + first * a.v.token_stride, a.v.token_stride, row0, valid, kHead / 8, lane);
-      copy_rows_async(Tile<kHead>{stage + Memory::kGradO}, grad_o + first * a.grad_o.token_stride, a.grad_o.token_stride, row0, valid, kHead / 8, lane);
+      copy_rows_async(Tile<kInput>{stage + Memory::kQ},
+                      q + first * a.q.token_stride,
+                      a.q.token_stride,
+                      row0,
+                      valid,
+                      input_units,
+                      lane);
+      copy_rows_async(Tile<kInput>{stage + Memory::kK},
+                      k + first * a.k.token_stride,
+                      a.k.token_stride,
+                      row0,
+                      valid,
+                      input_units,
+                      lane);
+      copy_rows_async(Tile<kHead>{stage + Memory::kV},
+                      v + first * a.v.token_stride,
+                      a.v.token_stride,
+                      row0,
+                      valid,
+                      kHead / 8,
+                      lane);
+      copy_rows_async(Tile<kHead>{stage + Memory::kGradO},
+                      grad_o + first * a.grad_o.token_stride,
+                      a.grad_o.token_stride,
+                      row0,
+                      valid,
+                      kHead / 8,
+                      lane);
     }
     commit_copies();
   };
   const auto copy_state = [&](int chunk) {
     if (kRowPart && chunk >= chunk_begin) {
       const bool exists = chunk > 0 || a.initial_s != nullptr;
-      const unsigned char* const record = a.states + (int64_t{item} * a.plan.chunks + chunk) * a.plan.state_record_bytes;
+      const unsigned char* const record =
+          a.states + (int64_t{item} * a.plan.chunks + chunk) * a.plan.state_record_bytes;
       for (int i = tid; i < Memory::kRecord / 16; i += kThreads) {
         copy_async_16(base + Memory::kState + 16 * i, record + (exists ? 16 * i : 0), exists);
       }
@@ -77,7 +114,8 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_backward_kernel(const __
   };
 
   if constexpr (kMap) {
-    copy_weight_async<kHead, kFeatures, kThreads>([&](int row, int unit) { return weight.at(row, unit); }, a.weight, state_head, features);
+    copy_weight_async<kHead, kFeatures, kThreads>(
+        [&](int row, int unit) { return weight.at(row, unit); }, a.weight, state_head, features);
     load_bias<kFeatures, kThreads>(bias, a.bias, state_head, features);
   }
   copy_state(chunk_end - 1);
@@ -86,7 +124,8 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_backward_kernel(const __
   // What later tokens send back.
   constexpr int kDzWarp = 0, kDbQWarp = 1 % kWarps, kDbKWarp = 2 % kWarps;
   SharedProduct<kFeatures, kHead, kWarps> ds(warp), dw(warp);
-  WeightedColumnSums<kFeatures> sums;  // dz, or d b of the queries, or d b of the keys: each in one warp
+  WeightedColumnSums<kFeatures>
+      sums;  // dz, or d b of the queries, or d b of the keys: each in one warp
   if constexpr (kColumnPart) {
     const auto add_state = [&](const float* from_s, const float* from_z) {
       ds.for_each_pair(lane, [&](int row, int column, float* pair) {
@@ -104,7 +143,8 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_backward_kernel(const __
       }
     };
     if (a.plan.segments > 1) {
-      const float* const part = a.sums + (int64_t{item} * a.plan.segments + segment) * a.plan.sums_floats;
+      const float* const part =
+          a.sums + (int64_t{item} * a.plan.segments + segment) * a.plan.sums_floats;
       add_state(part, part + features * kHead);
     } else if (a.grad_final_s != nullptr && head % group == 0) {
       const int64_t state = int64_t{batch} * shape.state_heads + state_head;
@@ -114,7 +154,8 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_backward_kernel(const __
   const auto publish_state = [&] {
     if constexpr (kColumnPart) {
       ds.store_split(ds_hi, ds_lo, lane);
-      if (warp == kDzWarp) sums.for_each(lane, [&](int feature, float sum) { dz_shared[feature] = sum; });
+      if (warp == kDzWarp)
+        sums.for_each(lane, [&](int feature, float sum) { dz_shared[feature] = sum; });
     }
   };
   publish_state();
@@ -132,12 +173,14 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_backward_kernel(const __
       __syncthreads();
     } else {
       __syncwarp();
-    }  // the map's weights are everybody's
-    int last_start = 0, carried = kChunk;  // rows from last_start on reach beyond the chunk; rows before `carried` see before it
+    }                                      // the map's weights are everybody's
+    int last_start = 0, carried = kChunk;  // rows from last_start on reach beyond the chunk; rows
+                                           // before `carried` see before it
     CausalMask mask{-1, -1};
     if (starts != nullptr) {
       last_start = starts[first + valid - 1] - first;
-      mask = {starts[min(first + low, shape.length - 1)] - first, starts[min(first + high, shape.length - 1)] - first};
+      mask = {starts[min(first + low, shape.length - 1)] - first,
+              starts[min(first + high, shape.length - 1)] - first};
     }
 
     uint32_t phi_q[kSteps][4], own_phi_k[kSteps][4];
@@ -173,11 +216,13 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_backward_kernel(const __
       constexpr int kBlocks = kChunk / 16;
       float dp[kBlocks][2][4];
       float dphi[kFeatures / 8][4] = {};  // S d o, then d phi(q)
-      float den_low = 0.0F, den_high = 0.0F, inner_low = 0.0F, inner_high = 0.0F;  // inner: d o . numerator
+      float den_low = 0.0F, den_high = 0.0F, inner_low = 0.0F,
+            inner_high = 0.0F;  // inner: d o . numerator
       {
         uint32_t own_grad_o[kHead / 16][4];
 #pragma unroll
-        for (int step = 0; step < kHead / 16; ++step) grad_o_tile.load_a(own_grad_o[step], row0, 2 * step, lane);
+        for (int step = 0; step < kHead / 16; ++step)
+          grad_o_tile.load_a(own_grad_o[step], row0, 2 * step, lane);
 #pragma unroll
         for (int step = 0; step < kHead / 16; ++step) {
 #pragma unroll
@@ -231,11 +276,13 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_backward_kernel(const __
           }
         }
       }
-      const bool before_low = mask.start_low < 0, before_high = mask.start_high < 0;  // do the rows see the carried state?
+      const bool before_low = mask.start_low < 0,
+                 before_high = mask.start_high < 0;  // do the rows see the carried state?
 #pragma unroll
       for (int n = 0; n < kFeatures / 8; ++n) {
         const float2 z_pair = *reinterpret_cast<const float2*>(z + 8 * n + 2 * (lane & 3));
-        const float2 phi_low = unpack(phi_q[n / 2][2 * (n & 1)]), phi_high = unpack(phi_q[n / 2][2 * (n & 1) + 1]);
+        const float2 phi_low = unpack(phi_q[n / 2][2 * (n & 1)]),
+                     phi_high = unpack(phi_q[n / 2][2 * (n & 1) + 1]);
         if (before_low) {
           den_low = fmaf(phi_low.x, z_pair.x, fmaf(phi_low.y, z_pair.y, den_low));
           inner_low = fmaf(phi_low.x, dphi[n][0], fmaf(phi_low.y, dphi[n][1], inner_low));
@@ -299,8 +346,10 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_backward_kernel(const __
               if (!mask.keep(i < 2 ? low : high, column, i >= 2)) dp[j][n][i] = 0.0F;
             }
         }
-        const uint32_t weights[4] = {pack(dp[j][0][0], dp[j][0][1]), pack(dp[j][0][2], dp[j][0][3]),
-                                     pack(dp[j][1][0], dp[j][1][1]), pack(dp[j][1][2], dp[j][1][3])};
+        const uint32_t weights[4] = {pack(dp[j][0][0], dp[j][0][1]),
+                                     pack(dp[j][0][2], dp[j][0][3]),
+                                     pack(dp[j][1][0], dp[j][1][1]),
+                                     pack(dp[j][1][2], dp[j][1][3])};
 #pragma unroll
         for (int n = 0; n < kFeatures / 16; ++n) {
           uint32_t b[4];
@@ -311,12 +360,16 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_backward_kernel(const __
       }
       if constexpr (kMap) {
         uint32_t grad_y[kSteps][4];
-        const float scale_low = inverse_low * a.rule.scale, scale_high = inverse_high * a.rule.scale;
+        const float scale_low = inverse_low * a.rule.scale,
+                    scale_high = inverse_high * a.rule.scale;
 #pragma unroll
         for (int n = 0; n < kFeatures / 8; ++n) {
-          const float2 phi_low = unpack(phi_q[n / 2][2 * (n & 1)]), phi_high = unpack(phi_q[n / 2][2 * (n & 1) + 1]);
-          grad_y[n / 2][2 * (n & 1)] = pack(phi_low.x > 0.0F ? dphi[n][0] * scale_low : 0.0F, phi_low.y > 0.0F ? dphi[n][1] * scale_low : 0.0F);
-          grad_y[n / 2][2 * (n & 1) + 1] = pack(phi_high.x > 0.0F ? dphi[n][2] * scale_high : 0.0F, phi_high.y > 0.0F ? dphi[n][3] * scale_high : 0.0F);
+          const float2 phi_low = unpack(phi_q[n / 2][2 * (n & 1)]),
+                       phi_high = unpack(phi_q[n / 2][2 * (n & 1) + 1]);
+          grad_y[n / 2][2 * (n & 1)] = pack(phi_low.x > 0.0F ? dphi[n][0] * scale_low : 0.0F,
+                                            phi_low.y > 0.0F ? dphi[n][1] * scale_low : 0.0F);
+          grad_y[n / 2][2 * (n & 1) + 1] = pack(phi_high.x > 0.0F ? dphi[n][2] * scale_high : 0.0F,
+                                                phi_high.y > 0.0F ? dphi[n][3] * scale_high : 0.0F);
         }
         store_rows<kFeatures>(grad_y_q, row0, grad_y, lane);
         float grad[kHead / 8][4] = {};
@@ -330,17 +383,35 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_backward_kernel(const __
             mma(grad[2 * n + 1], grad_y[step], b[2], b[3]);
           }
         stage_rows<kHead>(scratch, row0, grad, 1.0F, 1.0F, lane);
-        write_rows<kHead>(mutable_rows_of(a.grad_q, batch, head) + first * a.grad_q.token_stride, a.grad_q.token_stride, scratch, row0, row0, valid, kHead / 8, lane);
+        write_rows<kHead>(mutable_rows_of(a.grad_q, batch, head) + first * a.grad_q.token_stride,
+                          a.grad_q.token_stride,
+                          scratch,
+                          row0,
+                          row0,
+                          valid,
+                          kHead / 8,
+                          lane);
       } else {
         stage_rows<kFeatures>(scaled_phi_q, row0, dphi, inverse_low, inverse_high, lane);
-        write_rows<kFeatures>(mutable_rows_of(a.grad_q, batch, head) + first * a.grad_q.token_stride, a.grad_q.token_stride, scaled_phi_q, row0, row0, valid, input_units, lane);
+        write_rows<kFeatures>(
+            mutable_rows_of(a.grad_q, batch, head) + first * a.grad_q.token_stride,
+            a.grad_q.token_stride,
+            scaled_phi_q,
+            row0,
+            row0,
+            valid,
+            input_units,
+            lane);
       }
     }
 #pragma unroll
     for (int n = 0; n < kFeatures / 8; ++n) {
-      const float2 phi_low = unpack(phi_q[n / 2][2 * (n & 1)]), phi_high = unpack(phi_q[n / 2][2 * (n & 1) + 1]);
-      scaled_phi_q.store_pair(low, n, lane & 3, pack(phi_low.x * inverse_low, phi_low.y * inverse_low));
-      scaled_phi_q.store_pair(high, n, lane & 3, pack(phi_high.x * inverse_high, phi_high.y * inverse_high));
+      const float2 phi_low = unpack(phi_q[n / 2][2 * (n & 1)]),
+                   phi_high = unpack(phi_q[n / 2][2 * (n & 1) + 1]);
+      scaled_phi_q.store_pair(
+          low, n, lane & 3, pack(phi_low.x * inverse_low, phi_low.y * inverse_low));
+      scaled_phi_q.store_pair(
+          high, n, lane & 3, pack(phi_high.x * inverse_high, phi_high.y * inverse_high));
     }
     __syncthreads();
     if constexpr (kStages == 2) copy_state(chunk - 1);
@@ -350,7 +421,8 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_backward_kernel(const __
       float dphi[kFeatures / 8][4];
       uint32_t own_v[kHead / 16][4];
 #pragma unroll
-      for (int step = 0; step < kHead / 16; ++step) v_tile.load_a(own_v[step], row0, 2 * step, lane);
+      for (int step = 0; step < kHead / 16; ++step)
+        v_tile.load_a(own_v[step], row0, 2 * step, lane);
 #pragma unroll
       for (int n = 0; n < kFeatures / 8; ++n) {
         const float2 dz_pair = *reinterpret_cast<const float2*>(dz_shared + 8 * n + 2 * (lane & 3));
@@ -381,7 +453,8 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_backward_kernel(const __
           mma(dv[2 * n], own_phi_k[step], b[0], b[1]);
           mma(dv[2 * n + 1], own_phi_k[step], b[2], b[3]);
         }
-      if (starts != nullptr) {  // rows of documents that end inside the chunk get nothing from later chunks
+      if (starts !=
+          nullptr) {  // rows of documents that end inside the chunk get nothing from later chunks
         if (low < last_start) {
 #pragma unroll
           for (auto& tile : dphi) tile[0] = tile[1] = 0.0F;
@@ -395,11 +468,13 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_backward_kernel(const __
           for (auto& tile : dv) tile[2] = tile[3] = 0.0F;
         }
       }
-      for (int i = block; i < kChunk / 16; ++i) {  // rows of the block are keys, columns are queries
+      for (int i = block; i < kChunk / 16;
+           ++i) {  // rows of the block are keys, columns are queries
         float p[2][4] = {}, dp[2][4];
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
-          const float2 e_pair = *reinterpret_cast<const float2*>(e_shared + i * 16 + 8 * n + 2 * (lane & 3));
+          const float2 e_pair =
+              *reinterpret_cast<const float2*>(e_shared + i * 16 + 8 * n + 2 * (lane & 3));
           dp[n][0] = dp[n][2] = e_pair.x;
           dp[n][1] = dp[n][3] = e_pair.y;
         }
@@ -423,12 +498,20 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_backward_kernel(const __
 #pragma unroll
             for (int x = 0; x < 4; ++x) {
               const int query = i * 16 + n * 8 + 2 * (lane & 3) + (x & 1), key = x < 2 ? low : high;
-              const bool keep = key <= query && (starts == nullptr || (query < valid && key >= starts[first + query] - first));
+              const bool keep =
+                  key <= query &&
+                  (starts == nullptr || (query < valid && key >= starts[first + query] - first));
               if (!keep) p[n][x] = dp[n][x] = 0.0F;
             }
         }
-        const uint32_t weights[4] = {pack(p[0][0], p[0][1]), pack(p[0][2], p[0][3]), pack(p[1][0], p[1][1]), pack(p[1][2], p[1][3])};
-        const uint32_t grad_weights[4] = {pack(dp[0][0], dp[0][1]), pack(dp[0][2], dp[0][3]), pack(dp[1][0], dp[1][1]), pack(dp[1][2], dp[1][3])};
+        const uint32_t weights[4] = {pack(p[0][0], p[0][1]),
+                                     pack(p[0][2], p[0][3]),
+                                     pack(p[1][0], p[1][1]),
+                                     pack(p[1][2], p[1][3])};
+        const uint32_t grad_weights[4] = {pack(dp[0][0], dp[0][1]),
+                                          pack(dp[0][2], dp[0][3]),
+                                          pack(dp[1][0], dp[1][1]),
+                                          pack(dp[1][2], dp[1][3])};
 #pragma unroll
         for (int n = 0; n < kHead / 16; ++n) {
           uint32_t b[4];
@@ -446,14 +529,24 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_backward_kernel(const __
       }
       // The own rows of v have served everybody: d v leaves through them.
       stage_rows<kHead>(v_tile, row0, dv, 1.0F, 1.0F, lane);
-      write_rows<kHead>(mutable_rows_of(a.grad_v, batch, head) + first * a.grad_v.token_stride, a.grad_v.token_stride, v_tile, row0, row0, valid, kHead / 8, lane);
+      write_rows<kHead>(mutable_rows_of(a.grad_v, batch, head) + first * a.grad_v.token_stride,
+                        a.grad_v.token_stride,
+                        v_tile,
+                        row0,
+                        row0,
+                        valid,
+                        kHead / 8,
+                        lane);
       if constexpr (kMap) {
         uint32_t grad_y[kSteps][4];
 #pragma unroll
         for (int n = 0; n < kFeatures / 8; ++n) {
-          const float2 phi_low = unpack(own_phi_k[n / 2][2 * (n & 1)]), phi_high = unpack(own_phi_k[n / 2][2 * (n & 1) + 1]);
-          grad_y[n / 2][2 * (n & 1)] = pack(phi_low.x > 0.0F ? dphi[n][0] : 0.0F, phi_low.y > 0.0F ? dphi[n][1] : 0.0F);
-          grad_y[n / 2][2 * (n & 1) + 1] = pack(phi_high.x > 0.0F ? dphi[n][2] : 0.0F, phi_high.y > 0.0F ? dphi[n][3] : 0.0F);
+          const float2 phi_low = unpack(own_phi_k[n / 2][2 * (n & 1)]),
+                       phi_high = unpack(own_phi_k[n / 2][2 * (n & 1) + 1]);
+          grad_y[n / 2][2 * (n & 1)] =
+              pack(phi_low.x > 0.0F ? dphi[n][0] : 0.0F, phi_low.y > 0.0F ? dphi[n][1] : 0.0F);
+          grad_y[n / 2][2 * (n & 1) + 1] =
+              pack(phi_high.x > 0.0F ? dphi[n][2] : 0.0F, phi_high.y > 0.0F ? dphi[n][3] : 0.0F);
         }
         store_rows<kFeatures>(grad_y_k, row0, grad_y, lane);
         float grad[kHead / 8][4] = {};
@@ -467,16 +560,32 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_backward_kernel(const __
             mma(grad[2 * n + 1], grad_y[step], b[2], b[3]);
           }
         stage_rows<kHead>(scratch, row0, grad, 1.0F, 1.0F, lane);
-        write_rows<kHead>(mutable_rows_of(a.grad_k, batch, head) + first * a.grad_k.token_stride, a.grad_k.token_stride, scratch, row0, row0, valid, kHead / 8, lane);
+        write_rows<kHead>(mutable_rows_of(a.grad_k, batch, head) + first * a.grad_k.token_stride,
+                          a.grad_k.token_stride,
+                          scratch,
+                          row0,
+                          row0,
+                          valid,
+                          kHead / 8,
+                          lane);
       } else {
         stage_rows<kFeatures>(grad_y_k, row0, dphi, 1.0F, 1.0F, lane);
-        write_rows<kFeatures>(mutable_rows_of(a.grad_k, batch, head) + first * a.grad_k.token_stride, a.grad_k.token_stride, grad_y_k, row0, row0, valid, input_units, lane);
+        write_rows<kFeatures>(
+            mutable_rows_of(a.grad_k, batch, head) + first * a.grad_k.token_stride,
+            a.grad_k.token_stride,
+            grad_y_k,
+            row0,
+            row0,
+            valid,
+            input_units,
+            lane);
       }
       __syncthreads();
     }
 
     if (starts != nullptr) {
-      carried = __syncthreads_count(tid < valid && starts[first + tid] < first);  // a prefix of the rows
+      carried =
+          __syncthreads_count(tid < valid && starts[first + tid] < first);  // a prefix of the rows
       if (last_start >= 0) {
         ds.clear();
         if (warp == kDzWarp) sums.clear();
@@ -495,15 +604,18 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_backward_kernel(const __
       const uint32_t ones = ones_column(lane);
       if constexpr (kRowPart) {
         dw.template add<kChunk>(grad_y_q, Tile<kHead>{stage + Memory::kQ}, 0, kChunk, lane);
-        if (warp == kDbQWarp) sums.template add<kChunk>(grad_y_q, 0, kChunk, lane, [ones](int) { return ones; });
+        if (warp == kDbQWarp)
+          sums.template add<kChunk>(grad_y_q, 0, kChunk, lane, [ones](int) { return ones; });
       }
       if constexpr (kColumnPart) {
         dw.template add<kChunk>(grad_y_k, Tile<kHead>{stage + Memory::kK}, 0, kChunk, lane);
-        if (warp == kDbKWarp) sums.template add<kChunk>(grad_y_k, 0, kChunk, lane, [ones](int) { return ones; });
+        if (warp == kDbKWarp)
+          sums.template add<kChunk>(grad_y_k, 0, kChunk, lane, [ones](int) { return ones; });
       }
     }
     publish_state();
-    if constexpr (kColumnPart || kStages == 1) __syncthreads();  // d y of the keys and e are overwritten next
+    if constexpr (kColumnPart || kStages == 1)
+      __syncthreads();  // d y of the keys and e are overwritten next
     if constexpr (kStages == 1) {
       copy_chunk(chunk - 1);
       copy_state(chunk - 1);
@@ -512,30 +624,43 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_backward_kernel(const __
 
   const auto write_state = [&](float* to_s, float* to_z) {
     ds.for_each_pair(lane, [&](int row, int column, const float* pair) {
-      if (row < features) *reinterpret_cast<float2*>(to_s + row * kHead + column) = {pair[0], pair[1]};
+      if (row < features)
+        *reinterpret_cast<float2*>(to_s + row * kHead + column) = {pair[0], pair[1]};
     });
-    if (warp == kDzWarp) sums.for_each(lane, [&](int feature, float sum) { if (feature < features) to_z[feature] = sum; });
+    if (warp == kDzWarp)
+      sums.for_each(lane, [&](int feature, float sum) {
+        if (feature < features) to_z[feature] = sum;
+      });
   };
   if constexpr (kPart == BackwardPart::kRows) {
     float* const part = a.sums + (int64_t{item} * a.plan.segments + segment) * a.plan.sums_floats;
     write_state(part, part + features * kHead);
   } else if (a.grad_initial_s != nullptr && segment == 0) {
-    write_state(a.grad_initial_s + int64_t{item} * features * kHead, a.grad_initial_z + int64_t{item} * features);
+    write_state(a.grad_initial_s + int64_t{item} * features * kHead,
+                a.grad_initial_z + int64_t{item} * features);
   }
   if constexpr (kMap) {
     // Parts of d W and d b: [item][segment][queries' and keys' launch] when there are two launches.
-    constexpr int kLaunches = kPart == BackwardPart::kAll ? 1 : 2, kLaunch = kPart == BackwardPart::kColumns ? 1 : 0;
-    float* const part = a.grad_weight + ((int64_t{item} * a.plan.segments + segment) * kLaunches + kLaunch) * (kHead + 2) * features;
+    constexpr int kLaunches = kPart == BackwardPart::kAll ? 1 : 2,
+                  kLaunch = kPart == BackwardPart::kColumns ? 1 : 0;
+    float* const part =
+        a.grad_weight + ((int64_t{item} * a.plan.segments + segment) * kLaunches + kLaunch) *
+                            (kHead + 2) * features;
     dw.for_each_pair(lane, [&](int row, int column, const float* pair) {
-      if (row < features) *reinterpret_cast<float2*>(part + row * kHead + column) = {pair[0], pair[1]};
+      if (row < features)
+        *reinterpret_cast<float2*>(part + row * kHead + column) = {pair[0], pair[1]};
     });
     float* const db = part + features * kHead;  // [queries, keys][features]
     if (warp == kDbQWarp) {
       const float unscale = 1.0F / a.rule.scale;
-      sums.for_each(lane, [&](int feature, float sum) { if (feature < features) db[feature] = kRowPart ? sum * unscale : 0.0F; });
+      sums.for_each(lane, [&](int feature, float sum) {
+        if (feature < features) db[feature] = kRowPart ? sum * unscale : 0.0F;
+      });
     }
     if (warp == kDbKWarp) {
-      sums.for_each(lane, [&](int feature, float sum) { if (feature < features) db[features + feature] = kColumnPart ? sum : 0.0F; });
+      sums.for_each(lane, [&](int feature, float sum) {
+        if (feature < features) db[features + feature] = kColumnPart ? sum : 0.0F;
+      });
     }
   }
 }
@@ -546,25 +671,32 @@ cudaError_t launch_staged_backward(const CausalArguments& a, cudaStream_t stream
   static_assert(kBytes <= kHopperSharedBytes);
   const dim3 grid(a.shape.batch * a.shape.query_heads, a.plan.segments);
   const auto launch = [&](auto* kernel) {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
     if (error != cudaSuccess) return error;
     kernel<<<grid, kChunk * 2, kBytes, stream>>>(a);
     return cudaGetLastError();
   };
-  if (a.plan.segments == 1) return launch(causal_backward_kernel<kHead, kFeatures, kChunk, kMap, kStages, BackwardPart::kAll>);
-  cudaError_t error = launch(causal_backward_kernel<kHead, kFeatures, kChunk, kMap, kStages, BackwardPart::kRows>);
+  if (a.plan.segments == 1)
+    return launch(
+        causal_backward_kernel<kHead, kFeatures, kChunk, kMap, kStages, BackwardPart::kAll>);
+  cudaError_t error =
+      launch(causal_backward_kernel<kHead, kFeatures, kChunk, kMap, kStages, BackwardPart::kRows>);
   if (error == cudaSuccess) error = scan_segments(a, true, stream);
   if (error != cudaSuccess) return error;
-  return launch(causal_backward_kernel<kHead, kFeatures, kChunk, kMap, kStages, BackwardPart::kColumns>);
+  return launch(
+      causal_backward_kernel<kHead, kFeatures, kChunk, kMap, kStages, BackwardPart::kColumns>);
 }
 
 template <int kHead, int kFeatures, int kChunk, bool kMap>
 cudaError_t launch_backward(const CausalArguments& a, cudaStream_t stream) {
   if constexpr (has_backward_stages<kHead, kFeatures, kChunk, kMap>(2)) {
-    if (a.plan.stages == 2) return launch_staged_backward<kHead, kFeatures, kChunk, kMap, 2>(a, stream);
+    if (a.plan.stages == 2)
+      return launch_staged_backward<kHead, kFeatures, kChunk, kMap, 2>(a, stream);
   }
   if constexpr (has_backward_stages<kHead, kFeatures, kChunk, kMap>(1)) {
-    if (a.plan.stages == 1) return launch_staged_backward<kHead, kFeatures, kChunk, kMap, 1>(a, stream);
+    if (a.plan.stages == 1)
+      return launch_staged_backward<kHead, kFeatures, kChunk, kMap, 1>(a, stream);
   }
   return cudaErrorInvalidValue;
 }

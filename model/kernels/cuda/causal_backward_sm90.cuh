@@ -6,7 +6,8 @@ namespace t2r::kernels::cuda::sm90 {
 
 constexpr int kBackwardThreads = 512;
 
-/// The barriers of something of which there are `count`, from byte `at` of shared memory on: a turn's is the one of its place.
+/// The barriers of something of which there are `count`, from byte `at` of shared memory on: a
+/// turn's is the one of its place.
 struct Ring {
   int at, count;
   constexpr int end() const { return at + 8 * count; }
@@ -17,20 +18,23 @@ template <int kFeatures, bool kMap>
 struct BackwardMemory {
   static constexpr int kTile = kWalkTokens * kHead * 2, kFeatureTile = kWalkTokens * kFeatures * 2;
   static constexpr int kInputTile = kMap ? kTile : kFeatureTile, kMapTile = kMap ? kFeatureTile : 0;
-  // Tiles of each tensor. Inputs of the map are wanted two chunks before the rest, and their sums come last.
+  // Tiles of each tensor. Inputs of the map are wanted two chunks before the rest, and their sums
+  // come last.
   static constexpr int kInputs = kFeatures == 32 ? 5 : 3, kValues = kFeatures == 32 ? 4 : 3;
   static constexpr int kQ = 0;  // later d q
   static constexpr int kK = kQ + kInputs * kInputTile;
   static constexpr int kV = kK + kInputs * kInputTile;  // later d v
   static constexpr int kGradO = kV + kValues * kTile;   // later d k
   static constexpr int kWeight = kGradO + kValues * kTile;
-  static constexpr int kFeatureTiles = kFeatures == 32 ? 3 : 2;  // features of keys are made so many chunks, less one, ahead
+  static constexpr int kFeatureTiles =
+      kFeatures == 32 ? 3 : 2;  // features of keys are made so many chunks, less one, ahead
   // Of what passes from role to role, two: a role may be a chunk ahead of the next one.
   static constexpr int kPhiK = kWeight + (kMap ? kFeatures * kHead * 2 : 0);
   static constexpr int kScaledPhiQ = kPhiK + kFeatureTiles * kMapTile;  // R = phi(q) / denominator
   static constexpr int kState = kScaledPhiQ + 2 * kFeatureTile;
   static constexpr int kStateStride = round_up(kRecordBytes<kHead, kFeatures>, 1024);
-  static constexpr int kGradState = kState + 2 * kStateStride, kGradStateStride = 4 * kFeatures * kHead;  // dS, high and low halves
+  static constexpr int kGradState = kState + 2 * kStateStride,
+                       kGradStateStride = 4 * kFeatures * kHead;  // dS, high and low halves
   // One of each.
   static constexpr int kGradYQ = kGradState + 2 * kGradStateStride;
   static constexpr int kGradYK = kGradYQ + kMapTile;
@@ -39,14 +43,19 @@ struct BackwardMemory {
   static constexpr int kDz = kE + 8 * kWalkTokens;  // two
   static constexpr int kBarriers = kDz + 8 * kFeatures;
 
-  // Barriers. Of every tile: it has been loaded; it may be loaded again, after what lies there now has been stored.
-  static constexpr Ring kLoadedQ{kBarriers, kInputs}, kLoadedK{kLoadedQ.end(), kInputs}, kLoadedV{kLoadedK.end(), kValues}, kLoadedGradO{kLoadedV.end(), kValues};
-  static constexpr Ring kDoneQ{kLoadedGradO.end(), kInputs}, kDoneK{kDoneQ.end(), kInputs}, kDoneV{kDoneK.end(), kValues}, kDoneGradO{kDoneV.end(), kValues};
+  // Barriers. Of every tile: it has been loaded; it may be loaded again, after what lies there now
+  // has been stored.
+  static constexpr Ring kLoadedQ{kBarriers, kInputs}, kLoadedK{kLoadedQ.end(), kInputs},
+      kLoadedV{kLoadedK.end(), kValues}, kLoadedGradO{kLoadedV.end(), kValues};
+  static constexpr Ring kDoneQ{kLoadedGradO.end(), kInputs}, kDoneK{kDoneQ.end(), kInputs},
+      kDoneV{kDoneK.end(), kValues}, kDoneGradO{kDoneV.end(), kValues};
   // Of what passes from role to role: it is there for its readers; they are done with it.
   static constexpr Ring kStateReady{kDoneGradO.end(), 2}, kStateDone{kStateReady.end(), 2};
   static constexpr Ring kRowsReady{kStateDone.end(), 2}, kRowsDone{kRowsReady.end(), 2};  // R, e
-  static constexpr Ring kPhiKReady{kRowsDone.end(), kFeatureTiles}, kPhiKDone{kPhiKReady.end(), kFeatureTiles};
-  static constexpr Ring kGradStateReady{kPhiKDone.end(), 2}, kGradStateDone{kGradStateReady.end(), 2};
+  static constexpr Ring kPhiKReady{kRowsDone.end(), kFeatureTiles},
+      kPhiKDone{kPhiKReady.end(), kFeatureTiles};
+  static constexpr Ring kGradStateReady{kPhiKDone.end(), 2},
+      kGradStateDone{kGradStateReady.end(), 2};
   static constexpr Ring kGradOSummed{kGradStateDone.end(), 2};
   static constexpr Ring kGradYQReady{kGradOSummed.end(), 1}, kGradYQDone{kGradYQReady.end(), 1};
   static constexpr Ring kGradYKReady{kGradYQDone.end(), 1}, kGradYKDone{kGradYKReady.end(), 1};
@@ -55,12 +64,15 @@ struct BackwardMemory {
   static_assert(kBytes <= 227 * 1024);
 };
 
-/// A block of threads of causal_backward_kernel for head size 64: chunks of 64 tokens, and a warpgroup for each part of the work, all of
-/// them at different places of the walk. They wait for each other at barriers in shared memory only.
+/// A block of threads of causal_backward_kernel for head size 64: chunks of 64 tokens, and a
+/// warpgroup for each part of the work, all of them at different places of the walk. They wait for
+/// each other at barriers in shared memory only.
 template <int kFeatures, bool kMap, BackwardPart kPart>
 class BackwardBlock {
  public:
-  __device__ __forceinline__ BackwardBlock(const CausalArguments& arguments, const TensorMaps& tensor_maps, unsigned char* shared)
+  __device__ __forceinline__ BackwardBlock(const CausalArguments& arguments,
+                                           const TensorMaps& tensor_maps,
+                                           unsigned char* shared)
       : a(arguments), maps(tensor_maps), memory(shared) {}
 
   /// Of this thread's warp.
@@ -68,7 +80,9 @@ class BackwardBlock {
 
   /// By one thread, before everything else.
   __device__ __forceinline__ void init_barriers() const {
-    constexpr int kBoth = kPart == BackwardPart::kAll ? 8 : 4;  // warps of the rows and of the columns, or of the only ones
+    constexpr int kBoth = kPart == BackwardPart::kAll
+                              ? 8
+                              : 4;  // warps of the rows and of the columns, or of the only ones
     const auto of_all = [&](int count, int barrier, int arrivals) {
       for (int i = 0; i < count; ++i) init_barrier(base + barrier + 8 * i, arrivals);
     };
@@ -94,9 +108,13 @@ class BackwardBlock {
       done(Memory::kMapReady, 0);
     }
     if constexpr (kMap) wait(Memory::kMapReady, 0);
-    float* const saved_denominator = a.row_values == nullptr ? nullptr : a.row_values + int64_t{item} * 2 * shape.length;
+    float* const saved_denominator =
+        a.row_values == nullptr ? nullptr : a.row_values + int64_t{item} * 2 * shape.length;
     float* const saved_e = saved_denominator + shape.length;
-    const auto row_values_of = [&](int turn) { return RowValues(saved_denominator, saved_e, token_of(turn), low, turn < turns ? shape.length : 0); };
+    const auto row_values_of = [&](int turn) {
+      return RowValues(
+          saved_denominator, saved_e, token_of(turn), low, turn < turns ? shape.length : 0);
+    };
     RowValues next(nullptr, nullptr, 0, 0, 0);
     const PairMasks masks(/*not_after=*/true, warp & 3, lane);
     if constexpr (!kRowPart) next = row_values_of(0);
@@ -116,13 +134,15 @@ class BackwardBlock {
           activate<kFeatures>(phi_q, y, bias, a.rule.scale, low < valid, high < valid, lane);
         } else {
 #pragma unroll
-          for (int step = 0; step < kSteps; ++step) q_tile.load_a(phi_q[step], row0, 2 * step, lane);
+          for (int step = 0; step < kSteps; ++step)
+            q_tile.load_a(phi_q[step], row0, 2 * step, lane);
         }
       };
       RowTerms terms;
       const auto publish_rows = [&] {
         wait_free(Memory::kRowsDone, turn);
-        store_scaled_rows<kFeatures>(scaled_phi_q_of(turn), row0, phi_q, terms.inverse.low, terms.inverse.high, lane);
+        store_scaled_rows<kFeatures>(
+            scaled_phi_q_of(turn), row0, phi_q, terms.inverse.low, terms.inverse.high, lane);
         if ((lane & 3) == 0) {
           e_of(turn)[low] = terms.e.low;
           e_of(turn)[high] = terms.e.high;
@@ -142,10 +162,13 @@ class BackwardBlock {
         continue;
       }
 
-      const Tile<kHead> v_tile{value_of(turn, Memory::kV)}, grad_o_tile{value_of(turn, Memory::kGradO)};
+      const Tile<kHead> v_tile{value_of(turn, Memory::kV)},
+          grad_o_tile{value_of(turn, Memory::kGradO)};
       const Tile<kFeatures> phi_k = phi_k_of(turn), s_centred{base + state_at(turn)};
-      const Tile<kHead> mean{s_centred.base + 2 * kFeatures * kHead};  // of the values so far, high and low halves
-      const float* const z = reinterpret_cast<const float*>(memory + state_at(turn) + kRecordZ<kHead, kFeatures>);
+      const Tile<kHead> mean{s_centred.base +
+                             2 * kFeatures * kHead};  // of the values so far, high and low halves
+      const float* const z =
+          reinterpret_cast<const float*>(memory + state_at(turn) + kRecordZ<kHead, kFeatures>);
       float p[8][4], dp[8][4], dphi[kFeatures / 8][4], of_mean[1][4];
       start_phi_q();
       wait(Memory::kLoadedGradO, turn);
@@ -154,11 +177,20 @@ class BackwardBlock {
       begin_products();
 #pragma unroll
       for (int step = 0; step < kHead / 16; ++step)
-        product<Major::kK, Major::kK>(dp, operand<Major::kK>(grad_o_tile, 0, step), operand<Major::kK>(v_tile, 0, step), step > 0);
+        product<Major::kK, Major::kK>(dp,
+                                      operand<Major::kK>(grad_o_tile, 0, step),
+                                      operand<Major::kK>(v_tile, 0, step),
+                                      step > 0);
 #pragma unroll
       for (int step = 0; step < kHead / 16; ++step) {
-        product<Major::kK, Major::kMN>(dphi, operand<Major::kK>(grad_o_tile, 0, step), operand<Major::kMN>(s_centred, 0, step), step > 0);
-        product<Major::kK, Major::kK>(of_mean, operand<Major::kK>(grad_o_tile, 0, step), operand<Major::kK>(mean, 0, step), step > 0);
+        product<Major::kK, Major::kMN>(dphi,
+                                       operand<Major::kK>(grad_o_tile, 0, step),
+                                       operand<Major::kMN>(s_centred, 0, step),
+                                       step > 0);
+        product<Major::kK, Major::kK>(of_mean,
+                                      operand<Major::kK>(grad_o_tile, 0, step),
+                                      operand<Major::kK>(mean, 0, step),
+                                      step > 0);
       }
       commit_products();
       wait_products<1>();
@@ -170,7 +202,8 @@ class BackwardBlock {
       }
       begin_products();
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step) product<Major::kK>(p, phi_q[step], operand<Major::kK>(phi_k, 0, step), step > 0);
+      for (int step = 0; step < kSteps; ++step)
+        product<Major::kK>(p, phi_q[step], operand<Major::kK>(phi_k, 0, step), step > 0);
       commit_products();
       OfRows before;  // of the denominator, what comes from before the chunk
       add_dots<kFeatures>(before, phi_q, z, lane);
@@ -181,27 +214,36 @@ class BackwardBlock {
       settle(p);
       if constexpr (!kColumnPart) done(Memory::kDoneV, turn);
       // d o . m, m the mean of the values so far: in columns 0 and 1.
-      const OfRows mean_grad{__shfl_sync(0xffffffffu, of_mean[0][0] + of_mean[0][1], lane & ~3), __shfl_sync(0xffffffffu, of_mean[0][2] + of_mean[0][3], lane & ~3)};
+      const OfRows mean_grad{__shfl_sync(0xffffffffu, of_mean[0][0] + of_mean[0][1], lane & ~3),
+                             __shfl_sync(0xffffffffu, of_mean[0][2] + of_mean[0][3], lane & ~3)};
       terms.add_seen(p, dp, low, lane);
       terms.add_before<kFeatures>(phi_q, dphi);
       terms.finish(before, mean_grad, a.rule);
-      if constexpr (kPart == BackwardPart::kRows) terms.save(saved_denominator, saved_e, first, low, valid, a.rule, lane);
+      if constexpr (kPart == BackwardPart::kRows)
+        terms.save(saved_denominator, saved_e, first, low, valid, a.rule, lane);
       publish_rows();  // the columns wait for it
-      add_outer<kFeatures>(dphi, {terms.e.low + mean_grad.low, terms.e.high + mean_grad.high}, z, lane);
+      add_outer<kFeatures>(
+          dphi, {terms.e.low + mean_grad.low, terms.e.high + mean_grad.high}, z, lane);
       uint32_t weights[4][4];
       pack_rows(weights, dp, terms.e);
       masks.clear(weights);
       begin_products();
 #pragma unroll
-      for (int step = 0; step < 4; ++step) product<Major::kMN>(dphi, weights[step], operand<Major::kMN>(phi_k, 0, step), true);
+      for (int step = 0; step < 4; ++step)
+        product<Major::kMN>(dphi, weights[step], operand<Major::kMN>(phi_k, 0, step), true);
       commit_products();
       wait_products<0>();
       settle(dphi);
-      done(Memory::kStateDone, turn);  // not before the last z is in its register, wherefore the products waited
+      done(Memory::kStateDone,
+           turn);  // not before the last z is in its register, wherefore the products waited
       if constexpr (kMap) {
         done(Memory::kPhiKDone, turn);
         uint32_t grad_y[kSteps][4];
-        grad_map_of_rows<kFeatures>(grad_y, phi_q, dphi, {terms.inverse.low * a.rule.scale, terms.inverse.high * a.rule.scale});
+        grad_map_of_rows<kFeatures>(
+            grad_y,
+            phi_q,
+            dphi,
+            {terms.inverse.low * a.rule.scale, terms.inverse.high * a.rule.scale});
         wait_free(Memory::kGradYQDone, turn);
         store_rows<kFeatures>(grad_y_q, row0, grad_y, lane);
         make_visible_to_wgmma();
@@ -242,30 +284,41 @@ class BackwardBlock {
     for (int turn = 1 - kPhis; turn < turns; ++turn) {
       make_phi_k(turn + kPhis - 1);
       if (kColumnPart && turn >= 0) {
-        const Tile<kHead> v_tile{value_of(turn, Memory::kV)}, grad_o_tile{value_of(turn, Memory::kGradO)};
+        const Tile<kHead> v_tile{value_of(turn, Memory::kV)},
+            grad_o_tile{value_of(turn, Memory::kGradO)};
         const Tile<kFeatures> scaled_phi_q = scaled_phi_q_of(turn);
         const Tile<kFeatures> ds_hi = ds_hi_of(turn), ds_lo = ds_lo_of(turn);
         const float *const e_shared = e_of(turn), *const dz_shared = dz_of(turn);
         if constexpr (!kMap) wait(Memory::kLoadedK, turn);
         uint32_t own_phi_k[kSteps][4];
 #pragma unroll
-        for (int step = 0; step < kSteps; ++step) phi_k_of(turn).load_a(own_phi_k[step], row0, 2 * step, lane);
+        for (int step = 0; step < kSteps; ++step)
+          phi_k_of(turn).load_a(own_phi_k[step], row0, 2 * step, lane);
         float p[8][4], dp[8][4], dphi[kFeatures / 8][4];
         wait(Memory::kLoadedV, turn);
         wait(Memory::kLoadedGradO, turn);
         begin_products();
 #pragma unroll
         for (int step = 0; step < kHead / 16; ++step)
-          product<Major::kK, Major::kK>(dp, operand<Major::kK>(v_tile, 0, step), operand<Major::kK>(grad_o_tile, 0, step), step > 0);
+          product<Major::kK, Major::kK>(dp,
+                                        operand<Major::kK>(v_tile, 0, step),
+                                        operand<Major::kK>(grad_o_tile, 0, step),
+                                        step > 0);
         wait(Memory::kGradStateReady, turn);
 #pragma unroll
         for (int step = 0; step < kHead / 16; ++step) {
-          product<Major::kK, Major::kMN>(dphi, operand<Major::kK>(v_tile, 0, step), operand<Major::kMN>(ds_hi, 0, step), step > 0);
-          product<Major::kK, Major::kMN>(dphi, operand<Major::kK>(v_tile, 0, step), operand<Major::kMN>(ds_lo, 0, step), true);
+          product<Major::kK, Major::kMN>(dphi,
+                                         operand<Major::kK>(v_tile, 0, step),
+                                         operand<Major::kMN>(ds_hi, 0, step),
+                                         step > 0);
+          product<Major::kK, Major::kMN>(
+              dphi, operand<Major::kK>(v_tile, 0, step), operand<Major::kMN>(ds_lo, 0, step), true);
         }
         wait(Memory::kRowsReady, turn);
 #pragma unroll
-        for (int step = 0; step < kSteps; ++step) product<Major::kK>(p, own_phi_k[step], operand<Major::kK>(scaled_phi_q, 0, step), step > 0);
+        for (int step = 0; step < kSteps; ++step)
+          product<Major::kK>(
+              p, own_phi_k[step], operand<Major::kK>(scaled_phi_q, 0, step), step > 0);
         commit_products();
         wait_products<0>();
         settle(p);
@@ -279,7 +332,9 @@ class BackwardBlock {
         float dv[8][4];
         begin_products();
 #pragma unroll
-        for (int step = 0; step < 4; ++step) product<Major::kMN>(dphi, grad_weights[step], operand<Major::kMN>(scaled_phi_q, 0, step), true);
+        for (int step = 0; step < 4; ++step)
+          product<Major::kMN>(
+              dphi, grad_weights[step], operand<Major::kMN>(scaled_phi_q, 0, step), true);
         commit_products();
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {
@@ -287,7 +342,8 @@ class BackwardBlock {
           product<Major::kK>(dv, own_phi_k[step], operand<Major::kK>(ds_lo, 0, step), true);
         }
 #pragma unroll
-        for (int step = 0; step < 4; ++step) product<Major::kMN>(dv, weights[step], operand<Major::kMN>(grad_o_tile, 0, step), true);
+        for (int step = 0; step < 4; ++step)
+          product<Major::kMN>(dv, weights[step], operand<Major::kMN>(grad_o_tile, 0, step), true);
         commit_products();
         wait_products<1>();
         settle(dphi);
@@ -304,14 +360,16 @@ class BackwardBlock {
         if constexpr (kMap) {
           begin_products();
 #pragma unroll
-          for (int step = 0; step < kSteps; ++step) product<Major::kMN>(grad, grad_y[step], operand<Major::kMN>(weight, 0, step), step > 0);
+          for (int step = 0; step < kSteps; ++step)
+            product<Major::kMN>(grad, grad_y[step], operand<Major::kMN>(weight, 0, step), step > 0);
           commit_products();
           wait_products<1>();
         } else {
           wait_products<0>();
         }
         settle(dv);
-        // d k goes where d o was. Before the next line: behind it, the sums might go on until their next but one arrival.
+        // d k goes where d o was. Before the next line: behind it, the sums might go on until their
+        // next but one arrival.
         wait(Memory::kGradOSummed, turn);
         done(Memory::kGradStateDone, turn);
         sync_warpgroup(2);  // everybody is done with v and d o
@@ -323,7 +381,8 @@ class BackwardBlock {
           settle(grad);
           stage_rows<kHead>(grad_o_tile, row0, grad, 1.0F, 1.0F, lane);
         } else {
-          store_rows<kFeatures>(Tile<kFeatures>{value_of(turn, Memory::kGradO)}, row0, grad_y, lane);
+          store_rows<kFeatures>(
+              Tile<kFeatures>{value_of(turn, Memory::kGradO)}, row0, grad_y, lane);
         }
         make_visible_to_wgmma();
         done(Memory::kDoneGradO, turn);
@@ -337,10 +396,18 @@ class BackwardBlock {
     wait_for_earlier_kernels();
     if constexpr (kMap) wait(Memory::kMapReady, 0);
     float ds[kFeatures / 8][4] = {}, dw[kFeatures / 8][4] = {};  // dS^T and dW^T
-    float sums[kFeatures / 8][4] = {};                            // of the first warp: dz in rows 0 and 1, d b in rows 2 and 3
+    float sums[kFeatures / 8][4] =
+        {};  // of the first warp: dz in rows 0 and 1, d b in rows 2 and 3
     const bool holds_sums = (warp & 3) == 0;
     if constexpr (kColumnPart) {
-      const StartState from = start_state<kHead>(a, head % heads_per_state == 0 ? a.grad_final_s : nullptr, a.grad_final_z, item, segment, batch, state_head);
+      const StartState from =
+          start_state<kHead>(a,
+                             head % heads_per_state == 0 ? a.grad_final_s : nullptr,
+                             a.grad_final_z,
+                             item,
+                             segment,
+                             batch,
+                             state_head);
       if (from.s != nullptr) {
 #pragma unroll
         for (int n = 0; n < kFeatures / 8; ++n)
@@ -353,17 +420,21 @@ class BackwardBlock {
           }
       }
     }
-    /// Adds a tile's rows, weighted: weights[step] has the weights of rows from 16 step and from 16 step + 8 on.
-    const auto add_rows = [&](const Tile<kFeatures>& tile, const uint32_t (&weights)[4][4]) {
+    /// Adds a tile's rows, weighted: weights[step] has the weights of rows from 16 step and from 16
+    /// step + 8 on.
+    const auto add_rows = [&](const Tile<kFeatures>& tile, const uint32_t(&weights)[4][4]) {
 #pragma unroll
-      for (int step = 0; step < 4; ++step) product<Major::kMN>(sums, weights[step], operand<Major::kMN>(tile, 0, step), true);
+      for (int step = 0; step < 4; ++step)
+        product<Major::kMN>(sums, weights[step], operand<Major::kMN>(tile, 0, step), true);
     };
     /// Rows `row` and row + 1 of the sums, added up.
     const auto share_sums = [&](int row, float* to) {
 #pragma unroll
       for (int n = 0; n < kFeatures / 8; ++n) {
-        const float2 both{sums[n][0] + __shfl_down_sync(0xffffffffu, sums[n][0], 4), sums[n][1] + __shfl_down_sync(0xffffffffu, sums[n][1], 4)};
-        if (holds_sums && lane / 4 == row) *reinterpret_cast<float2*>(to + 8 * n + 2 * (lane & 3)) = both;
+        const float2 both{sums[n][0] + __shfl_down_sync(0xffffffffu, sums[n][0], 4),
+                          sums[n][1] + __shfl_down_sync(0xffffffffu, sums[n][1], 4)};
+        if (holds_sums && lane / 4 == row)
+          *reinterpret_cast<float2*>(to + 8 * n + 2 * (lane & 3)) = both;
       }
     };
     const auto publish_state = [&](int turn) {
@@ -387,7 +458,8 @@ class BackwardBlock {
         for (int step = 0; step < 4; ++step)
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
-            const float2 pair = *reinterpret_cast<const float2*>(e_shared + 16 * step + 8 * i + 2 * (lane & 3));
+            const float2 pair =
+                *reinterpret_cast<const float2*>(e_shared + 16 * step + 8 * i + 2 * (lane & 3));
             uint32_t hi, lo;
             split(pair.x, pair.y, hi, lo);
             e_rows[step][2 * i] = lane < 4 ? hi : lo;
@@ -396,7 +468,10 @@ class BackwardBlock {
       begin_products();
 #pragma unroll
       for (int step = 0; step < 4; ++step)
-        product<Major::kMN, Major::kMN>(ds, operand<Major::kMN>(grad_o_tile, 0, step), operand<Major::kMN>(scaled_phi_q, 0, step), true);
+        product<Major::kMN, Major::kMN>(ds,
+                                        operand<Major::kMN>(grad_o_tile, 0, step),
+                                        operand<Major::kMN>(scaled_phi_q, 0, step),
+                                        true);
       add_rows(scaled_phi_q, e_rows);
       commit_products();
       wait_products<0>();
@@ -409,17 +484,23 @@ class BackwardBlock {
         done(Memory::kDoneGradO, turn);
       }
       publish_state(turn + 1);
-      const auto start_map_sums = [&](const Tile<kFeatures>& grad_y, int input, float weight_of_rows) {
-        uint32_t hi, lo;
-        split(weight_of_rows, weight_of_rows, hi, lo);
-        const uint32_t own = holds_sums && lane / 8 == 1 ? (lane & 4 ? lo : hi) : 0u;
-        const uint32_t rows[4][4] = {{own, 0, own, 0}, {own, 0, own, 0}, {own, 0, own, 0}, {own, 0, own, 0}};
-        begin_products();
+      const auto start_map_sums =
+          [&](const Tile<kFeatures>& grad_y, int input, float weight_of_rows) {
+            uint32_t hi, lo;
+            split(weight_of_rows, weight_of_rows, hi, lo);
+            const uint32_t own = holds_sums && lane / 8 == 1 ? (lane & 4 ? lo : hi) : 0u;
+            const uint32_t rows[4][4] = {
+                {own, 0, own, 0}, {own, 0, own, 0}, {own, 0, own, 0}, {own, 0, own, 0}};
+            begin_products();
 #pragma unroll
-        for (int step = 0; step < 4; ++step)
-          product<Major::kMN, Major::kMN>(dw, operand<Major::kMN>(Tile<kHead>{input_of(turn, input)}, 0, step), operand<Major::kMN>(grad_y, 0, step), true);
-        add_rows(grad_y, rows);
-      };
+            for (int step = 0; step < 4; ++step)
+              product<Major::kMN, Major::kMN>(
+                  dw,
+                  operand<Major::kMN>(Tile<kHead>{input_of(turn, input)}, 0, step),
+                  operand<Major::kMN>(grad_y, 0, step),
+                  true);
+            add_rows(grad_y, rows);
+          };
       const auto finish_map_sums = [&] {
         commit_products();
         wait_products<0>();
@@ -437,7 +518,10 @@ class BackwardBlock {
         }
 #pragma unroll
         for (int step = 0; step < kSteps; ++step)
-          product<Major::kK, Major::kMN>(grad, operand<Major::kK>(grad_y_q, 0, step), operand<Major::kMN>(weight, 0, step), step > 0);
+          product<Major::kK, Major::kMN>(grad,
+                                         operand<Major::kK>(grad_y_q, 0, step),
+                                         operand<Major::kMN>(weight, 0, step),
+                                         step > 0);
         finish_map_sums();
         settle(grad);
         done(Memory::kGradYQDone, turn);
@@ -458,7 +542,7 @@ class BackwardBlock {
 
     if constexpr (kColumnPart) wait(Memory::kGradStateDone, turns - 1);
     float* const shared_sums = dz_of(0);  // nobody reads it any more
-    const auto write_transposed = [&](const float (&value)[kFeatures / 8][4], float* to) {
+    const auto write_transposed = [&](const float(&value)[kFeatures / 8][4], float* to) {
 #pragma unroll
       for (int n = 0; n < kFeatures / 8; ++n)
 #pragma unroll
@@ -484,8 +568,11 @@ class BackwardBlock {
       sync_warpgroup(3);
     }
     if constexpr (kMap) {
-      constexpr int kLaunches = kPart == BackwardPart::kAll ? 1 : 2, kLaunch = kPart == BackwardPart::kColumns ? 1 : 0;
-      float* const part = a.grad_weight + ((int64_t{item} * a.plan.segments + segment) * kLaunches + kLaunch) * (kHead + 2) * features;
+      constexpr int kLaunches = kPart == BackwardPart::kAll ? 1 : 2,
+                    kLaunch = kPart == BackwardPart::kColumns ? 1 : 0;
+      float* const part =
+          a.grad_weight + ((int64_t{item} * a.plan.segments + segment) * kLaunches + kLaunch) *
+                              (kHead + 2) * features;
       write_transposed(dw, part);
       share_sums(2, shared_sums);
       sync_warpgroup(3);
@@ -499,13 +586,18 @@ class BackwardBlock {
   /// The fourth: a tile is loaded, served, is overwritten by a gradient, stored, and loaded again.
   __device__ __forceinline__ void move_tiles() const {
     give_registers<24>();
-    // One warp for each tensor's tiles; that of the keys brings the states too. What is loaded next is brought to the L2 cache before.
+    // One warp for each tensor's tiles; that of the keys brings the states too. What is loaded next
+    // is brought to the L2 cache before.
     const auto bring_state = [&](int turn) {  // by a warp
       if (turn >= turns) return;
-      const unsigned char* const record = a.states + (int64_t{item} * a.plan.chunks + chunk_end - 1 - turn) * a.plan.state_record_bytes;
-      const uint32_t to = base + state_at(turn), barrier = base + Memory::kStateReady.at + 8 * (turn % Memory::kStateReady.count);
+      const unsigned char* const record =
+          a.states +
+          (int64_t{item} * a.plan.chunks + chunk_end - 1 - turn) * a.plan.state_record_bytes;
+      const uint32_t to = base + state_at(turn), barrier = base + Memory::kStateReady.at +
+                                                           8 * (turn % Memory::kStateReady.count);
       if (!has_state(turn)) {
-        for (int i = lane; i < kRecord / 16; i += 32) store_shared_16(to + 16 * i, uint4{0, 0, 0, 0});
+        for (int i = lane; i < kRecord / 16; i += 32)
+          store_shared_16(to + 16 * i, uint4{0, 0, 0, 0});
         make_visible_to_wgmma();
         arrive(barrier, lane);
       } else if (lane == 0) {
@@ -514,19 +606,30 @@ class BackwardBlock {
       }
     };
     const int mover = warp & 3;
-    const auto own = [&](auto of_q, auto of_k, auto of_v, auto of_grad_o) { return mover == 0 ? of_q : mover == 1 ? of_k : mover == 2 ? of_v : of_grad_o; };
+    const auto own = [&](auto of_q, auto of_k, auto of_v, auto of_grad_o) {
+      return mover == 0 ? of_q : mover == 1 ? of_k : mover == 2 ? of_v : of_grad_o;
+    };
     const CUtensorMap* const none = nullptr;
     const CUtensorMap* const from = own(&maps.q, &maps.k, &maps.v, &maps.grad_o);
-    const CUtensorMap* const gradient = own(kRowPart ? &maps.grad_q : none, none, kColumnPart ? &maps.grad_v : none, kColumnPart ? &maps.grad_k : none);
-    const int of_head = own(head, key_head, value_head, head), count = mover < 2 ? kInputs : kValues, bytes = mover < 2 ? Memory::kInputTile : Memory::kTile;
+    const CUtensorMap* const gradient = own(kRowPart ? &maps.grad_q : none,
+                                            none,
+                                            kColumnPart ? &maps.grad_v : none,
+                                            kColumnPart ? &maps.grad_k : none);
+    const int of_head = own(head, key_head, value_head, head),
+              count = mover < 2 ? kInputs : kValues,
+              bytes = mover < 2 ? Memory::kInputTile : Memory::kTile;
     const uint32_t tiles = base + own(Memory::kQ, Memory::kK, Memory::kV, Memory::kGradO);
-    const uint32_t loaded = base + own(Memory::kLoadedQ.at, Memory::kLoadedK.at, Memory::kLoadedV.at, Memory::kLoadedGradO.at);
-    const uint32_t free = base + own(Memory::kDoneQ.at, Memory::kDoneK.at, Memory::kDoneV.at, Memory::kDoneGradO.at);
+    const uint32_t loaded =
+        base +
+        own(Memory::kLoadedQ.at, Memory::kLoadedK.at, Memory::kLoadedV.at, Memory::kLoadedGradO.at);
+    const uint32_t free =
+        base + own(Memory::kDoneQ.at, Memory::kDoneK.at, Memory::kDoneV.at, Memory::kDoneGradO.at);
     const bool brings_states = kRowPart && mover == 1;
     const auto load = [&](int turn, int place) {  // by one thread
       if (turn >= turns) return;
       expect_bytes(loaded + 8 * place, bytes);
-      load_tile(tiles + place * bytes, *from, loaded + 8 * place, 0, token_of(turn), of_head, batch);
+      load_tile(
+          tiles + place * bytes, *from, loaded + 8 * place, 0, token_of(turn), of_head, batch);
     };
     if (lane == 0) prefetch_map(*from);
     wait_for_earlier_kernels();
@@ -543,7 +646,8 @@ class BackwardBlock {
       bring_state(1);
     }
     for (int turn = 0, place = 0, phase = 0; turn < turns; ++turn) {
-      if (lane == 0 && turn + count < turns) prefetch_tile(*from, 0, token_of(turn + count), of_head, batch);
+      if (lane == 0 && turn + count < turns)
+        prefetch_tile(*from, 0, token_of(turn + count), of_head, batch);
       if (brings_states) {
         wait(Memory::kStateDone, turn);
         bring_state(turn + 2);
@@ -567,35 +671,72 @@ class BackwardBlock {
 
  private:
   using Memory = BackwardMemory<kFeatures, kMap>;
-  static constexpr int kSteps = kFeatures / 16, kInputs = Memory::kInputs, kValues = Memory::kValues, kPhis = Memory::kFeatureTiles;
+  static constexpr int kSteps = kFeatures / 16, kInputs = Memory::kInputs,
+                       kValues = Memory::kValues, kPhis = Memory::kFeatureTiles;
   static constexpr int kRecord = kRecordBytes<kHead, kFeatures>;
-  static constexpr bool kRowPart = kPart != BackwardPart::kColumns, kColumnPart = kPart != BackwardPart::kRows;
+  static constexpr bool kRowPart = kPart != BackwardPart::kColumns,
+                        kColumnPart = kPart != BackwardPart::kRows;
 
-  // A turn's has come; the one before it in the same place may go; this warp is done with it. A barrier tells two phases apart, so
-  // nobody may arrive twice at one before everybody has waited there once.
-  __device__ __forceinline__ void wait(Ring ring, int turn) const { wait_barrier(base + ring.at + 8 * (turn % ring.count), turn / ring.count & 1); }
-  __device__ __forceinline__ void wait_free(Ring ring, int turn) const { wait_barrier(base + ring.at + 8 * (turn % ring.count), (turn / ring.count & 1) ^ 1); }
-  __device__ __forceinline__ void done(Ring ring, int turn) const { arrive(base + ring.at + 8 * (turn % ring.count), lane); }
+  // A turn's has come; the one before it in the same place may go; this warp is done with it. A
+  // barrier tells two phases apart, so nobody may arrive twice at one before everybody has waited
+  // there once.
+  __device__ __forceinline__ void wait(Ring ring, int turn) const {
+    wait_barrier(base + ring.at + 8 * (turn % ring.count), turn / ring.count & 1);
+  }
+  __device__ __forceinline__ void wait_free(Ring ring, int turn) const {
+    wait_barrier(base + ring.at + 8 * (turn % ring.count), (turn / ring.count & 1) ^ 1);
+  }
+  __device__ __forceinline__ void done(Ring ring, int turn) const {
+    arrive(base + ring.at + 8 * (turn % ring.count), lane);
+  }
 
   // Where a turn's things lie.
-  __device__ __forceinline__ uint32_t input_of(int turn, int at) const { return base + at + turn % kInputs * Memory::kInputTile; }
-  __device__ __forceinline__ uint32_t value_of(int turn, int at) const { return base + at + turn % kValues * Memory::kTile; }
-  __device__ __forceinline__ Tile<kFeatures> phi_k_of(int turn) const { return {kMap ? base + Memory::kPhiK + turn % kPhis * Memory::kMapTile : input_of(turn, Memory::kK)}; }
-  __device__ __forceinline__ Tile<kFeatures> scaled_phi_q_of(int turn) const { return {base + Memory::kScaledPhiQ + turn % 2 * Memory::kFeatureTile}; }
-  __device__ __forceinline__ float* e_of(int turn) const { return reinterpret_cast<float*>(memory + Memory::kE) + turn % 2 * kWalkTokens; }
-  __device__ __forceinline__ int state_at(int turn) const { return Memory::kState + turn % 2 * Memory::kStateStride; }
-  __device__ __forceinline__ Tile<kFeatures> ds_hi_of(int turn) const { return {base + Memory::kGradState + turn % 2 * Memory::kGradStateStride}; }
-  __device__ __forceinline__ Tile<kFeatures> ds_lo_of(int turn) const { return {ds_hi_of(turn).base + Memory::kGradStateStride / 2}; }
-  __device__ __forceinline__ float* dz_of(int turn) const { return reinterpret_cast<float*>(memory + Memory::kDz) + turn % 2 * kFeatures; }
-  __device__ __forceinline__ int token_of(int turn) const { return (chunk_end - 1 - turn) * kWalkTokens; }
-  __device__ __forceinline__ int valid_of(int turn) const { return min(kWalkTokens, shape.length - token_of(turn)); }
-  __device__ __forceinline__ bool has_state(int turn) const { return turn + 1 < turns || chunk_begin > 0 || a.initial_s != nullptr; }
+  __device__ __forceinline__ uint32_t input_of(int turn, int at) const {
+    return base + at + turn % kInputs * Memory::kInputTile;
+  }
+  __device__ __forceinline__ uint32_t value_of(int turn, int at) const {
+    return base + at + turn % kValues * Memory::kTile;
+  }
+  __device__ __forceinline__ Tile<kFeatures> phi_k_of(int turn) const {
+    return {kMap ? base + Memory::kPhiK + turn % kPhis * Memory::kMapTile
+                 : input_of(turn, Memory::kK)};
+  }
+  __device__ __forceinline__ Tile<kFeatures> scaled_phi_q_of(int turn) const {
+    return {base + Memory::kScaledPhiQ + turn % 2 * Memory::kFeatureTile};
+  }
+  __device__ __forceinline__ float* e_of(int turn) const {
+    return reinterpret_cast<float*>(memory + Memory::kE) + turn % 2 * kWalkTokens;
+  }
+  __device__ __forceinline__ int state_at(int turn) const {
+    return Memory::kState + turn % 2 * Memory::kStateStride;
+  }
+  __device__ __forceinline__ Tile<kFeatures> ds_hi_of(int turn) const {
+    return {base + Memory::kGradState + turn % 2 * Memory::kGradStateStride};
+  }
+  __device__ __forceinline__ Tile<kFeatures> ds_lo_of(int turn) const {
+    return {ds_hi_of(turn).base + Memory::kGradStateStride / 2};
+  }
+  __device__ __forceinline__ float* dz_of(int turn) const {
+    return reinterpret_cast<float*>(memory + Memory::kDz) + turn % 2 * kFeatures;
+  }
+  __device__ __forceinline__ int token_of(int turn) const {
+    return (chunk_end - 1 - turn) * kWalkTokens;
+  }
+  __device__ __forceinline__ int valid_of(int turn) const {
+    return min(kWalkTokens, shape.length - token_of(turn));
+  }
+  __device__ __forceinline__ bool has_state(int turn) const {
+    return turn + 1 < turns || chunk_begin > 0 || a.initial_s != nullptr;
+  }
 
   /// y = x W^T, of the own rows.
-  __device__ __forceinline__ void start_map(float (&y)[kFeatures / 8][4], const Tile<kHead>& x) const {
+  __device__ __forceinline__ void start_map(float (&y)[kFeatures / 8][4],
+                                            const Tile<kHead>& x) const {
     begin_products();
 #pragma unroll
-    for (int step = 0; step < kHead / 16; ++step) product<Major::kK, Major::kK>(y, operand<Major::kK>(x, 0, step), operand<Major::kK>(weight, 0, step), step > 0);
+    for (int step = 0; step < kHead / 16; ++step)
+      product<Major::kK, Major::kK>(
+          y, operand<Major::kK>(x, 0, step), operand<Major::kK>(weight, 0, step), step > 0);
     commit_products();
   }
 
@@ -610,8 +751,10 @@ class BackwardBlock {
   const Shape& shape = a.shape;
   const int item = blockIdx.x, segment = blockIdx.y;
   const int batch = item / shape.query_heads, head = item % shape.query_heads;
-  const int heads_per_state = shape.query_heads / shape.state_heads, state_head = head / heads_per_state;
-  const int tid = threadIdx.x, lane = tid & 31, warp = __shfl_sync(0xffffffffu, tid >> 5, 0);  // uniform, and known to be
+  const int heads_per_state = shape.query_heads / shape.state_heads,
+            state_head = head / heads_per_state;
+  const int tid = threadIdx.x, lane = tid & 31,
+            warp = __shfl_sync(0xffffffffu, tid >> 5, 0);  // uniform, and known to be
   const int row0 = (warp & 3) * 16, low = row0 + lane / 4, high = low + 8;
   const int features = shape.feature_size;
   const int chunk_begin = segment * a.plan.chunks_per_segment;
@@ -622,11 +765,13 @@ class BackwardBlock {
 };
 
 template <int kFeatures, bool kMap, BackwardPart kPart>
-__global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(const __grid_constant__ CausalArguments a,
-                                                                              const __grid_constant__ TensorMaps maps) {
+__global__ void __launch_bounds__(kBackwardThreads, 1)
+    causal_backward_kernel(const __grid_constant__ CausalArguments a,
+                           const __grid_constant__ TensorMaps maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ unsigned char unaligned_memory[];
-  const BackwardBlock<kFeatures, kMap, kPart> block(a, maps, unaligned_memory + (-shared_address(unaligned_memory) & 1023));
+  const BackwardBlock<kFeatures, kMap, kPart> block(
+      a, maps, unaligned_memory + (-shared_address(unaligned_memory) & 1023));
   if (threadIdx.x == 0) block.init_barriers();
   __syncthreads();
   if (block.warpgroup() == 0) {
@@ -645,10 +790,14 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) causal_backward_kernel(co
 
 template <int kFeatures, bool kMap>
 cudaError_t launch_backward(const CausalArguments& a, cudaStream_t stream) {
-  return launch_backward_kernels(/*early=*/true, &causal_backward_kernel<kFeatures, kMap, BackwardPart::kAll>,
+  return launch_backward_kernels(/*early=*/true,
+                                 &causal_backward_kernel<kFeatures, kMap, BackwardPart::kAll>,
                                  &causal_backward_kernel<kFeatures, kMap, BackwardPart::kRows>,
-                                 &causal_backward_kernel<kFeatures, kMap, BackwardPart::kColumns>, kBackwardThreads,
-                                 BackwardMemory<kFeatures, kMap>::kBytes, a, stream);
+                                 &causal_backward_kernel<kFeatures, kMap, BackwardPart::kColumns>,
+                                 kBackwardThreads,
+                                 BackwardMemory<kFeatures, kMap>::kBytes,
+                                 a,
+                                 stream);
 }
 
 }  // namespace t2r::kernels::cuda::sm90

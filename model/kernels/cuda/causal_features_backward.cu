@@ -24,12 +24,20 @@ static_assert(2 * (Memory::kBytes + 1024) <= 228 * 1024);
 
 /// Barriers of the two warps that share rows.
 enum PairBarrier { kSums = 1, kKeysRead = 5, kValuesRead = 9 };  // + block of rows
-__device__ __forceinline__ void sync_pair(int id) { asm volatile("bar.sync %0, 64;\n" ::"r"(id) : "memory"); }
-__device__ __forceinline__ void arrive_pair(int id) { asm volatile("bar.arrive %0, 64;\n" ::"r"(id) : "memory"); }
+__device__ __forceinline__ void sync_pair(int id) {
+  asm volatile("bar.sync %0, 64;\n" ::"r"(id) : "memory");
+}
+__device__ __forceinline__ void arrive_pair(int id) {
+  asm volatile("bar.arrive %0, 64;\n" ::"r"(id) : "memory");
+}
 
 /// c += a B^T for both n-tiles of 16 rows of B, whose k columns begin at `unit`.
 template <int kSteps, int kColumns>
-__device__ __forceinline__ void multiply(float (&c)[2][4], const uint32_t (&a)[kSteps][4], const Tile<kColumns>& b_tile, int row, int unit,
+__device__ __forceinline__ void multiply(float (&c)[2][4],
+                                         const uint32_t (&a)[kSteps][4],
+                                         const Tile<kColumns>& b_tile,
+                                         int row,
+                                         int unit,
                                          int lane) {
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
@@ -42,7 +50,12 @@ __device__ __forceinline__ void multiply(float (&c)[2][4], const uint32_t (&a)[k
 
 /// c += a B for 16 rows of B and its columns from `unit` on.
 template <int kTiles, int kColumns>
-__device__ __forceinline__ void add_rows(float (&c)[kTiles][4], const uint32_t (&a)[4], const Tile<kColumns>& b_tile, int row, int unit, int lane) {
+__device__ __forceinline__ void add_rows(float (&c)[kTiles][4],
+                                         const uint32_t (&a)[4],
+                                         const Tile<kColumns>& b_tile,
+                                         int row,
+                                         int unit,
+                                         int lane) {
 #pragma unroll
   for (int n = 0; n < kTiles / 2; ++n) {
     uint32_t b[4];
@@ -69,18 +82,24 @@ __device__ __forceinline__ void pack_block(uint32_t (&a)[4], const float (&c)[2]
   a[3] = pack(c[1][2], c[1][3]);
 }
 
-/// The gradients of causal_forward_kernel for given features, as causal_backward_kernel (formulas there) but for how a block's work is cut,
-/// so that nothing spills and two blocks of eight warps share a multiprocessor. Two warps share 16 rows. As rows (e, d phi(q), R) each has
-/// half of the features; denominators and d o . o are sums over features, so halves of them are exchanged, and d o . v is computed by
-/// both, and again when e is known, instead of being kept. As columns one makes d phi(k), the other d v. Every warp owns 16 features
-/// of dS and dz. dS lies in shared memory alone, as hi + lo (2^-18 a chunk). Barriers: loaded | rows | columns and products for dS | dS.
-__global__ void __launch_bounds__(kThreads, 2) causal_features_backward_kernel(const __grid_constant__ CausalArguments a) {
+/// The gradients of causal_forward_kernel for given features, as causal_backward_kernel (formulas
+/// there) but for how a block's work is cut, so that nothing spills and two blocks of eight warps
+/// share a multiprocessor. Two warps share 16 rows. As rows (e, d phi(q), R) each has half of the
+/// features; denominators and d o . o are sums over features, so halves of them are exchanged, and
+/// d o . v is computed by both, and again when e is known, instead of being kept. As columns one
+/// makes d phi(k), the other d v. Every warp owns 16 features of dS and dz. dS lies in shared
+/// memory alone, as hi + lo (2^-18 a chunk). Barriers: loaded | rows | columns and products for dS
+/// | dS.
+__global__ void __launch_bounds__(kThreads, 2)
+    causal_features_backward_kernel(const __grid_constant__ CausalArguments a) {
   extern __shared__ __align__(128) unsigned char memory[];
   const uint32_t base = shared_address(memory);
   const Tile<kFeatures> q_tile{base + Memory::kQ}, k_tile{base + Memory::kK};
   const Tile<kHead> v_tile{base + Memory::kV}, grad_o_tile{base + Memory::kGradO};
-  const Tile<kHead> s_hi{base + Memory::kState}, s_lo{base + Memory::kState + kFeatures * kHead * 2};
-  const Tile<kHead> ds_hi{base + Memory::kGradState}, ds_lo{base + Memory::kGradState + kFeatures * kHead * 2};
+  const Tile<kHead> s_hi{base + Memory::kState},
+      s_lo{base + Memory::kState + kFeatures * kHead * 2};
+  const Tile<kHead> ds_hi{base + Memory::kGradState},
+      ds_lo{base + Memory::kGradState + kFeatures * kHead * 2};
   float* const dz_shared = reinterpret_cast<float*>(memory + Memory::kDz);
   float* const e_shared = reinterpret_cast<float*>(memory + Memory::kE);
 
@@ -88,7 +107,8 @@ __global__ void __launch_bounds__(kThreads, 2) causal_features_backward_kernel(c
   const int item = blockIdx.x, batch = item / shape.query_heads, head = item % shape.query_heads;
   const int group = shape.query_heads / shape.state_heads, state_head = head / group;
   const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, half = warp >> 2;
-  const int block = half == 0 ? warp : 7 - warp, row0 = block * 16;  // every scheduler has long and short rows
+  const int block = half == 0 ? warp : 7 - warp,
+            row0 = block * 16;  // every scheduler has long and short rows
   const int low = row0 + lane / 4, high = low + 8, first_unit = half * kHalfUnits;
   const int features = shape.feature_size, units = features / 8;
 
@@ -97,15 +117,22 @@ __global__ void __launch_bounds__(kThreads, 2) causal_features_backward_kernel(c
   const bf16* const v = rows_of(a.v, batch, state_head / (shape.state_heads / shape.value_heads));
   const bf16* const grad_o = rows_of(a.grad_o, batch, head);
 
-  const auto record_of = [&](int chunk) { return a.states + (int64_t{item} * a.plan.chunks + chunk) * a.plan.state_record_bytes; };
+  const auto record_of = [&](int chunk) {
+    return a.states + (int64_t{item} * a.plan.chunks + chunk) * a.plan.state_record_bytes;
+  };
   const auto has_state = [&](int chunk) { return chunk > 0 || a.initial_s != nullptr; };
-  const auto copy_tile = [&]<int kColumns>(const Tile<kColumns>& tile, const bf16* from, int64_t token_stride, int valid, int valid_units) {
+  const auto copy_tile = [&]<int kColumns>(const Tile<kColumns>& tile,
+                                           const bf16* from,
+                                           int64_t token_stride,
+                                           int valid,
+                                           int valid_units) {
     constexpr int kUnits = kColumns / 8;
 #pragma unroll
     for (int i = 0; i < kChunk * kUnits / kThreads; ++i) {
       const int index = tid + kThreads * i, row = index / kUnits, unit = index % kUnits;
       const bool is_one = row < valid && unit < valid_units;
-      copy_async_16(tile.at(row, unit), from + (is_one ? row * token_stride + unit * 8 : 0), is_one);
+      copy_async_16(
+          tile.at(row, unit), from + (is_one ? row * token_stride + unit * 8 : 0), is_one);
     }
   };
   const auto copy_chunk = [&](int chunk) {
@@ -114,7 +141,11 @@ __global__ void __launch_bounds__(kThreads, 2) causal_features_backward_kernel(c
     copy_tile(q_tile, q + first * a.q.token_stride, a.q.token_stride, valid, units);
     copy_tile(k_tile, k + first * a.k.token_stride, a.k.token_stride, valid, units);
     copy_tile(v_tile, v + first * a.v.token_stride, a.v.token_stride, valid, kHead / 8);
-    copy_tile(grad_o_tile, grad_o + first * a.grad_o.token_stride, a.grad_o.token_stride, valid, kHead / 8);
+    copy_tile(grad_o_tile,
+              grad_o + first * a.grad_o.token_stride,
+              a.grad_o.token_stride,
+              valid,
+              kHead / 8);
     commit_copies();
   };
   const auto copy_state = [&](int chunk) {
@@ -128,13 +159,17 @@ __global__ void __launch_bounds__(kThreads, 2) causal_features_backward_kernel(c
     commit_copies();
   };
   // Pairs of z for this lane's columns of its half of the features.
-  const auto load_z = [&](float2 (&z)[kHalfFeatures / 8], int chunk) {
-    const float* const from = reinterpret_cast<const float*>(record_of(chunk) + 4 * kFeatures * kHead) + half * kHalfFeatures + 2 * (lane & 3);
+  const auto load_z = [&](float2(&z)[kHalfFeatures / 8], int chunk) {
+    const float* const from =
+        reinterpret_cast<const float*>(record_of(chunk) + 4 * kFeatures * kHead) +
+        half * kHalfFeatures + 2 * (lane & 3);
 #pragma unroll
-    for (int n = 0; n < kHalfFeatures / 8; ++n) z[n] = has_state(chunk) ? *reinterpret_cast<const float2*>(from + 8 * n) : float2{0.0F, 0.0F};
+    for (int n = 0; n < kHalfFeatures / 8; ++n)
+      z[n] = has_state(chunk) ? *reinterpret_cast<const float2*>(from + 8 * n) : float2{0.0F, 0.0F};
   };
-  // Calls body(feature, column, pair of values) for this warp's features of an [features, kHead] matrix.
-  const auto for_own_pairs = [&](float (&c)[kHead / 8][4], const auto& body) {
+  // Calls body(feature, column, pair of values) for this warp's features of an [features, kHead]
+  // matrix.
+  const auto for_own_pairs = [&](float(&c)[kHead / 8][4], const auto& body) {
 #pragma unroll
     for (int n = 0; n < kHead / 8; ++n)
 #pragma unroll
@@ -143,7 +178,7 @@ __global__ void __launch_bounds__(kThreads, 2) causal_features_backward_kernel(c
         if (feature < features) body(feature, 8 * n + 2 * (lane & 3), &c[n][2 * i]);
       }
   };
-  const auto add_own_state = [&](float (&c)[kHead / 8][4]) {
+  const auto add_own_state = [&](float(&c)[kHead / 8][4]) {
 #pragma unroll
     for (int step = 0; step < kHead / 16; ++step) {
       uint32_t hi[4], lo[4];
@@ -172,7 +207,8 @@ __global__ void __launch_bounds__(kThreads, 2) causal_features_backward_kernel(c
       });
     }
     store_split_rows(ds_hi, ds_lo, 16 * warp, c, lane);
-    if (tid < kFeatures) dz_shared[tid] = given && tid < features ? a.grad_final_z[state * features + tid] : 0.0F;
+    if (tid < kFeatures)
+      dz_shared[tid] = given && tid < features ? a.grad_final_z[state * features + tid] : 0.0F;
   }
 
   for (int chunk = a.plan.chunks - 1; chunk >= 0; --chunk) {
@@ -185,15 +221,20 @@ __global__ void __launch_bounds__(kThreads, 2) causal_features_backward_kernel(c
     {  // Rows.
       uint32_t phi_q[kHalfFeatures / 16][4], own_grad_o[kHead / 16][4];
 #pragma unroll
-      for (int step = 0; step < kHalfFeatures / 16; ++step) q_tile.load_a(phi_q[step], row0, first_unit + 2 * step, lane);
+      for (int step = 0; step < kHalfFeatures / 16; ++step)
+        q_tile.load_a(phi_q[step], row0, first_unit + 2 * step, lane);
 #pragma unroll
-      for (int step = 0; step < kHead / 16; ++step) grad_o_tile.load_a(own_grad_o[step], row0, 2 * step, lane);
+      for (int step = 0; step < kHead / 16; ++step)
+        grad_o_tile.load_a(own_grad_o[step], row0, 2 * step, lane);
       float dphi[kHalfFeatures / 8][4] = {};  // S d o, then d phi(q)
-      multiply_split_transposed<kHalfFeatures, kHead>(dphi, own_grad_o, s_hi, s_lo, lane, half * kHalfFeatures);
-      float den_low = 0.0F, den_high = 0.0F, inner_low = 0.0F, inner_high = 0.0F;  // inner: d o . numerator
+      multiply_split_transposed<kHalfFeatures, kHead>(
+          dphi, own_grad_o, s_hi, s_lo, lane, half * kHalfFeatures);
+      float den_low = 0.0F, den_high = 0.0F, inner_low = 0.0F,
+            inner_high = 0.0F;  // inner: d o . numerator
 #pragma unroll
       for (int n = 0; n < kHalfFeatures / 8; ++n) {
-        const float2 phi_low = unpack(phi_q[n / 2][2 * (n & 1)]), phi_high = unpack(phi_q[n / 2][2 * (n & 1) + 1]);
+        const float2 phi_low = unpack(phi_q[n / 2][2 * (n & 1)]),
+                     phi_high = unpack(phi_q[n / 2][2 * (n & 1) + 1]);
         den_low = fmaf(phi_low.x, z[n].x, fmaf(phi_low.y, z[n].y, den_low));
         den_high = fmaf(phi_high.x, z[n].x, fmaf(phi_high.y, z[n].y, den_high));
         inner_low = fmaf(phi_low.x, dphi[n][0], fmaf(phi_low.y, dphi[n][1], inner_low));
@@ -231,9 +272,11 @@ __global__ void __launch_bounds__(kThreads, 2) causal_features_backward_kernel(c
       load_z(z, chunk);
       sync_pair(kSums + block);
       const float2 other_low = *sums_at(low, 1 - half), other_high = *sums_at(high, 1 - half);
-      den_low = (den_low + other_low.x) + a.rule.added, den_high = (den_high + other_high.x) + a.rule.added;
+      den_low = (den_low + other_low.x) + a.rule.added,
+      den_high = (den_high + other_high.x) + a.rule.added;
       inner_low += other_low.y, inner_high += other_high.y;
-      const float inverse_low = 1.0F / fmaxf(den_low, a.rule.floor), inverse_high = 1.0F / fmaxf(den_high, a.rule.floor);
+      const float inverse_low = 1.0F / fmaxf(den_low, a.rule.floor),
+                  inverse_high = 1.0F / fmaxf(den_high, a.rule.floor);
       const float e_low = den_low < a.rule.floor ? 0.0F : -inner_low * inverse_low;
       const float e_high = den_high < a.rule.floor ? 0.0F : -inner_high * inverse_high;
       if (half == 0 && (lane & 3) == 0) {
@@ -255,7 +298,10 @@ __global__ void __launch_bounds__(kThreads, 2) causal_features_backward_kernel(c
         for (int n = 0; n < 2; ++n) {
           const int column = 16 * j + 8 * n + 2 * (lane & 3);
 #pragma unroll
-          for (int i = 0; i < 4; ++i) dp[n][i] = column + (i & 1) > (i < 2 ? low : high) ? 0.0F : dp[n][i] + (i < 2 ? e_low : e_high);
+          for (int i = 0; i < 4; ++i)
+            dp[n][i] = column + (i & 1) > (i < 2 ? low : high)
+                           ? 0.0F
+                           : dp[n][i] + (i < 2 ? e_low : e_high);
         }
         uint32_t weights[4];
         pack_block(weights, dp);
@@ -267,12 +313,15 @@ __global__ void __launch_bounds__(kThreads, 2) causal_features_backward_kernel(c
       bf16* const to = mutable_rows_of(a.grad_q, batch, head) + first * a.grad_q.token_stride;
 #pragma unroll
       for (int i = 0; i < 16 * kHalfUnits / 32; ++i) {
-        const int index = lane + 32 * i, row = row0 + index / kHalfUnits, unit = first_unit + index % kHalfUnits;
+        const int index = lane + 32 * i, row = row0 + index / kHalfUnits,
+                  unit = first_unit + index % kHalfUnits;
         const uint4 value = load_shared_16(q_tile.at(row, unit));
-        if (row < valid && unit < units) *reinterpret_cast<uint4*>(to + row * a.grad_q.token_stride + unit * 8) = value;
+        if (row < valid && unit < units)
+          *reinterpret_cast<uint4*>(to + row * a.grad_q.token_stride + unit * 8) = value;
       }
       __syncwarp();
-      store_scaled_rows<kHalfFeatures>(q_tile, row0, phi_q, inverse_low, inverse_high, lane, first_unit);
+      store_scaled_rows<kHalfFeatures>(
+          q_tile, row0, phi_q, inverse_low, inverse_high, lane, first_unit);
     }
     __syncthreads();
     if (chunk > 0) copy_state(chunk - 1);
@@ -280,7 +329,8 @@ __global__ void __launch_bounds__(kThreads, 2) causal_features_backward_kernel(c
     if (half == 0) {  // Columns: d phi(k).
       uint32_t own_v[kHead / 16][4];
 #pragma unroll
-      for (int step = 0; step < kHead / 16; ++step) v_tile.load_a(own_v[step], row0, 2 * step, lane);
+      for (int step = 0; step < kHead / 16; ++step)
+        v_tile.load_a(own_v[step], row0, 2 * step, lane);
       float dphi[kFeatures / 8][4];
 #pragma unroll
       for (int n = 0; n < kFeatures / 8; ++n) {
@@ -291,11 +341,13 @@ __global__ void __launch_bounds__(kThreads, 2) causal_features_backward_kernel(c
       multiply_split_transposed<kFeatures, kHead>(dphi, own_v, ds_hi, ds_lo, lane);
       arrive_pair(kValuesRead + block);
 #pragma unroll 1
-      for (int i = block; i < kChunk / 16; ++i) {  // rows of the block are keys, columns are queries
+      for (int i = block; i < kChunk / 16;
+           ++i) {  // rows of the block are keys, columns are queries
         float dp[2][4];
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
-          const float2 e_pair = *reinterpret_cast<const float2*>(e_shared + 16 * i + 8 * n + 2 * (lane & 3));
+          const float2 e_pair =
+              *reinterpret_cast<const float2*>(e_shared + 16 * i + 8 * n + 2 * (lane & 3));
           dp[n][0] = dp[n][2] = e_pair.x;
           dp[n][1] = dp[n][3] = e_pair.y;
         }
@@ -307,12 +359,19 @@ __global__ void __launch_bounds__(kThreads, 2) causal_features_backward_kernel(c
       }
       sync_pair(kKeysRead + block);
       stage_rows<kFeatures>(k_tile, row0, dphi, 1.0F, 1.0F, lane);
-      write_rows<kFeatures>(mutable_rows_of(a.grad_k, batch, head) + first * a.grad_k.token_stride, a.grad_k.token_stride, k_tile, row0, row0, valid,
-                            units, lane);
+      write_rows<kFeatures>(mutable_rows_of(a.grad_k, batch, head) + first * a.grad_k.token_stride,
+                            a.grad_k.token_stride,
+                            k_tile,
+                            row0,
+                            row0,
+                            valid,
+                            units,
+                            lane);
     } else {  // Columns: d v.
       uint32_t own_phi_k[kFeatures / 16][4];
 #pragma unroll
-      for (int step = 0; step < kFeatures / 16; ++step) k_tile.load_a(own_phi_k[step], row0, 2 * step, lane);
+      for (int step = 0; step < kFeatures / 16; ++step)
+        k_tile.load_a(own_phi_k[step], row0, 2 * step, lane);
       float dv[kHead / 8][4] = {};
 #pragma unroll
       for (int step = 0; step < kFeatures / 16; ++step) {
@@ -331,8 +390,14 @@ __global__ void __launch_bounds__(kThreads, 2) causal_features_backward_kernel(c
       }
       sync_pair(kValuesRead + block);
       stage_rows<kHead>(v_tile, row0, dv, 1.0F, 1.0F, lane);
-      write_rows<kHead>(mutable_rows_of(a.grad_v, batch, head) + first * a.grad_v.token_stride, a.grad_v.token_stride, v_tile, row0, row0, valid,
-                        kHead / 8, lane);
+      write_rows<kHead>(mutable_rows_of(a.grad_v, batch, head) + first * a.grad_v.token_stride,
+                        a.grad_v.token_stride,
+                        v_tile,
+                        row0,
+                        row0,
+                        valid,
+                        kHead / 8,
+                        lane);
     }
 
     {  // dS += R^T d o and dz += R^T e for this warp's features.
@@ -345,7 +410,8 @@ __global__ void __launch_bounds__(kThreads, 2) causal_features_backward_kernel(c
         uint32_t e[2];  // hi in column 0, lo in column 1
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const float2 pair = *reinterpret_cast<const float2*>(e_shared + 16 * step + 8 * i + 2 * (lane & 3));
+          const float2 pair =
+              *reinterpret_cast<const float2*>(e_shared + 16 * step + 8 * i + 2 * (lane & 3));
           uint32_t hi, lo;
           split(pair.x, pair.y, hi, lo);
           e[i] = lane < 4 ? hi : lane < 8 ? lo : 0U;
@@ -368,24 +434,30 @@ __global__ void __launch_bounds__(kThreads, 2) causal_features_backward_kernel(c
     float c[kHead / 8][4] = {};
     add_own_state(c);
     for_own_pairs(c, [&](int feature, int column, const float* pair) {
-      *reinterpret_cast<float2*>(a.grad_initial_s + (int64_t{item} * features + feature) * kHead + column) = {pair[0], pair[1]};
+      *reinterpret_cast<float2*>(a.grad_initial_s + (int64_t{item} * features + feature) * kHead +
+                                 column) = {pair[0], pair[1]};
     });
     const int feature = 16 * warp + lane;
-    if (lane < 16 && feature < features) a.grad_initial_z[int64_t{item} * features + feature] = dz_shared[feature];
+    if (lane < 16 && feature < features)
+      a.grad_initial_z[int64_t{item} * features + feature] = dz_shared[feature];
   }
 }
 
 }  // namespace
 
 bool has_causal_features_backward(const CausalArguments& a) {
-  return a.weight == nullptr && a.document_start == nullptr && a.plan.segments == 1 && a.shape.head_size == kHead &&
-         a.plan.padded_features == kFeatures && a.plan.engine == Engine::kSm80;
+  return a.weight == nullptr && a.document_start == nullptr && a.plan.segments == 1 &&
+         a.shape.head_size == kHead && a.plan.padded_features == kFeatures &&
+         a.plan.engine == Engine::kSm80;
 }
 
 cudaError_t causal_features_backward(const CausalArguments& a, cudaStream_t stream) {
   const auto kernel = &causal_features_backward_kernel;
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Memory::kBytes);
-  if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+  cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Memory::kBytes);
+  if (error == cudaSuccess)
+    error = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   if (error != cudaSuccess) return error;
   kernel<<<a.shape.batch * a.shape.query_heads, kThreads, Memory::kBytes, stream>>>(a);
   return cudaGetLastError();

@@ -5,13 +5,16 @@
 
 namespace t2r::kernels::cuda {
 
-/// One block of threads walks one segment of one sequence and query head, chunk by chunk; warp i owns 16 rows of a chunk.
-/// With `kSumsOnly` it writes the segment's own sums of phi(k) v^T and phi(k) and nothing else.
+/// One block of threads walks one segment of one sequence and query head, chunk by chunk; warp i
+/// owns 16 rows of a chunk. With `kSumsOnly` it writes the segment's own sums of phi(k) v^T and
+/// phi(k) and nothing else.
 ///
-/// Per chunk: features of the own rows (registers, and for keys shared memory) | barrier | causal block products and
-/// phi(q) S, o written; S += phi(k)^T v in registers | barrier | S rounded to hi + lo in shared memory.
+/// Per chunk: features of the own rows (registers, and for keys shared memory) | barrier | causal
+/// block products and phi(q) S, o written; S += phi(k)^T v in registers | barrier | S rounded to hi
+/// + lo in shared memory.
 template <int kHead, int kFeatures, int kChunk, bool kMap, bool kSumsOnly>
-__global__ void __launch_bounds__(kChunk * 2, 1) causal_forward_kernel(const __grid_constant__ CausalArguments a) {
+__global__ void __launch_bounds__(kChunk * 2, 1)
+    causal_forward_kernel(const __grid_constant__ CausalArguments a) {
   using Memory = ForwardMemory<kHead, kFeatures, kChunk, kMap>;
   constexpr int kWarps = kChunk / 16, kInput = Memory::kInput, kSteps = kFeatures / 16;
   extern __shared__ __align__(128) unsigned char memory[];
@@ -20,7 +23,8 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_forward_kernel(const __g
   bf16* const z_split = reinterpret_cast<bf16*>(memory + Memory::kZSplit);  // [hi, lo][kFeatures]
   float* const bias = reinterpret_cast<float*>(memory + Memory::kBias);
   const Tile<kHead> weight{base + Memory::kWeight};
-  const Tile<kHead> s_hi{base + Memory::kState}, s_lo{base + Memory::kState + kFeatures * kHead * 2};
+  const Tile<kHead> s_hi{base + Memory::kState},
+      s_lo{base + Memory::kState + kFeatures * kHead * 2};
 
   const Shape& shape = a.shape;
   const int item = blockIdx.x, segment = blockIdx.y;
@@ -36,7 +40,8 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_forward_kernel(const __g
   const bf16* const q = kSumsOnly ? nullptr : rows_of(a.q, batch, head);
   const bf16* const k = rows_of(a.k, batch, state_head / (shape.state_heads / shape.key_heads));
   const bf16* const v = rows_of(a.v, batch, state_head / (shape.state_heads / shape.value_heads));
-  const int* const starts = a.document_start == nullptr ? nullptr : a.document_start + int64_t{batch} * shape.length;
+  const int* const starts =
+      a.document_start == nullptr ? nullptr : a.document_start + int64_t{batch} * shape.length;
 
   const auto copy_chunk = [&](int chunk) {
     if (chunk < chunk_end) {
@@ -44,16 +49,35 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_forward_kernel(const __g
       const int64_t first = int64_t{chunk} * kChunk;
       const int valid = min(kChunk, shape.length - static_cast<int>(first));
       if constexpr (!kSumsOnly) {
-        copy_rows_async(Tile<kInput>{stage + Memory::kQ}, q + first * a.q.token_stride, a.q.token_stride, row0, valid, input_units, lane);
+        copy_rows_async(Tile<kInput>{stage + Memory::kQ},
+                        q + first * a.q.token_stride,
+                        a.q.token_stride,
+                        row0,
+                        valid,
+                        input_units,
+                        lane);
       }
-      copy_rows_async(Tile<kInput>{stage + Memory::kK}, k + first * a.k.token_stride, a.k.token_stride, row0, valid, input_units, lane);
-      copy_rows_async(Tile<kHead>{stage + Memory::kV}, v + first * a.v.token_stride, a.v.token_stride, row0, valid, kHead / 8, lane);
+      copy_rows_async(Tile<kInput>{stage + Memory::kK},
+                      k + first * a.k.token_stride,
+                      a.k.token_stride,
+                      row0,
+                      valid,
+                      input_units,
+                      lane);
+      copy_rows_async(Tile<kHead>{stage + Memory::kV},
+                      v + first * a.v.token_stride,
+                      a.v.token_stride,
+                      row0,
+                      valid,
+                      kHead / 8,
+                      lane);
     }
     commit_copies();
   };
 
   if constexpr (kMap) {
-    copy_weight_async<kHead, kFeatures, kChunk * 2>([&](int row, int unit) { return weight.at(row, unit); }, a.weight, state_head, features);
+    copy_weight_async<kHead, kFeatures, kChunk * 2>(
+        [&](int row, int unit) { return weight.at(row, unit); }, a.weight, state_head, features);
   }
   copy_chunk(chunk_begin);
   copy_chunk(chunk_begin + 1);
@@ -81,7 +105,8 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_forward_kernel(const __g
   };
   if (!kSumsOnly) {
     if (a.plan.segments > 1) {
-      const float* const sums = a.sums + (int64_t{item} * a.plan.segments + segment) * a.plan.sums_floats;
+      const float* const sums =
+          a.sums + (int64_t{item} * a.plan.segments + segment) * a.plan.sums_floats;
       add_state(sums, sums + features * kHead);
     } else if (a.initial_s != nullptr) {
       const int64_t state = int64_t{batch} * shape.state_heads + state_head;
@@ -136,18 +161,21 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_forward_kernel(const __g
     CausalMask mask{-1, -1};
     if (starts != nullptr) {
       last_start = starts[first + valid - 1] - first;
-      mask = {starts[min(first + low, shape.length - 1)] - first, starts[min(first + high, shape.length - 1)] - first};
+      mask = {starts[min(first + low, shape.length - 1)] - first,
+              starts[min(first + high, shape.length - 1)] - first};
     }
 
     if constexpr (!kSumsOnly) {
       if (a.states != nullptr && (chunk > 0 || a.initial_s != nullptr)) {
-        unsigned char* const record = a.states + (int64_t{item} * a.plan.chunks + chunk) * a.plan.state_record_bytes;
+        unsigned char* const record =
+            a.states + (int64_t{item} * a.plan.chunks + chunk) * a.plan.state_record_bytes;
         for (int i = tid; i < (4 * kFeatures * kHead + 4 * kFeatures) / 16; i += kChunk * 2) {
           reinterpret_cast<uint4*>(record)[i] = load_shared_16(base + Memory::kState + 16 * i);
         }
       }
       float num[kHead / 8][4] = {};
-      float den[4] = {};  // column 0: sum of the block products and of phi(q) hi(z); column 1: phi(q) lo(z)
+      float den[4] =
+          {};  // column 0: sum of the block products and of phi(q) hi(z); column 1: phi(q) lo(z)
       const uint32_t ones = ones_column(lane);
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {  // from before the chunk
@@ -158,7 +186,8 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_forward_kernel(const __g
         if (mask.start_high >= 0) from_before[1] = from_before[3] = 0;
         uint32_t z0 = 0, z1 = 0;
         if (lane < 8) {
-          const auto* const pairs = reinterpret_cast<const uint32_t*>(z_split + (lane / 4) * kFeatures + step * 16);
+          const auto* const pairs =
+              reinterpret_cast<const uint32_t*>(z_split + (lane / 4) * kFeatures + step * 16);
           z0 = pairs[lane & 3];
           z1 = pairs[4 + (lane & 3)];
         }
@@ -192,7 +221,10 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_forward_kernel(const __g
               if (!mask.keep(i < 2 ? low : high, column, i >= 2)) p[n][i] = 0.0F;
             }
         }
-        const uint32_t weights[4] = {pack(p[0][0], p[0][1]), pack(p[0][2], p[0][3]), pack(p[1][0], p[1][1]), pack(p[1][2], p[1][3])};
+        const uint32_t weights[4] = {pack(p[0][0], p[0][1]),
+                                     pack(p[0][2], p[0][3]),
+                                     pack(p[1][0], p[1][1]),
+                                     pack(p[1][2], p[1][3])};
         mma(den, weights, ones, ones);
 #pragma unroll
         for (int n = 0; n < kHead / 16; ++n) {
@@ -206,9 +238,20 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_forward_kernel(const __g
       const float den_high = __shfl_sync(0xffffffffu, den[2] + den[3], lane & ~3);
       const Tile<kHead> scratch{Memory::kOwnScratch ? base + Memory::kScratch : stage + Memory::kQ};
       __syncwarp();
-      stage_rows<kHead>(scratch, row0, num, 1.0F / fmaxf(den_low + a.rule.added, a.rule.floor),
-                        1.0F / fmaxf(den_high + a.rule.added, a.rule.floor), lane);
-      write_rows<kHead>(mutable_rows_of(a.o, batch, head) + first * a.o.token_stride, a.o.token_stride, scratch, row0, row0, valid, kHead / 8, lane);
+      stage_rows<kHead>(scratch,
+                        row0,
+                        num,
+                        1.0F / fmaxf(den_low + a.rule.added, a.rule.floor),
+                        1.0F / fmaxf(den_high + a.rule.added, a.rule.floor),
+                        lane);
+      write_rows<kHead>(mutable_rows_of(a.o, batch, head) + first * a.o.token_stride,
+                        a.o.token_stride,
+                        scratch,
+                        row0,
+                        row0,
+                        valid,
+                        kHead / 8,
+                        lane);
     }
 
     if (starts != nullptr && last_start >= 0) {
@@ -227,14 +270,19 @@ __global__ void __launch_bounds__(kChunk * 2, 1) causal_forward_kernel(const __g
 
   const auto write_state = [&](float* to_s, float* to_z) {
     s.for_each_pair(lane, [&](int row, int column, const float* pair) {
-      if (row < features) *reinterpret_cast<float2*>(to_s + row * kHead + column) = {pair[0], pair[1]};
+      if (row < features)
+        *reinterpret_cast<float2*>(to_s + row * kHead + column) = {pair[0], pair[1]};
     });
-    if (block == 0) z.for_each(lane, [&](int feature, float sum) { if (feature < features) to_z[feature] = sum; });
+    if (block == 0)
+      z.for_each(lane, [&](int feature, float sum) {
+        if (feature < features) to_z[feature] = sum;
+      });
   };
   if constexpr (kSumsOnly) {
     float* const sums = a.sums + (int64_t{item} * a.plan.segments + segment) * a.plan.sums_floats;
     write_state(sums, sums + features * kHead);
-  } else if (a.final_s != nullptr && segment + 1 == a.plan.segments && head % (shape.query_heads / shape.state_heads) == 0) {
+  } else if (a.final_s != nullptr && segment + 1 == a.plan.segments &&
+             head % (shape.query_heads / shape.state_heads) == 0) {
     const int64_t state = int64_t{batch} * shape.state_heads + state_head;
     write_state(a.final_s + state * features * kHead, a.final_z + state * features);
   }
@@ -245,14 +293,15 @@ cudaError_t launch_forward(const CausalArguments& a, cudaStream_t stream) {
   using Memory = ForwardMemory<kHead, kFeatures, kChunk, kMap>;
   const dim3 grid(a.shape.batch * a.shape.query_heads, a.plan.segments);
   const auto launch = [&](auto* kernel, dim3 blocks) {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Memory::kBytes);
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Memory::kBytes);
     if (error != cudaSuccess) return error;
     kernel<<<blocks, kChunk * 2, Memory::kBytes, stream>>>(a);
     return cudaGetLastError();
   };
   if (a.plan.segments > 1) {
-    const cudaError_t error =
-        launch(causal_forward_kernel<kHead, kFeatures, kChunk, kMap, true>, dim3(grid.x, grid.y - 1));
+    const cudaError_t error = launch(causal_forward_kernel<kHead, kFeatures, kChunk, kMap, true>,
+                                     dim3(grid.x, grid.y - 1));
     if (error != cudaSuccess) return error;
     const cudaError_t scan_error = scan_segments(a, false, stream);
     if (scan_error != cudaSuccess) return scan_error;

@@ -2,8 +2,9 @@
 
 #include "model/kernels/cuda/causal_attention.h"
 
-/// The tensor-core kernels that exist, as (head size, padded features, chunk): causal_dispatch.cu chooses, causal_head_*.cu
-/// instantiate. 128 x 128 does not: its accumulators alone would fill the registers.
+/// The tensor-core kernels that exist, as (head size, padded features, chunk): causal_dispatch.cu
+/// chooses, causal_head_*.cu instantiate. 128 x 128 does not: its accumulators alone would fill the
+/// registers.
 #define T2R_FOR_EACH_CAUSAL(F) \
   F(32, 32, 128)               \
   F(32, 64, 128)               \
@@ -14,7 +15,8 @@
   F(128, 32, 64)               \
   F(128, 64, 64)
 
-/// With shorter chunks and with a map or without, where a device has less shared memory than those need.
+/// With shorter chunks and with a map or without, where a device has less shared memory than those
+/// need.
 #define T2R_FOR_EACH_SHORT_CAUSAL(F) \
   F(32, 64, 64, true)                \
   F(32, 128, 64, true)               \
@@ -23,15 +25,21 @@
   F(64, 64, 64, true)                \
   F(64, 64, 64, false)
 
-#define T2R_INSTANTIATE_CAUSAL(HEAD, FEATURES, CHUNK)                                                        \
-  template cudaError_t launch_forward<HEAD, FEATURES, CHUNK, true>(const CausalArguments&, cudaStream_t);    \
-  template cudaError_t launch_forward<HEAD, FEATURES, CHUNK, false>(const CausalArguments&, cudaStream_t);   \
-  template cudaError_t launch_backward<HEAD, FEATURES, CHUNK, true>(const CausalArguments&, cudaStream_t);   \
-  template cudaError_t launch_backward<HEAD, FEATURES, CHUNK, false>(const CausalArguments&, cudaStream_t);
+#define T2R_INSTANTIATE_CAUSAL(HEAD, FEATURES, CHUNK)                                        \
+  template cudaError_t launch_forward<HEAD, FEATURES, CHUNK, true>(const CausalArguments&,   \
+                                                                   cudaStream_t);            \
+  template cudaError_t launch_forward<HEAD, FEATURES, CHUNK, false>(const CausalArguments&,  \
+                                                                    cudaStream_t);           \
+  template cudaError_t launch_backward<HEAD, FEATURES, CHUNK, true>(const CausalArguments&,  \
+                                                                    cudaStream_t);           \
+  template cudaError_t launch_backward<HEAD, FEATURES, CHUNK, false>(const CausalArguments&, \
+                                                                     cudaStream_t);
 
-#define T2R_INSTANTIATE_SHORT_CAUSAL(HEAD, FEATURES, CHUNK, MAP)                                         \
-  template cudaError_t launch_forward<HEAD, FEATURES, CHUNK, MAP>(const CausalArguments&, cudaStream_t); \
-  template cudaError_t launch_backward<HEAD, FEATURES, CHUNK, MAP>(const CausalArguments&, cudaStream_t);
+#define T2R_INSTANTIATE_SHORT_CAUSAL(HEAD, FEATURES, CHUNK, MAP)                           \
+  template cudaError_t launch_forward<HEAD, FEATURES, CHUNK, MAP>(const CausalArguments&,  \
+                                                                  cudaStream_t);           \
+  template cudaError_t launch_backward<HEAD, FEATURES, CHUNK, MAP>(const CausalArguments&, \
+                                                                   cudaStream_t);
 
 /// On Hopper, by causal_sm90_*.cu.
 #define T2R_INSTANTIATE_SM90(FUNCTION)                                            \

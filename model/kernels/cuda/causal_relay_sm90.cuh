@@ -4,8 +4,8 @@
 
 namespace t2r::kernels::cuda::sm90 {
 
-/// Warpgroups that walk a sequence together, taking turns with kWalkTokens tokens each; as many as there are registers for. One
-/// thread of one warpgroup more moves tiles.
+/// Warpgroups that walk a sequence together, taking turns with kWalkTokens tokens each; as many as
+/// there are registers for. One thread of one warpgroup more moves tiles.
 template <int kFeatures>
 inline constexpr int kWalkers = kFeatures == 32 ? 3 : 2;
 template <int kFeatures>
@@ -14,9 +14,10 @@ constexpr int kMoverRegisters = 24;
 template <int kFeatures>
 inline constexpr int kWalkerRegisters = kWalkers<kFeatures> == 3 ? 160 : 240;
 
-/// What one walker hands to the next one's, in shared memory: a matrix [kHead][kFeatures] as the accumulators of its
-/// products hold it, every thread's values where the thread in the same place of the next walker finds them, and a vector
-/// [kFeatures] that every row of accumulators holds. Every warp of every walker has a barrier of its own.
+/// What one walker hands to the next one's, in shared memory: a matrix [kHead][kFeatures] as the
+/// accumulators of its products hold it, every thread's values where the thread in the same place
+/// of the next walker finds them, and a vector [kFeatures] that every row of accumulators holds.
+/// Every warp of every walker has a barrier of its own.
 template <int kFeatures>
 struct Relay {
   static constexpr int kMatrixBytes = 4 * kFeatures * kHead, kVectorBytes = 16 * kFeatures;
@@ -28,17 +29,21 @@ struct Relay {
 
   __device__ __forceinline__ Relay(unsigned char* memory, uint32_t barriers, int walker, int tid)
       : matrix(reinterpret_cast<float4*>(memory) + (tid & 127)),
-        vector(reinterpret_cast<float*>(memory + kMatrixBytes) + (tid >> 5 & 3) * kFeatures + 2 * (tid & 3)),
+        vector(reinterpret_cast<float*>(memory + kMatrixBytes) + (tid >> 5 & 3) * kFeatures +
+               2 * (tid & 3)),
         own(barriers + 8 * (4 * walker + (tid >> 5 & 3))),
-        next(barriers + 8 * (4 * ((walker + 1) % kWalkers<kFeatures>) + (tid >> 5 & 3))),
+        next(barriers + 8 * (4 * ((walker + 1) % kWalkers<kFeatures>)+(tid >> 5 & 3))),
         lane(tid & 31) {}
 
   /// What came before the tokens of turn `turn`.
-  __device__ __forceinline__ void take(int turn, float (&x)[kFeatures / 8][4], float (&y)[kFeatures / 8][2]) const {
+  __device__ __forceinline__ void take(int turn,
+                                       float (&x)[kFeatures / 8][4],
+                                       float (&y)[kFeatures / 8][2]) const {
     wait_barrier(own, turn / kWalkers<kFeatures> & 1);
     read(x, y);
   }
-  __device__ __forceinline__ void read(float (&x)[kFeatures / 8][4], float (&y)[kFeatures / 8][2]) const {
+  __device__ __forceinline__ void read(float (&x)[kFeatures / 8][4],
+                                       float (&y)[kFeatures / 8][2]) const {
 #pragma unroll
     for (int n = 0; n < kFeatures / 8; ++n) {
       const float4 four = matrix[n * 128];
@@ -49,11 +54,17 @@ struct Relay {
   }
 
   /// To the next walker: what came before its tokens and with them, after take().
-  __device__ __forceinline__ void give(const float (&x)[kFeatures / 8][4], const float (&y)[kFeatures / 8][4]) const { write(x, y, next); }
+  __device__ __forceinline__ void give(const float (&x)[kFeatures / 8][4],
+                                       const float (&y)[kFeatures / 8][4]) const {
+    write(x, y, next);
+  }
 
-  /// To the walker of the first turn, by itself: `from_x` [features][kHead] and `from_y`, or zeros; `low` is the first of the thread's
-  /// two rows.
-  __device__ __forceinline__ void start(const float* from_x, const float* from_y, int low, int features) const {
+  /// To the walker of the first turn, by itself: `from_x` [features][kHead] and `from_y`, or zeros;
+  /// `low` is the first of the thread's two rows.
+  __device__ __forceinline__ void start(const float* from_x,
+                                        const float* from_y,
+                                        int low,
+                                        int features) const {
     float x[kFeatures / 8][4] = {}, y[kFeatures / 8][4] = {};
     if (from_x != nullptr) {
 #pragma unroll
@@ -69,7 +80,9 @@ struct Relay {
     write(x, y, own);
   }
 
-  __device__ __forceinline__ void write(const float (&x)[kFeatures / 8][4], const float (&y)[kFeatures / 8][4], uint32_t barrier) const {
+  __device__ __forceinline__ void write(const float (&x)[kFeatures / 8][4],
+                                        const float (&y)[kFeatures / 8][4],
+                                        uint32_t barrier) const {
     __syncwarp();  // all lanes have taken the vector
 #pragma unroll
     for (int n = 0; n < kFeatures / 8; ++n) {
@@ -80,9 +93,16 @@ struct Relay {
   }
 };
 
-/// Writes a matrix and a vector as Relay has them to `to_x` [features][kHead] and `to_y` (may be null); by one warpgroup.
+/// Writes a matrix and a vector as Relay has them to `to_x` [features][kHead] and `to_y` (may be
+/// null); by one warpgroup.
 template <int kFeatures>
-__device__ __forceinline__ void write_state(const float (&x)[kFeatures / 8][4], const float (&y)[kFeatures / 8][2], float* to_x, float* to_y, int low, int features, int lane) {
+__device__ __forceinline__ void write_state(const float (&x)[kFeatures / 8][4],
+                                            const float (&y)[kFeatures / 8][2],
+                                            float* to_x,
+                                            float* to_y,
+                                            int low,
+                                            int features,
+                                            int lane) {
 #pragma unroll
   for (int n = 0; n < kFeatures / 8; ++n)
 #pragma unroll

@@ -4,9 +4,10 @@
 
 namespace t2r::kernels::cuda {
 
-/// Causal linear attention from given features in float32 or float64 without tensor cores: for exact work (float32 training,
-/// gradient checks) and for shapes that the tensor-core kernels do not serve. Any head size and feature size up to 128.
-/// Fields of CausalArguments mean what they mean there; states, sums and gradients of states are Scalars.
+/// Causal linear attention from given features in float32 or float64 without tensor cores: for
+/// exact work (float32 training, gradient checks) and for shapes that the tensor-core kernels do
+/// not serve. Any head size and feature size up to 128. Fields of CausalArguments mean what they
+/// mean there; states, sums and gradients of states are Scalars.
 template <class Scalar>
 struct SimtArguments {
   Shape shape;
@@ -17,7 +18,8 @@ struct SimtArguments {
   const Scalar* initial_z = nullptr;
   Scalar* final_s = nullptr;
   Scalar* final_z = nullptr;
-  Scalar* states = nullptr;  ///< [batch, query_heads, chunks, feature_size * head_size + feature_size]
+  Scalar* states =
+      nullptr;  ///< [batch, query_heads, chunks, feature_size * head_size + feature_size]
 
   View grad_o, grad_q, grad_k, grad_v;
   const Scalar* grad_final_s = nullptr;

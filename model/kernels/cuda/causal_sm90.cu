@@ -9,8 +9,11 @@ using Encode = decltype(&cuTensorMapEncodeTiled);
 Encode find_encoder() {
   void* function = nullptr;
   cudaDriverEntryPointQueryResult found;
-  const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found);
-  return error == cudaSuccess && found == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(function) : nullptr;
+  const cudaError_t error = cudaGetDriverEntryPointByVersion(
+      "cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found);
+  return error == cudaSuccess && found == cudaDriverEntryPointSuccess
+             ? reinterpret_cast<Encode>(function)
+             : nullptr;
 }
 
 struct Encoder {
@@ -19,18 +22,31 @@ struct Encoder {
   CUresult result = CUDA_SUCCESS;
 
   /// A map of `view`; box: `rows` tokens, `box_columns` columns, swizzled as Tile<box_columns> is.
-  void operator()(CUtensorMap& map, const View& view, int heads, int columns, int box_columns, int rows) {
-    const auto stride = [](int64_t elements, int size) {  // what is not stepped over may have any stride
+  void operator()(
+      CUtensorMap& map, const View& view, int heads, int columns, int box_columns, int rows) {
+    const auto stride = [](int64_t elements,
+                           int size) {  // what is not stepped over may have any stride
       return static_cast<cuuint64_t>(size == 1 ? 16 : elements * 2);
     };
-    const cuuint64_t sizes[4] = {cuuint64_t(columns), cuuint64_t(shape.length), cuuint64_t(heads), cuuint64_t(shape.batch)};
-    const cuuint64_t strides[3] = {stride(view.token_stride, shape.length), stride(view.head_stride, heads),
+    const cuuint64_t sizes[4] = {
+        cuuint64_t(columns), cuuint64_t(shape.length), cuuint64_t(heads), cuuint64_t(shape.batch)};
+    const cuuint64_t strides[3] = {stride(view.token_stride, shape.length),
+                                   stride(view.head_stride, heads),
                                    stride(view.batch_stride, shape.batch)};
     const cuuint32_t box[4] = {cuuint32_t(box_columns), cuuint32_t(rows), 1, 1};
     const cuuint32_t steps[4] = {1, 1, 1, 1};
     if (result != CUDA_SUCCESS) return;
-    result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, view.data, sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                    box_columns == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+    result = encode(&map,
+                    CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                    4,
+                    view.data,
+                    sizes,
+                    strides,
+                    box,
+                    steps,
+                    CU_TENSOR_MAP_INTERLEAVE_NONE,
+                    box_columns == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
+                    CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
                     CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   }
 };
@@ -40,7 +56,8 @@ struct Encoder {
 cudaError_t make_tensor_maps(const CausalArguments& a, bool backward, TensorMaps& maps) {
   static const Encode encode = find_encoder();
   if (encode == nullptr) return cudaErrorNotSupported;
-  // The encoder wants a context, which a thread that has called nothing of CUDA yet does not have (autograd's, at the first backward).
+  // The encoder wants a context, which a thread that has called nothing of CUDA yet does not have
+  // (autograd's, at the first backward).
   int device = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaSetDevice(device);
@@ -48,7 +65,8 @@ cudaError_t make_tensor_maps(const CausalArguments& a, bool backward, TensorMaps
   const Shape& shape = a.shape;
   const bool has_map = a.weight != nullptr;
   const int head_size = shape.head_size, chunk = a.plan.chunk;
-  const int columns = has_map ? head_size : shape.feature_size, box = has_map ? 64 : a.plan.padded_features;
+  const int columns = has_map ? head_size : shape.feature_size,
+            box = has_map ? 64 : a.plan.padded_features;
   Encoder make{encode, shape};
   make(maps.q, a.q, shape.query_heads, columns, box, chunk);
   make(maps.k, a.k, shape.key_heads, columns, box, chunk);

@@ -1,7 +1,7 @@
 #pragma once
 
-// Clusters of blocks that read and write each other's shared memory (Hopper), for kernels that are compiled for older GPUs too: there it
-// does nothing, and nothing but single blocks is launched.
+// Clusters of blocks that read and write each other's shared memory (Hopper), for kernels that are
+// compiled for older GPUs too: there it does nothing, and nothing but single blocks is launched.
 
 #include <cstdint>
 
@@ -10,7 +10,8 @@ namespace t2r::kernels::cuda {
 /// Of all threads of a cluster; what they wrote before is seen behind it.
 __device__ __forceinline__ void sync_cluster() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;\n" ::: "memory");
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;\n" ::
+                   : "memory");
 #endif
 }
 
@@ -25,7 +26,10 @@ __device__ __forceinline__ uint32_t address_at_rank(uint32_t own, int rank) {
 __device__ __forceinline__ float2 load_pair_at(uint32_t remote) {
   float2 pair = {};
 #if __CUDA_ARCH__ >= 900
-  asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];\n" : "=f"(pair.x), "=f"(pair.y) : "r"(remote) : "memory");
+  asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];\n"
+               : "=f"(pair.x), "=f"(pair.y)
+               : "r"(remote)
+               : "memory");
 #endif
   return pair;
 }

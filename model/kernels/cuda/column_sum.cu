@@ -10,8 +10,8 @@ namespace {
 using bf16 = __nv_bfloat16;
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kInFlight = 4;             // rows a thread has on their way
-constexpr int64_t kBlocks = 1056;        // eight for each of 132 multiprocessors
+constexpr int kInFlight = 4;              // rows a thread has on their way
+constexpr int64_t kBlocks = 1056;         // eight for each of 132 multiprocessors
 constexpr int64_t kMinRows = 8 * kWarps;  // of a part: fewer are not worth a partial sum
 
 /// `kVector` values from 16 bytes, or one.
@@ -42,9 +42,11 @@ __device__ __forceinline__ Values<Scalar, kVector> load(const Scalar* from) {
   return values;
 }
 
-/// Block (x, y) sums part y of the rows over 32 times kVector columns: a warp per row, then the warps.
+/// Block (x, y) sums part y of the rows over 32 times kVector columns: a warp per row, then the
+/// warps.
 template <class Scalar, int kVector>
-__global__ void __launch_bounds__(kThreads) partial_kernel(const __grid_constant__ ColumnSumArguments a, int64_t rows_per_part) {
+__global__ void __launch_bounds__(kThreads)
+    partial_kernel(const __grid_constant__ ColumnSumArguments a, int64_t rows_per_part) {
   __shared__ float sums[kWarps][kVector][32];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t column = (int64_t{blockIdx.x} * 32 + lane) * kVector;
@@ -56,7 +58,8 @@ __global__ void __launch_bounds__(kThreads) partial_kernel(const __grid_constant
     for (; row + (kInFlight - 1) * kWarps < end; row += kInFlight * kWarps) {
       Values<Scalar, kVector> values[kInFlight];
 #pragma unroll
-      for (int i = 0; i < kInFlight; ++i) values[i] = load<Scalar, kVector>(x + (row + i * kWarps) * a.row_stride);
+      for (int i = 0; i < kInFlight; ++i)
+        values[i] = load<Scalar, kVector>(x + (row + i * kWarps) * a.row_stride);
 #pragma unroll
       for (int i = 0; i < kInFlight; ++i) {
 #pragma unroll
@@ -83,13 +86,15 @@ __global__ void __launch_bounds__(kThreads) partial_kernel(const __grid_constant
 }
 
 template <class Scalar>
-__global__ void __launch_bounds__(kThreads) total_kernel(const __grid_constant__ ColumnSumArguments a, int parts) {
+__global__ void __launch_bounds__(kThreads)
+    total_kernel(const __grid_constant__ ColumnSumArguments a, int parts) {
   __shared__ float sums[kWarps][32];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t column = int64_t{blockIdx.x} * 32 + lane;
   float sum = 0.0F;
   if (column < a.columns) {
-    for (int part = warp; part < parts; part += kWarps) sum += a.partials[part * a.columns + column];
+    for (int part = warp; part < parts; part += kWarps)
+      sum += a.partials[part * a.columns + column];
   }
   sums[warp][lane] = sum;
   __syncthreads();
@@ -105,7 +110,8 @@ cudaError_t launch(const ColumnSumArguments& a, cudaStream_t stream) {
   constexpr int kVector = 16 / sizeof(Scalar);
   const int parts = column_sum_parts(a.rows, a.columns);
   const int64_t rows_per_part = (a.rows + parts - 1) / parts;
-  const bool whole = reinterpret_cast<uintptr_t>(a.x) % 16 == 0 && a.row_stride % kVector == 0 && a.columns % kVector == 0;
+  const bool whole = reinterpret_cast<uintptr_t>(a.x) % 16 == 0 && a.row_stride % kVector == 0 &&
+                     a.columns % kVector == 0;
   const int64_t per_block = 32 * (whole ? kVector : 1);
   const dim3 grid(static_cast<unsigned>((a.columns + per_block - 1) / per_block), parts);
   if (whole) {
@@ -113,14 +119,16 @@ cudaError_t launch(const ColumnSumArguments& a, cudaStream_t stream) {
   } else {
     partial_kernel<Scalar, 1><<<grid, kThreads, 0, stream>>>(a, rows_per_part);
   }
-  total_kernel<Scalar><<<static_cast<unsigned>((a.columns + 31) / 32), kThreads, 0, stream>>>(a, parts);
+  total_kernel<Scalar>
+      <<<static_cast<unsigned>((a.columns + 31) / 32), kThreads, 0, stream>>>(a, parts);
   return cudaGetLastError();
 }
 
 }  // namespace
 
 int column_sum_parts(int64_t rows, int64_t columns) {
-  const int64_t blocks = std::max<int64_t>(1, (columns + 255) / 256), most = std::max<int64_t>(1, rows / kMinRows);
+  const int64_t blocks = std::max<int64_t>(1, (columns + 255) / 256),
+                most = std::max<int64_t>(1, rows / kMinRows);
   return static_cast<int>(std::clamp<int64_t>((kBlocks + blocks - 1) / blocks, 1, most));
 }
 

@@ -4,23 +4,30 @@
 #include "model/kernels/cuda/cross_attention.h"
 
 /// cross_dispatch.cu chooses, cross_head_*.cu instantiate.
-#define T2R_INSTANTIATE_CROSS(HEAD, FEATURES)                                                                          \
-  template cudaError_t launch_cross<HEAD, FEATURES, true>(CrossPass, CrossPart, const CrossArguments&, cudaStream_t);  \
-  template cudaError_t launch_cross<HEAD, FEATURES, false>(CrossPass, CrossPart, const CrossArguments&, cudaStream_t); \
-  template int cross_blocks<HEAD, FEATURES>(CrossPass);                                                                \
+#define T2R_INSTANTIATE_CROSS(HEAD, FEATURES)                     \
+  template cudaError_t launch_cross<HEAD, FEATURES, true>(        \
+      CrossPass, CrossPart, const CrossArguments&, cudaStream_t); \
+  template cudaError_t launch_cross<HEAD, FEATURES, false>(       \
+      CrossPass, CrossPart, const CrossArguments&, cudaStream_t); \
+  template int cross_blocks<HEAD, FEATURES>(CrossPass);           \
   template int cross_bytes<HEAD, FEATURES>(bool);
 
 namespace t2r::kernels::cuda {
 
 enum class CrossPass { kForward, kBackward };
 
-/// What one launch does: everything, or one of the two parts that a sum over all blocks of a state lies between.
+/// What one launch does: everything, or one of the two parts that a sum over all blocks of a state
+/// lies between.
 enum class CrossPart { kWhole, kSource, kQueries };
 
 template <int kHead, int kFeatures, bool kMap>
-cudaError_t launch_cross(CrossPass pass, CrossPart part, const CrossArguments& arguments, cudaStream_t stream);
+cudaError_t launch_cross(CrossPass pass,
+                         CrossPart part,
+                         const CrossArguments& arguments,
+                         cudaStream_t stream);
 
-/// Blocks of threads that a multiprocessor of Hopper holds at a time; a smaller one is planned for as if it did.
+/// Blocks of threads that a multiprocessor of Hopper holds at a time; a smaller one is planned for
+/// as if it did.
 template <int kHead, int kFeatures>
 int cross_blocks(CrossPass pass);
 

@@ -4,9 +4,10 @@
 
 namespace t2r::kernels::cuda {
 
-/// Cross-attention from given features in float32 or float64 without tensor cores: for exact work (float32 training, gradient
-/// checks) and for shapes that the tensor-core kernels do not serve. Any head size and feature size up to 128. Fields of
-/// CrossArguments mean what they mean there; states and sums are Scalars, feature_size * (head_size + 1) each: S, then z.
+/// Cross-attention from given features in float32 or float64 without tensor cores: for exact work
+/// (float32 training, gradient checks) and for shapes that the tensor-core kernels do not serve.
+/// Any head size and feature size up to 128. Fields of CrossArguments mean what they mean there;
+/// states and sums are Scalars, feature_size * (head_size + 1) each: S, then z.
 template <class Scalar>
 struct CrossSimtArguments {
   Shape shape;
@@ -17,7 +18,8 @@ struct CrossSimtArguments {
   View q, k, v, o;
   const unsigned char* source_mask = nullptr;
   Scalar* state = nullptr;  ///< [batch, state_heads, feature_size * (head_size + 1)]
-  Scalar* sums = nullptr;   ///< forward: [batch, state_heads, source.segments], backward: [batch, query_heads, queries.segments]
+  Scalar* sums = nullptr;   ///< forward: [batch, state_heads, source.segments], backward: [batch,
+                            ///< query_heads, queries.segments]
 
   View grad_o, grad_q, grad_k, grad_v;
   Scalar* grad_state = nullptr;

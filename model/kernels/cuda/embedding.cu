@@ -9,10 +9,12 @@ constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kPiece = kEmbeddingPiece;
 
 template <class Scalar, int kWidth>
-__global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant__ EmbeddingForward a) {
+__global__ void __launch_bounds__(kThreads)
+    forward_kernel(const __grid_constant__ EmbeddingForward a) {
   const int64_t index = blockIdx.x * int64_t{kThreads} + threadIdx.x, per_row = a.width / kWidth;
   if (index >= a.num_tokens * per_row) return;
-  const int64_t row = quotient(index, per_row), column = (index - row * per_row) * kWidth, token = a.tokens[row];
+  const int64_t row = quotient(index, per_row), column = (index - row * per_row) * kWidth,
+                token = a.tokens[row];
   float values[kWidth];
   if (token >= 0 && token < a.vocabulary) {
     load(values, static_cast<const Scalar*>(a.weight) + token * a.width + column);
@@ -22,7 +24,9 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
   }
   if (a.position != nullptr) {
     float added[kWidth];
-    load(added, static_cast<const Scalar*>(a.position) + (row - quotient(row, a.length) * a.length) * a.width + column);
+    load(added,
+         static_cast<const Scalar*>(a.position) +
+             (row - quotient(row, a.length) * a.length) * a.width + column);
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) values[j] += added[j];
   }
@@ -57,13 +61,17 @@ __device__ int last_place(const int* sorted, int begin, int size, int token) {
   return low;
 }
 
-/// In a window of kPiece places begins at most one first piece of a long run, and at most one later piece: of another run, which
-/// ends there.
-__device__ __forceinline__ int64_t slot_of(int place, bool first) { return 2 * int64_t{place / kPiece} + (first ? 1 : 0); }
+/// In a window of kPiece places begins at most one first piece of a long run, and at most one later
+/// piece: of another run, which ends there.
+__device__ __forceinline__ int64_t slot_of(int place, bool first) {
+  return 2 * int64_t{place / kPiece} + (first ? 1 : 0);
+}
 
-/// A warp per place in the sorted order and 32 vectors of columns; it works if a piece begins there.
+/// A warp per place in the sorted order and 32 vectors of columns; it works if a piece begins
+/// there.
 template <class Scalar, int kWidth>
-__global__ void __launch_bounds__(kThreads) pieces_kernel(const __grid_constant__ EmbeddingBackward a) {
+__global__ void __launch_bounds__(kThreads)
+    pieces_kernel(const __grid_constant__ EmbeddingBackward a) {
   const int size = static_cast<int>(a.num_tokens), lane = threadIdx.x & 31;
   const int64_t global_place = blockIdx.x * int64_t{kWarps} + (threadIdx.x >> 5);
   if (global_place >= size) return;
@@ -75,7 +83,8 @@ __global__ void __launch_bounds__(kThreads) pieces_kernel(const __grid_constant_
     if ((place - first_place(a.sorted, place, token)) % kPiece != 0) return;
   }
   const bool goes_on = place + kPiece < size && a.sorted[place + kPiece] == token;
-  const int end = goes_on ? place + kPiece : last_place(a.sorted, place, min(size, place + kPiece), token);
+  const int end =
+      goes_on ? place + kPiece : last_place(a.sorted, place, min(size, place + kPiece), token);
   const bool whole = first && !goes_on;
   if (first && goes_on && blockIdx.y == 0 && lane == 0) a.long_runs[place / kPiece] = place;
 
@@ -99,7 +108,8 @@ __global__ void __launch_bounds__(kThreads) pieces_kernel(const __grid_constant_
 
 /// A block per window: adds the pieces of the long run that begins in it.
 template <class Scalar>
-__global__ void __launch_bounds__(kThreads) long_runs_kernel(const __grid_constant__ EmbeddingBackward a) {
+__global__ void __launch_bounds__(kThreads)
+    long_runs_kernel(const __grid_constant__ EmbeddingBackward a) {
   const int begin = a.long_runs[blockIdx.x];
   if (begin < 0) return;
   const int size = static_cast<int>(a.num_tokens), token = a.sorted[begin];
@@ -108,7 +118,8 @@ __global__ void __launch_bounds__(kThreads) long_runs_kernel(const __grid_consta
   if (column >= a.width) return;
   float sum = a.pieces[slot_of(begin, true) * a.width + column];
 #pragma unroll 8
-  for (int place = begin + kPiece; place < end; place += kPiece) sum += a.pieces[slot_of(place, false) * a.width + column];
+  for (int place = begin + kPiece; place < end; place += kPiece)
+    sum += a.pieces[slot_of(place, false) * a.width + column];
   static_cast<Scalar*>(a.grad_weight)[token * a.width + column] = from_float<Scalar>(sum);
 }
 
@@ -132,7 +143,8 @@ cudaError_t launch(const EmbeddingBackward& a, cudaStream_t stream) {
   const bool vectors = a.width % kWidth == 0 && are_aligned_16(a.grad_out, a.grad_weight, a.pieces);
   const auto blocks = static_cast<unsigned>(divide_up(a.num_tokens, kWarps));
   if (vectors) {
-    pieces_kernel<Scalar, kWidth><<<dim3(blocks, divide_up(a.width, 32 * kWidth)), kThreads, 0, stream>>>(a);
+    pieces_kernel<Scalar, kWidth>
+        <<<dim3(blocks, divide_up(a.width, 32 * kWidth)), kThreads, 0, stream>>>(a);
   } else {
     pieces_kernel<Scalar, 1><<<dim3(blocks, divide_up(a.width, 32)), kThreads, 0, stream>>>(a);
   }
@@ -156,8 +168,17 @@ cudaError_t embedding_backward(const EmbeddingBackward& a, cudaStream_t stream) 
 }
 
 cudaError_t position_backward(const PositionBackward& a, cudaStream_t stream) {
-  if (a.is_bf16) return sum_rows(static_cast<const bf16*>(a.grad_out), a.batch, a.columns, static_cast<bf16*>(a.grad_position), stream);
-  return sum_rows(static_cast<const float*>(a.grad_out), a.batch, a.columns, static_cast<float*>(a.grad_position), stream);
+  if (a.is_bf16)
+    return sum_rows(static_cast<const bf16*>(a.grad_out),
+                    a.batch,
+                    a.columns,
+                    static_cast<bf16*>(a.grad_position),
+                    stream);
+  return sum_rows(static_cast<const float*>(a.grad_out),
+                  a.batch,
+                  a.columns,
+                  static_cast<float*>(a.grad_position),
+                  stream);
 }
 
 }  // namespace t2r::kernels::cuda

@@ -1,23 +1,31 @@
 #pragma once
 
-// Programmatic dependent launch (Hopper): the start of a kernel overlaps the end of the one before it in the stream.
+// Programmatic dependent launch (Hopper): the start of a kernel overlaps the end of the one before
+// it in the stream.
 
 #include <cuda_runtime.h>
 
 namespace t2r::kernels::cuda {
 
-/// Until the kernels before this one in the stream have ended. What they may have changed is read behind it; the next kernel may
-/// be brought in from now on, and waits here itself. Nothing to wait for unless launched early.
+/// Until the kernels before this one in the stream have ended. What they may have changed is read
+/// behind it; the next kernel may be brought in from now on, and waits here itself. Nothing to wait
+/// for unless launched early.
 __device__ __forceinline__ void wait_for_earlier_kernels() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;\n" ::: "memory");
 #endif
 }
 
-/// Launches a kernel all of whose blocks call wait_for_earlier_kernels(), overlapping if `early`; `cluster` blocks in x form a
-/// cluster. Both need Hopper.
+/// Launches a kernel all of whose blocks call wait_for_earlier_kernels(), overlapping if `early`;
+/// `cluster` blocks in x form a cluster. Both need Hopper.
 template <class... Arguments>
-cudaError_t launch_clusters(bool early, int cluster, void (*kernel)(Arguments...), dim3 blocks, int threads, int bytes, cudaStream_t stream,
+cudaError_t launch_clusters(bool early,
+                            int cluster,
+                            void (*kernel)(Arguments...),
+                            dim3 blocks,
+                            int threads,
+                            int bytes,
+                            cudaStream_t stream,
                             const Arguments&... arguments) {
   cudaLaunchAttribute attributes[2] = {};
   int count = 0;
@@ -41,7 +49,12 @@ cudaError_t launch_clusters(bool early, int cluster, void (*kernel)(Arguments...
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 template <class... Arguments>
-cudaError_t launch_early(bool early, void (*kernel)(Arguments...), dim3 blocks, int threads, int bytes, cudaStream_t stream,
+cudaError_t launch_early(bool early,
+                         void (*kernel)(Arguments...),
+                         dim3 blocks,
+                         int threads,
+                         int bytes,
+                         cudaStream_t stream,
                          const Arguments&... arguments) {
   return launch_clusters(early, 1, kernel, blocks, threads, bytes, stream, arguments...);
 }

@@ -9,12 +9,15 @@ namespace {
 
 constexpr int kAnyThreads = 256;
 
-/// A group of threads holds a row in registers, `kHeld` vectors a thread; small groups share a block.
+/// A group of threads holds a row in registers, `kHeld` vectors a thread; small groups share a
+/// block.
 template <int kGroup, int kHeld>
 struct Layout {
   static constexpr int kThreads = kGroup < 128 ? 128 : kGroup;
   static constexpr int kRowsPerBlock = kThreads / kGroup;
-  static constexpr int kBlocksPerMultiprocessor = kGroup > 128 ? 1 : kHeld < 4 ? 4 : 3;  // 128 or 168 registers a thread
+  static constexpr int kBlocksPerMultiprocessor = kGroup > 128 ? 1
+                                                  : kHeld < 4  ? 4
+                                                              : 3;  // 128 or 168 registers a thread
 };
 
 template <int kGroup>
@@ -27,7 +30,8 @@ __device__ __forceinline__ float reduce_group(float x, float* scratch) {
 }
 
 template <class Scalar, bool kLayerNorm, int kGroup, int kHeld>
-__global__ void __launch_bounds__(Layout<kGroup, kHeld>::kThreads) forward_kernel(const __grid_constant__ NormForward a) {
+__global__ void __launch_bounds__(Layout<kGroup, kHeld>::kThreads)
+    forward_kernel(const __grid_constant__ NormForward a) {
   using L = Layout<kGroup, kHeld>;
   constexpr int kWidth = kVectorWidth<Scalar>;
   __shared__ float scratch[32];
@@ -35,7 +39,8 @@ __global__ void __launch_bounds__(Layout<kGroup, kHeld>::kThreads) forward_kerne
   const float per_column = 1.0F / static_cast<float>(a.width);
   const int64_t stride = int64_t{gridDim.x} * L::kRowsPerBlock;
   // With a group of several warps the row is the block's: nobody leaves the loop before the others.
-  for (int64_t row = int64_t{blockIdx.x} * L::kRowsPerBlock + threadIdx.x / kGroup; row < a.rows; row += stride) {
+  for (int64_t row = int64_t{blockIdx.x} * L::kRowsPerBlock + threadIdx.x / kGroup; row < a.rows;
+       row += stride) {
     const int64_t begin = row * a.width;
     const Scalar* const x = static_cast<const Scalar*>(a.x) + begin;
     const Scalar* const delta = static_cast<const Scalar*>(a.delta) + begin;
@@ -71,7 +76,8 @@ __global__ void __launch_bounds__(Layout<kGroup, kHeld>::kThreads) forward_kerne
       for (int i = 0; i < kHeld; ++i) {
         if (member + i * kGroup < vectors) {
 #pragma unroll
-          for (int j = 0; j < kWidth; ++j) squares = fmaf(held[i][j] - mean, held[i][j] - mean, squares);
+          for (int j = 0; j < kWidth; ++j)
+            squares = fmaf(held[i][j] - mean, held[i][j] - mean, squares);
         }
       }
       square = reduce_group<kGroup>(squares, scratch) * per_column;
@@ -89,22 +95,25 @@ __global__ void __launch_bounds__(Layout<kGroup, kHeld>::kThreads) forward_kerne
         load_either(weight, a.weight, a.bf16_weight, vector * kWidth);
         if constexpr (kLayerNorm) load_either(bias, a.bias, a.bf16_weight, vector * kWidth);
 #pragma unroll
-        for (int j = 0; j < kWidth; ++j) held[i][j] = fmaf((held[i][j] - mean) * inverse_std, weight[j], bias[j]);
+        for (int j = 0; j < kWidth; ++j)
+          held[i][j] = fmaf((held[i][j] - mean) * inverse_std, weight[j], bias[j]);
         store(static_cast<Scalar*>(a.y) + begin + vector * kWidth, held[i]);
       }
     }
   }
 }
 
-/// With h = (sum - mean) inverse_std and g = grad_y weight: grad_x = grad_sum + inverse_std (g - mean(g) - h mean(g h)), without
-/// mean(g) for RMSNorm; grad_weight = sum over rows of grad_y h, grad_bias of grad_y, which stay in registers until the block's
-/// rows are done.
+/// With h = (sum - mean) inverse_std and g = grad_y weight: grad_x = grad_sum + inverse_std (g -
+/// mean(g) - h mean(g h)), without mean(g) for RMSNorm; grad_weight = sum over rows of grad_y h,
+/// grad_bias of grad_y, which stay in registers until the block's rows are done.
 template <class Scalar, bool kLayerNorm, int kGroup, int kHeld>
-__global__ void __launch_bounds__(Layout<kGroup, kHeld>::kThreads, Layout<kGroup, kHeld>::kBlocksPerMultiprocessor)
+__global__ void __launch_bounds__(Layout<kGroup, kHeld>::kThreads,
+                                  Layout<kGroup, kHeld>::kBlocksPerMultiprocessor)
     backward_kernel(const __grid_constant__ NormBackward a) {
   using L = Layout<kGroup, kHeld>;
   constexpr int kWidth = kVectorWidth<Scalar>;
-  extern __shared__ __align__(16) float columns[];  // [width], [width]: where warps with rows of their own add up
+  extern __shared__ __align__(
+      16) float columns[];  // [width], [width]: where warps with rows of their own add up
   __shared__ float scratch[32];
   const int member = threadIdx.x % kGroup, group = threadIdx.x / kGroup, vectors = a.width / kWidth;
   const float per_column = 1.0F / static_cast<float>(a.width);
@@ -152,7 +161,8 @@ __global__ void __launch_bounds__(Layout<kGroup, kHeld>::kThreads, Layout<kGroup
         float out[kWidth] = {};
         if (a.grad_sum != nullptr) load(out, grad_sum + vector * kWidth);
 #pragma unroll
-        for (int j = 0; j < kWidth; ++j) out[j] = fmaf(inverse_std, g[i][j] - sum_g - h[i][j] * sum_gh, out[j]);
+        for (int j = 0; j < kWidth; ++j)
+          out[j] = fmaf(inverse_std, g[i][j] - sum_g - h[i][j] * sum_gh, out[j]);
         store(static_cast<Scalar*>(a.grad_x) + begin + vector * kWidth, out);
       }
     }
@@ -201,7 +211,8 @@ __global__ void __launch_bounds__(Layout<kGroup, kHeld>::kThreads, Layout<kGroup
 
 /// Any width and alignment: a block a row, which it reads again instead of holding it.
 template <class Scalar>
-__global__ void __launch_bounds__(kAnyThreads) forward_any_kernel(const __grid_constant__ NormForward a) {
+__global__ void __launch_bounds__(kAnyThreads)
+    forward_any_kernel(const __grid_constant__ NormForward a) {
   __shared__ float scratch[32];
   const bool layer_norm = a.bias != nullptr;
   const float per_column = 1.0F / static_cast<float>(a.width);
@@ -211,7 +222,8 @@ __global__ void __launch_bounds__(kAnyThreads) forward_any_kernel(const __grid_c
     if (a.delta != nullptr) {  // each thread reads again what it wrote itself
       const Scalar* const delta = static_cast<const Scalar*>(a.delta) + row * a.width;
       Scalar* const sum = static_cast<Scalar*>(a.sum) + row * a.width;
-      for (int i = threadIdx.x; i < a.width; i += kAnyThreads) sum[i] = from_float<Scalar>(as_float(x[i]) + as_float(delta[i]));
+      for (int i = threadIdx.x; i < a.width; i += kAnyThreads)
+        sum[i] = from_float<Scalar>(as_float(x[i]) + as_float(delta[i]));
       x = sum;
     }
     for (int i = threadIdx.x; i < a.width; i += kAnyThreads) {
@@ -223,7 +235,8 @@ __global__ void __launch_bounds__(kAnyThreads) forward_any_kernel(const __grid_c
     if (layer_norm) {
       mean = total * per_column;
       float squares = 0.0F;
-      for (int i = threadIdx.x; i < a.width; i += kAnyThreads) squares = fmaf(as_float(x[i]) - mean, as_float(x[i]) - mean, squares);
+      for (int i = threadIdx.x; i < a.width; i += kAnyThreads)
+        squares = fmaf(as_float(x[i]) - mean, as_float(x[i]) - mean, squares);
       square = reduce_block(squares, Add(), scratch) * per_column;
     }
     const float inverse_std = rsqrtf(square + a.eps);
@@ -242,7 +255,8 @@ __global__ void __launch_bounds__(kAnyThreads) forward_any_kernel(const __grid_c
 }
 
 template <class Scalar>
-__global__ void __launch_bounds__(kAnyThreads) backward_any_kernel(const __grid_constant__ NormBackward a) {
+__global__ void __launch_bounds__(kAnyThreads)
+    backward_any_kernel(const __grid_constant__ NormBackward a) {
   extern __shared__ __align__(16) float columns[];  // [width], [width]: each thread's own columns
   __shared__ float scratch[32];
   float* const grad_weight = columns;
@@ -271,8 +285,11 @@ __global__ void __launch_bounds__(kAnyThreads) backward_any_kernel(const __grid_
       const float h = (as_float(sum[i]) - mean) * inverse_std;
       load_either(weight, a.weight, a.bf16_weight, i);
       const float g = as_float(grad_y[i]) * weight[0];
-      const float before = a.grad_sum != nullptr ? as_float(static_cast<const Scalar*>(a.grad_sum)[row * a.width + i]) : 0.0F;
-      static_cast<Scalar*>(a.grad_x)[row * a.width + i] = from_float<Scalar>(fmaf(inverse_std, g - sum_g - h * sum_gh, before));
+      const float before = a.grad_sum != nullptr
+                               ? as_float(static_cast<const Scalar*>(a.grad_sum)[row * a.width + i])
+                               : 0.0F;
+      static_cast<Scalar*>(a.grad_x)[row * a.width + i] =
+          from_float<Scalar>(fmaf(inverse_std, g - sum_g - h * sum_gh, before));
     }
   }
   float* const partial = a.partial + int64_t{blockIdx.x} * a.width;
@@ -312,15 +329,21 @@ auto with_layout(Kind kind, const Body& body) {
 }
 
 Kind kind_of(const NormBackward& a) {
-  return kind_of(a.width, a.bf16_rows, are_aligned_16(a.sum, a.weight, a.grad_sum, a.grad_y, a.grad_x, a.partial));
+  return kind_of(a.width,
+                 a.bf16_rows,
+                 are_aligned_16(a.sum, a.weight, a.grad_sum, a.grad_y, a.grad_x, a.partial));
 }
 
 template <class Scalar, bool kLayerNorm>
-cudaError_t launch_forward(const NormForward& a, Kind kind, int multiprocessors, cudaStream_t stream) {
+cudaError_t launch_forward(const NormForward& a,
+                           Kind kind,
+                           int multiprocessors,
+                           cudaStream_t stream) {
   return with_layout(kind, [&](auto group, auto held) {
     using L = Layout<group(), held()>;
     const int64_t resident = int64_t{multiprocessors} * (2048 / L::kThreads);
-    const auto blocks = static_cast<unsigned>(std::min(divide_up(a.rows, L::kRowsPerBlock), resident));
+    const auto blocks =
+        static_cast<unsigned>(std::min(divide_up(a.rows, L::kRowsPerBlock), resident));
     forward_kernel<Scalar, kLayerNorm, group(), held()><<<blocks, L::kThreads, 0, stream>>>(a);
     return cudaGetLastError();
   });
@@ -328,12 +351,14 @@ cudaError_t launch_forward(const NormForward& a, Kind kind, int multiprocessors,
 
 template <class Scalar>
 cudaError_t launch_forward(const NormForward& a, int multiprocessors, cudaStream_t stream) {
-  const Kind kind = kind_of(a.width, a.bf16_rows, are_aligned_16(a.x, a.delta, a.weight, a.bias, a.sum, a.y));
+  const Kind kind =
+      kind_of(a.width, a.bf16_rows, are_aligned_16(a.x, a.delta, a.weight, a.bias, a.sum, a.y));
   if (kind != Kind::kAny) {
     return a.bias != nullptr ? launch_forward<Scalar, true>(a, kind, multiprocessors, stream)
                              : launch_forward<Scalar, false>(a, kind, multiprocessors, stream);
   }
-  const auto blocks = static_cast<unsigned>(std::min<int64_t>(a.rows, int64_t{8} * multiprocessors));
+  const auto blocks =
+      static_cast<unsigned>(std::min<int64_t>(a.rows, int64_t{8} * multiprocessors));
   forward_any_kernel<Scalar><<<blocks, kAnyThreads, 0, stream>>>(a);
   return cudaGetLastError();
 }
@@ -342,24 +367,31 @@ template <class Scalar, bool kLayerNorm>
 cudaError_t launch_backward(const NormBackward& a, Kind kind, cudaStream_t stream) {
   return with_layout(kind, [&](auto group, auto held) {
     using L = Layout<group(), held()>;
-    const int bytes = L::kRowsPerBlock > 1 ? 2 * a.width * static_cast<int>(sizeof(float)) : 0;  // at most 8 KB
-    backward_kernel<Scalar, kLayerNorm, group(), held()><<<a.blocks, L::kThreads, bytes, stream>>>(a);
+    const int bytes =
+        L::kRowsPerBlock > 1 ? 2 * a.width * static_cast<int>(sizeof(float)) : 0;  // at most 8 KB
+    backward_kernel<Scalar, kLayerNorm, group(), held()>
+        <<<a.blocks, L::kThreads, bytes, stream>>>(a);
     return cudaGetLastError();
   });
 }
 
-/// The sums of the gradients of weight and bias, of a kernel whose threads have columns of their own.
-int column_bytes(int width, bool layer_norm) { return (layer_norm ? 2 : 1) * width * static_cast<int>(sizeof(float)); }
+/// The sums of the gradients of weight and bias, of a kernel whose threads have columns of their
+/// own.
+int column_bytes(int width, bool layer_norm) {
+  return (layer_norm ? 2 : 1) * width * static_cast<int>(sizeof(float));
+}
 
 template <class Scalar>
 cudaError_t launch_backward(const NormBackward& a, cudaStream_t stream) {
   const Kind kind = kind_of(a);
   if (kind != Kind::kAny) {
-    return a.layer_norm ? launch_backward<Scalar, true>(a, kind, stream) : launch_backward<Scalar, false>(a, kind, stream);
+    return a.layer_norm ? launch_backward<Scalar, true>(a, kind, stream)
+                        : launch_backward<Scalar, false>(a, kind, stream);
   }
   const int bytes = column_bytes(a.width, a.layer_norm);
   const auto kernel = &backward_any_kernel<Scalar>;
-  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
   kernel<<<a.blocks, kAnyThreads, bytes, stream>>>(a);
   return cudaGetLastError();
@@ -367,9 +399,14 @@ cudaError_t launch_backward(const NormBackward& a, cudaStream_t stream) {
 
 template <class Weight>
 cudaError_t add_partials(const NormBackward& a, cudaStream_t stream) {
-  const cudaError_t error = sum_rows(a.partial, a.blocks, a.width, static_cast<Weight*>(a.grad_weight), stream);
+  const cudaError_t error =
+      sum_rows(a.partial, a.blocks, a.width, static_cast<Weight*>(a.grad_weight), stream);
   if (error != cudaSuccess || !a.layer_norm) return error;
-  return sum_rows(a.partial + int64_t{a.blocks} * a.width, a.blocks, a.width, static_cast<Weight*>(a.grad_bias), stream);
+  return sum_rows(a.partial + int64_t{a.blocks} * a.width,
+                  a.blocks,
+                  a.width,
+                  static_cast<Weight*>(a.grad_bias),
+                  stream);
 }
 
 }  // namespace
@@ -393,11 +430,13 @@ int norm_backward_blocks(const NormBackward& a, int multiprocessors) {
 }
 
 cudaError_t norm_forward(const NormForward& a, int multiprocessors, cudaStream_t stream) {
-  return a.bf16_rows ? launch_forward<bf16>(a, multiprocessors, stream) : launch_forward<float>(a, multiprocessors, stream);
+  return a.bf16_rows ? launch_forward<bf16>(a, multiprocessors, stream)
+                     : launch_forward<float>(a, multiprocessors, stream);
 }
 
 cudaError_t norm_backward(const NormBackward& a, cudaStream_t stream) {
-  const cudaError_t error = a.bf16_rows ? launch_backward<bf16>(a, stream) : launch_backward<float>(a, stream);
+  const cudaError_t error =
+      a.bf16_rows ? launch_backward<bf16>(a, stream) : launch_backward<float>(a, stream);
   if (error != cudaSuccess) return error;
   return a.bf16_weight ? add_partials<bf16>(a, stream) : add_partials<float>(a, stream);
 }

@@ -8,11 +8,16 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kAtOnce = 2;  // vectors a thread has on their way
 
-__device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0F, 1.0F + __expf(-x)); }
+__device__ __forceinline__ float sigmoid(float x) {
+  return __fdividef(1.0F, 1.0F + __expf(-x));
+}
 
-/// Runs `body(index)` for kAtOnce indices of a thread, neighbours next to each other; `load_at` goes first for all of them.
+/// Runs `body(index)` for kAtOnce indices of a thread, neighbours next to each other; `load_at`
+/// goes first for all of them.
 template <class Item, class Load, class Finish>
-__device__ __forceinline__ void for_items(int64_t items, const Load& load_at, const Finish& finish_at) {
+__device__ __forceinline__ void for_items(int64_t items,
+                                          const Load& load_at,
+                                          const Finish& finish_at) {
   const int64_t first = blockIdx.x * int64_t{kThreads * kAtOnce} + threadIdx.x;
   Item item[kAtOnce];
 #pragma unroll
@@ -25,7 +30,9 @@ __device__ __forceinline__ void for_items(int64_t items, const Load& load_at, co
   }
 }
 
-unsigned blocks_for(int64_t items) { return static_cast<unsigned>(divide_up(items, kThreads * kAtOnce)); }
+unsigned blocks_for(int64_t items) {
+  return static_cast<unsigned>(divide_up(items, kThreads * kAtOnce));
+}
 
 template <class Scalar, int kWidth, bool kBackward>
 __global__ void __launch_bounds__(kThreads) swiglu_kernel(const __grid_constant__ Swiglu a) {
@@ -92,7 +99,8 @@ __global__ void __launch_bounds__(kThreads) rotate_kernel(const __grid_constant_
           load(sine, a.sine + item.angle);
 #pragma unroll
           for (int j = 0; j < kWidth; ++j) {
-            const float s = a.backwards ? -sine[j] : sine[j], low = item.low[j], high = item.high[j];
+            const float s = a.backwards ? -sine[j] : sine[j], low = item.low[j],
+                        high = item.high[j];
             item.low[j] = low * cosine[j] - high * s;
             item.high[j] = high * cosine[j] + low * s;
           }
@@ -124,9 +132,13 @@ cudaError_t launch(const Rotate& a, cudaStream_t stream) {
 template <class Arguments>
 cudaError_t launch_any(const Arguments& a, int64_t columns, bool aligned, cudaStream_t stream) {
   if (a.is_bf16) {
-    return aligned && columns % kVectorWidth<bf16> == 0 ? launch<bf16, kVectorWidth<bf16>>(a, stream) : launch<bf16, 1>(a, stream);
+    return aligned && columns % kVectorWidth<bf16> == 0
+               ? launch<bf16, kVectorWidth<bf16>>(a, stream)
+               : launch<bf16, 1>(a, stream);
   }
-  return aligned && columns % kVectorWidth<float> == 0 ? launch<float, kVectorWidth<float>>(a, stream) : launch<float, 1>(a, stream);
+  return aligned && columns % kVectorWidth<float> == 0
+             ? launch<float, kVectorWidth<float>>(a, stream)
+             : launch<float, 1>(a, stream);
 }
 
 }  // namespace

@@ -7,7 +7,8 @@
 /// Element by element, in float32 arithmetic; tensors are contiguous. No LibTorch.
 namespace t2r::kernels::cuda {
 
-/// y = silu(gate) up, [rows, width], from gate_up [rows, 2 width]. With grad_y: grad_gate_up instead of y.
+/// y = silu(gate) up, [rows, width], from gate_up [rows, 2 width]. With grad_y: grad_gate_up
+/// instead of y.
 struct Swiglu {
   int64_t rows = 0;
   int64_t width = 0;
@@ -18,7 +19,8 @@ struct Swiglu {
   void* grad_gate_up = nullptr;
 };
 
-/// Turns the pair of columns (j, j + half) of the first heads by the angle of (token, j); the other heads are copied.
+/// Turns the pair of columns (j, j + half) of the first heads by the angle of (token, j); the other
+/// heads are copied.
 struct Rotate {
   int64_t batch = 0, length = 0, heads = 0, half = 0;
   int64_t rotated_heads = 0;
@@ -26,7 +28,7 @@ struct Rotate {
   bool backwards = false;         ///< by the negative angle
   const float* cosine = nullptr;  ///< [length, half]
   const float* sine = nullptr;
-  const void* x = nullptr;        ///< [batch, length, heads, 2 half]
+  const void* x = nullptr;  ///< [batch, length, heads, 2 half]
   void* y = nullptr;
 };
 

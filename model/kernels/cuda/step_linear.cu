@@ -14,18 +14,28 @@ constexpr int kTileRows = 8;  // rows of the weight that a block of threads take
 constexpr int kStep = 32;     // columns that a warp takes at a time: 16 bytes a lane
 constexpr int kAhead = 6;     // such steps on their way to registers
 
-/// Bytes from one row of x to the next in shared memory: rows that are read together lie in different banks.
-__host__ __device__ inline int row_bytes(int inputs) { return (inputs * 2 + 63) / 128 * 128 + 64; }
-int dynamic_bytes(int rows, int inputs, int norms) { return rows * row_bytes(inputs) + norms * inputs * 2; }
+/// Bytes from one row of x to the next in shared memory: rows that are read together lie in
+/// different banks.
+__host__ __device__ inline int row_bytes(int inputs) {
+  return (inputs * 2 + 63) / 128 * 128 + 64;
+}
+int dynamic_bytes(int rows, int inputs, int norms) {
+  return rows * row_bytes(inputs) + norms * inputs * 2;
+}
 
 template <bool kPairs>
-constexpr int kFoundBytes = 2 * kWarps * (kPairs ? 2 : 1) * kMaxStepRows * kTileRows * static_cast<int>(sizeof(float));
+constexpr int kFoundBytes =
+    2 * kWarps*(kPairs ? 2 : 1) * kMaxStepRows* kTileRows* static_cast<int>(sizeof(float));
 
 /// x of this warp's rows into shared memory, normalised: every lane reads back only what it wrote.
-__device__ __forceinline__ void normalise_rows(const StepLinear& a, char* shared, const bf16* norm_weight, const bf16* norm_bias) {
+__device__ __forceinline__ void normalise_rows(const StepLinear& a,
+                                               char* shared,
+                                               const bf16* norm_weight,
+                                               const bf16* norm_bias) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, units = a.inputs / 8;
   for (int row = warp; row < a.rows; row += kWarps) {
-    const uint4* const from = reinterpret_cast<const uint4*>(static_cast<const bf16*>(a.x) + int64_t{row} * a.inputs);
+    const uint4* const from =
+        reinterpret_cast<const uint4*>(static_cast<const bf16*>(a.x) + int64_t{row} * a.inputs);
     uint4* const to = reinterpret_cast<uint4*>(shared + row * row_bytes(a.inputs));
     float sum = 0.0F, squares = 0.0F;
 #pragma unroll 4
@@ -48,7 +58,8 @@ __device__ __forceinline__ void normalise_rows(const StepLinear& a, char* shared
         for (int j = 0; j < 8; ++j) squares = fmaf(x[j] - mean, x[j] - mean, squares);
       }
     }
-    const float inverse = rsqrtf(reduce_warp(squares, Add()) / static_cast<float>(a.inputs) + a.eps);
+    const float inverse =
+        rsqrtf(reduce_warp(squares, Add()) / static_cast<float>(a.inputs) + a.eps);
     for (int unit = lane; unit < units; unit += 32) {
       float x[8], w[8], b[8] = {};
       load(x, reinterpret_cast<const bf16*>(to + unit));
@@ -61,20 +72,25 @@ __device__ __forceinline__ void normalise_rows(const StepLinear& a, char* shared
   }
 }
 
-/// Blocks of threads take tiles of 8 rows of the weight, or of 8 pairs of rows whose results belong together (gate and up, or two
-/// columns that turn together); their warps share the columns. The rows of x stand in shared memory and are the product's 16 rows,
-/// absent ones zero. A lane's 16 bytes hold columns 8 t to 8 t + 7 of a step of 32: which columns meet in which place of the tensor
-/// cores' product makes no difference as long as x and W agree. Weights are on their way before the kernels before have ended.
+/// Blocks of threads take tiles of 8 rows of the weight, or of 8 pairs of rows whose results belong
+/// together (gate and up, or two columns that turn together); their warps share the columns. The
+/// rows of x stand in shared memory and are the product's 16 rows, absent ones zero. A lane's 16
+/// bytes hold columns 8 t to 8 t + 7 of a step of 32: which columns meet in which place of the
+/// tensor cores' product makes no difference as long as x and W agree. Weights are on their way
+/// before the kernels before have ended.
 template <bool kPairs, class Out>
-__global__ void __launch_bounds__(kThreads, kPairs ? 2 : 4) step_linear_kernel(const __grid_constant__ StepLinear a) {
+__global__ void __launch_bounds__(kThreads, kPairs ? 2 : 4)
+    step_linear_kernel(const __grid_constant__ StepLinear a) {
   constexpr int kTiles = kPairs ? 2 : 1;
   extern __shared__ __align__(16) char shared_x[];
   __shared__ __align__(16) float found[2][kWarps][kTiles][kMaxStepRows][kTileRows];
   static_assert(sizeof(found) == kFoundBytes<kPairs>);
   const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane / 4, t = lane % 4;
   const int units = a.inputs / 8, steps = (a.inputs + kStep - 1) / kStep;
-  const int items = kPairs && a.kind == StepKind::kRotate ? a.outputs / 2 : a.outputs, tiles = (items + kTileRows - 1) / kTileRows;
-  const int turns = (steps + kWarps * kAhead - 1) / (kWarps * kAhead);  // until a warp is through its share of the columns
+  const int items = kPairs && a.kind == StepKind::kRotate ? a.outputs / 2 : a.outputs,
+            tiles = (items + kTileRows - 1) / kTileRows;
+  const int turns = (steps + kWarps * kAhead - 1) /
+                    (kWarps * kAhead);  // until a warp is through its share of the columns
   const auto rows_of = [&](int index, int& first, int& second) {
     if (kPairs && a.kind == StepKind::kRotate) {
       first = index / a.half * 2 * a.half + index % a.half;
@@ -94,7 +110,10 @@ __global__ void __launch_bounds__(kThreads, kPairs ? 2 : 4) step_linear_kernel(c
       const int unit = (warp + (turn * kAhead + i) * kWarps) * 4 + t;
 #pragma unroll
       for (int j = 0; j < kTiles; ++j) {
-        const uint4* const from = reinterpret_cast<const uint4*>(static_cast<const bf16*>(a.weight) + int64_t{rows[j]} * a.inputs) + unit;
+        const uint4* const from =
+            reinterpret_cast<const uint4*>(static_cast<const bf16*>(a.weight) +
+                                           int64_t{rows[j]} * a.inputs) +
+            unit;
         w[i][j] = index < items && unit < units ? __ldg(from) : uint4{0, 0, 0, 0};
       }
     }
@@ -104,7 +123,9 @@ __global__ void __launch_bounds__(kThreads, kPairs ? 2 : 4) step_linear_kernel(c
   if (a.norm_weight != nullptr) {
     for (int unit = tid; unit < units; unit += kThreads) {
       reinterpret_cast<uint4*>(norm)[unit] = static_cast<const uint4*>(a.norm_weight)[unit];
-      if (a.norm_bias != nullptr) reinterpret_cast<uint4*>(norm + a.inputs)[unit] = static_cast<const uint4*>(a.norm_bias)[unit];
+      if (a.norm_bias != nullptr)
+        reinterpret_cast<uint4*>(norm + a.inputs)[unit] =
+            static_cast<const uint4*>(a.norm_bias)[unit];
     }
     __syncthreads();
   }
@@ -113,7 +134,8 @@ __global__ void __launch_bounds__(kThreads, kPairs ? 2 : 4) step_linear_kernel(c
     normalise_rows(a, shared_x, norm, a.norm_bias != nullptr ? norm + a.inputs : nullptr);
   } else {
     for (int i = tid; i < a.rows * units; i += kThreads) {
-      reinterpret_cast<uint4*>(shared_x + i / units * row_bytes(a.inputs))[i % units] = static_cast<const uint4*>(a.x)[i];
+      reinterpret_cast<uint4*>(shared_x + i / units * row_bytes(a.inputs))[i % units] =
+          static_cast<const uint4*>(a.x)[i];
     }
   }
   // What this thread finishes: one row of x, one of the tile's results.
@@ -133,7 +155,8 @@ __global__ void __launch_bounds__(kThreads, kPairs ? 2 : 4) step_linear_kernel(c
       for (int j = 0; j < kTiles; ++j) {
         if (a.bias != nullptr) bias[j] = as_float(static_cast<const bf16*>(a.bias)[columns[j]]);
         if (a.residual != nullptr && columns[j] < a.outputs) {
-          residual[j] = as_float(static_cast<const bf16*>(a.residual)[int64_t{row} * a.outputs + columns[j]]);
+          residual[j] =
+              as_float(static_cast<const bf16*>(a.residual)[int64_t{row} * a.outputs + columns[j]]);
         }
       }
       if (kPairs && a.kind == StepKind::kRotate && columns[0] < a.rotated) {
@@ -150,8 +173,11 @@ __global__ void __launch_bounds__(kThreads, kPairs ? 2 : 4) step_linear_kernel(c
         const int unit = (warp + (turn * kAhead + i) * kWarps) * 4 + t;
         uint4 low = {0, 0, 0, 0}, high = {0, 0, 0, 0};
         if (unit < units) {
-          if (g < a.rows) low = *reinterpret_cast<const uint4*>(shared_x + g * row_bytes(a.inputs) + unit * 16);
-          if (g + 8 < a.rows) high = *reinterpret_cast<const uint4*>(shared_x + (g + 8) * row_bytes(a.inputs) + unit * 16);
+          if (g < a.rows)
+            low = *reinterpret_cast<const uint4*>(shared_x + g * row_bytes(a.inputs) + unit * 16);
+          if (g + 8 < a.rows)
+            high = *reinterpret_cast<const uint4*>(shared_x + (g + 8) * row_bytes(a.inputs) +
+                                                   unit * 16);
         }
 #pragma unroll
         for (int j = 0; j < kTiles; ++j) {
@@ -166,9 +192,11 @@ __global__ void __launch_bounds__(kThreads, kPairs ? 2 : 4) step_linear_kernel(c
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
       *reinterpret_cast<float2*>(&found[parity][warp][j][g][2 * t]) = {c[j][0], c[j][1]};
-      if (a.rows > 8) *reinterpret_cast<float2*>(&found[parity][warp][j][g + 8][2 * t]) = {c[j][2], c[j][3]};
+      if (a.rows > 8)
+        *reinterpret_cast<float2*>(&found[parity][warp][j][g + 8][2 * t]) = {c[j][2], c[j][3]};
     }
-    __syncthreads();  // the other half of `found` is written next, and read before the barrier after that
+    __syncthreads();  // the other half of `found` is written next, and read before the barrier
+                      // after that
     if (!finishes) continue;
     float y[kTiles];
 #pragma unroll
@@ -186,8 +214,10 @@ __global__ void __launch_bounds__(kThreads, kPairs ? 2 : 4) step_linear_kernel(c
         out[index] = from_float<Out>(y[0] / (1.0F + __expf(-y[0])) * y[1] + residual[0]);
       }
     } else {
-      constexpr float kScale = 1.5957691216057308F, kCube = 0.044715F;  // 2 sqrt(2 / pi): (1 + tanh u) / 2 = sigmoid(2 u)
-      if (a.kind == StepKind::kGelu) y[0] /= 1.0F + __expf(-kScale * (y[0] + kCube * y[0] * y[0] * y[0]));
+      constexpr float kScale = 1.5957691216057308F,
+                      kCube = 0.044715F;  // 2 sqrt(2 / pi): (1 + tanh u) / 2 = sigmoid(2 u)
+      if (a.kind == StepKind::kGelu)
+        y[0] /= 1.0F + __expf(-kScale * (y[0] + kCube * y[0] * y[0] * y[0]));
       out[index] = from_float<Out>(y[0] + residual[0]);
     }
   }
@@ -198,11 +228,19 @@ cudaError_t launch(const StepLinear& a, int multiprocessors, cudaStream_t stream
   const auto kernel = &step_linear_kernel<kPairs, Out>;
   const int norms = (a.norm_weight != nullptr ? 1 : 0) + (a.norm_bias != nullptr ? 1 : 0);
   const int bytes = dynamic_bytes(a.rows, a.inputs, norms);
-  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
   const int items = a.kind == StepKind::kRotate ? a.outputs / 2 : a.outputs;
-  const int64_t tiles = divide_up(items, kTileRows), at_once = int64_t{multiprocessors} * (kPairs ? 2 : 4);
-  return launch_early(a.overlaps, kernel, dim3(static_cast<unsigned>(std::min(tiles, at_once))), kThreads, bytes, stream, a);
+  const int64_t tiles = divide_up(items, kTileRows),
+                at_once = int64_t{multiprocessors} * (kPairs ? 2 : 4);
+  return launch_early(a.overlaps,
+                      kernel,
+                      dim3(static_cast<unsigned>(std::min(tiles, at_once))),
+                      kThreads,
+                      bytes,
+                      stream,
+                      a);
 }
 
 }  // namespace
@@ -212,8 +250,10 @@ int step_linear_bytes(int rows, int inputs, int norms, bool pairs) {
 }
 
 cudaError_t step_linear(const StepLinear& a, int multiprocessors, cudaStream_t stream) {
-  if (a.kind == StepKind::kSwiglu || a.kind == StepKind::kRotate) return launch<true, bf16>(a, multiprocessors, stream);
-  return a.float_out ? launch<false, float>(a, multiprocessors, stream) : launch<false, bf16>(a, multiprocessors, stream);
+  if (a.kind == StepKind::kSwiglu || a.kind == StepKind::kRotate)
+    return launch<true, bf16>(a, multiprocessors, stream);
+  return a.float_out ? launch<false, float>(a, multiprocessors, stream)
+                     : launch<false, bf16>(a, multiprocessors, stream);
 }
 
 }  // namespace t2r::kernels::cuda
