@@ -1,5 +1,5 @@
-# Finds NCCL as NCCL::nccl: the one that LibTorch brings and is linked with, so that no process has two, else NCCL_ROOT's or
-# the system's. Torch comes first, which sets TORCH_INSTALL_PREFIX.
+# Finds NCCL as NCCL::nccl: the one that LibTorch brings and is linked with, so that no process has
+# two, else NCCL_ROOT's or the system's. Torch comes first, which sets TORCH_INSTALL_PREFIX.
 
 set(places
   ${TORCH_INSTALL_PREFIX}/../nvidia/nccl   # PyTorch's wheel: torch and nvidia in one site-packages

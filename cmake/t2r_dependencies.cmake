@@ -3,12 +3,13 @@
 find_package(Threads REQUIRED)
 find_package(PkgConfig REQUIRED)
 
-# LibTorch's wheel asks for a CUDA toolkit whenever it was built with CUDA, GPU or not; the list keeps nvcc 13 from
-# being asked for architectures that it has dropped.
+# LibTorch's wheel asks for a CUDA toolkit whenever it was built with CUDA, GPU or not; the list
+# keeps nvcc 13 from being asked for architectures that it has dropped.
 set(TORCH_CUDA_ARCH_LIST "8.0+PTX;9.0a" CACHE STRING "CUDA architectures, in Torch's notation")
 find_package(Torch 2.4 REQUIRED)
 
-# CUDA code is built where LibTorch has CUDA, whose package has then found a toolkit and its compiler.
+# CUDA code is built where LibTorch has CUDA, whose package has then found a toolkit and its
+# compiler.
 if(TARGET torch_cuda AND CMAKE_CUDA_COMPILER)
   set(cuda_found ON)
 else()
@@ -20,15 +21,16 @@ if(T2R_CUDA AND NOT cuda_found)
                       "launch/setup.sh installs both")
 endif()
 
-# Torch's own include folder carries fmt and protobuf headers: only targets that use tensors may see it. The CPU
-# libraries alone are linked; torch_cuda would add a second to the start of every process.
+# Torch's own include folder carries fmt and protobuf headers: only targets that use tensors may see
+# it. The CPU libraries alone are linked; torch_cuda would add a second to the start of every
+# process.
 add_library(t2r_torch INTERFACE)
 target_link_libraries(t2r_torch INTERFACE torch_cpu c10)
 target_include_directories(t2r_torch SYSTEM INTERFACE ${TORCH_INCLUDE_DIRS})
 target_compile_options(t2r_torch INTERFACE ${TORCH_CXX_FLAGS})
 
-# at::parallel_for is inline OpenMP. GNU's runtime is the one that LibTorch brings; clang would add a second one, so
-# with clang our own loops run on one thread.
+# at::parallel_for is inline OpenMP. GNU's runtime is the one that LibTorch brings; clang would add
+# a second one, so with clang our own loops run on one thread.
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   target_compile_options(t2r_torch INTERFACE -fopenmp)
   target_link_options(t2r_torch INTERFACE -fopenmp)

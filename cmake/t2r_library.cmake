@@ -2,7 +2,8 @@
 
 set_property(GLOBAL PROPERTY T2R_LIBRARIES "")
 
-# t2r_library(<name> LAYER <n> [TORCH] SOURCES <file>... [DEPS <t2r library>...] [USES <outside target>...])
+# t2r_library(<name> LAYER <n> [TORCH] SOURCES <file>... [DEPS <t2r library>...] [USES <outside
+# target>...])
 function(t2r_library name)
   cmake_parse_arguments(ARG "TORCH" "LAYER" "SOURCES;DEPS;USES" ${ARGN})
   add_library(${name} STATIC ${ARG_SOURCES})

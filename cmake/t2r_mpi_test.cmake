@@ -3,8 +3,9 @@
 set(T2R_MPIEXEC_FLAGS --oversubscribe --bind-to none CACHE STRING
     "Flags that let the launcher start more processes than there are cores (Open MPI's by default)")
 
-# t2r_mpi_test(<name> [RANKS <n>...] SOURCES <file>... DEPS <target>...): one executable, one ctest entry per rank count,
-# <name>.<n>_ranks. Without RANKS it is only built. Call it from tests/CMakeLists.txt, where mpi_main.cpp lies.
+# t2r_mpi_test(<name> [RANKS <n>...] SOURCES <file>... DEPS <target>...): one executable, one ctest
+# entry per rank count, <name>.<n>_ranks. Without RANKS it is only built. Call it from
+# tests/CMakeLists.txt, where mpi_main.cpp lies.
 function(t2r_mpi_test name)
   cmake_parse_arguments(ARG "" "" "RANKS;SOURCES;DEPS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES} mpi_main.cpp)
@@ -16,7 +17,8 @@ function(t2r_mpi_test name)
   endforeach()
 endfunction()
 
-# t2r_mpi_run(<entry> <ranks> <target> [ARGS <argument>...] [LABELS <label>...]): a ctest entry that starts the executable.
+# t2r_mpi_run(<entry> <ranks> <target> [ARGS <argument>...] [LABELS <label>...]): a ctest entry that
+# starts the executable.
 function(t2r_mpi_run entry ranks target)
   cmake_parse_arguments(ARG "" "" "ARGS;LABELS" ${ARGN})
   add_test(NAME ${entry} COMMAND

@@ -6,25 +6,29 @@
 Punctuation loses the spaces around it, "@-@" becomes "-", headings keep their "=". "<unk>" stays: the words behind it are not
 known. The rules are the ones in common use for WikiText with byte-level tokenizers (Megatron-LM, lm-evaluation-harness).
 """
+
 import re
 import sys
 
-RULES = [(re.compile(pattern), replacement) for pattern, replacement in (
-    (r" (@([-,.])@) ", r"\2"),                     # 1 @,@ 000 -> 1,000
-    (r" ([.,:;?!%]) ", r"\1 "),
-    (r" ([.,:;?!%])$", r"\1"),
-    (r"\( *([^()]*?) *\)", r"(\1)"),
-    (r"\[ *([^\[\]]*?) *\]", r"[\1]"),
-    (r"\{ *([^{}]*?) *\}", r"{\1}"),
-    (r'" *([^"]*?) *"', r'"\1"'),
-    (r"(?<= )' +([^']*?) +'(?= )", r"'\1'"),
-    (r" ('(?:s|t|re|ve|m|ll|d)\b)", r"\1"),        # the game 's -> the game's
-    (r"(s) (') ", r"\1\2 "),                       # players ' turns -> players' turns
-    (r" n't\b", "n't"),
-    (r"(?<=\d) – (?=\d)", "–"),                    # 1914 – 1918
-    (r"(?<=[£$€]) (?=\d)", ""),
-    (r" ° (?=[CFNSEW]\b)", " °"),
-)]
+RULES = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r" (@([-,.])@) ", r"\2"),  # 1 @,@ 000 -> 1,000
+        (r" ([.,:;?!%]) ", r"\1 "),
+        (r" ([.,:;?!%])$", r"\1"),
+        (r"\( *([^()]*?) *\)", r"(\1)"),
+        (r"\[ *([^\[\]]*?) *\]", r"[\1]"),
+        (r"\{ *([^{}]*?) *\}", r"{\1}"),
+        (r'" *([^"]*?) *"', r'"\1"'),
+        (r"(?<= )' +([^']*?) +'(?= )", r"'\1'"),
+        (r" ('(?:s|t|re|ve|m|ll|d)\b)", r"\1"),  # the game 's -> the game's
+        (r"(s) (') ", r"\1\2 "),  # players ' turns -> players' turns
+        (r" n't\b", "n't"),
+        (r"(?<=\d) – (?=\d)", "–"),  # 1914 – 1918
+        (r"(?<=[£$€]) (?=\d)", ""),
+        (r" ° (?=[CFNSEW]\b)", " °"),
+    )
+]
 
 
 def detokenize(line):

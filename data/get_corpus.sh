@@ -7,7 +7,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/../launch/venv.sh"
 readonly NAMES="libreoffice-help wikitext-2 wikitext-103 wikitext-2-raw wikitext-103-raw"
 readonly HELP_PACKAGES=(libreoffice-help-en-us libreoffice-help-de libreoffice-help-fr libreoffice-help-zh-cn)
 readonly WIKITEXT_SITE=https://wikitext.smerity.com
-# "corpus/file sha256". The archives' raw variants and WikiText-103's training text have no sum that we could verify.
+# "corpus/file sha256". The archives' raw variants and WikiText-103's training text have no sum that
+# we could verify.
 readonly KNOWN_SUMS="\
 wikitext-2/wiki.train.tokens 9e9fa1ad55b1c2c95b08e37dd8e653f638fac2c6de904b79e813611eefbc985f
 wikitext-2/wiki.valid.tokens f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8
@@ -88,7 +89,8 @@ make_wikitext() {
   done
 }
 
-# Everything happens in a folder beside DIR, and a rename ends it: an interrupted run leaves nothing under DIR.
+# Everything happens in a folder beside DIR, and a rename ends it: an interrupted run leaves nothing
+# under DIR.
 main() {
   local argument names=() name dir
   for argument in "$@"; do

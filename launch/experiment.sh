@@ -1,7 +1,8 @@
 # shellcheck shell=bash disable=SC2153
 # Sourced by the scripts that run experiments; after venv.sh.
 
-# measure NAME MODEL TOKENS SECONDS: perplexity of a model on the shards of $OUT as a line of $OUT/results.jsonl, which is printed.
+# measure NAME MODEL TOKENS SECONDS: perplexity of a model on the shards of $OUT as a line of
+# $OUT/results.jsonl, which is printed.
 measure() {
   local valid test
   valid=$("$T2R" evaluate --model "$2" --data "$OUT/shards/valid" --context 512 --batch-size 32 --precision float32 --json)

@@ -33,7 +33,8 @@ find_file() {
   fail 1 "$1 has no $2; build it with launch/build.sh gpu"
 }
 
-# pack_mpi DIR: mpirun, and the components that Open MPI loads by name, as far as the ranks of one machine without MPI need them.
+# pack_mpi DIR: mpirun, and the components that Open MPI loads by name, as far as the ranks of one
+# machine without MPI need them.
 pack_mpi() {
   local to=$1 folder name
   folder=$(ompi_info --parsable --path pkglibdir | cut -d: -f3-) || fail 1 "ompi_info, which openmpi-bin brings, is missing"
@@ -47,7 +48,8 @@ pack_mpi() {
   done
 }
 
-# libraries_of DIR FIND_RULE...: what these files need from the distribution; not LibTorch's, CUDA's and the compiler's runtime.
+# libraries_of DIR FIND_RULE...: what these files need from the distribution; not LibTorch's, CUDA's
+# and the compiler's runtime.
 libraries_of() {
   find "$1" '(' "${@:2}" ')' -exec ldd {} + |
     awk '$3 ~ "^/(usr/)?lib" && $3 !~ "/lib(c|m|dl|rt|pthread|stdc\\+\\+|gcc_s|gomp|cuda[a-z]*|nv[a-zA-Z-]*)[.]so" {print $3}' | sort -u
@@ -72,7 +74,8 @@ pack() {
   du -sh "$to"
 }
 
-# check_nccl TESTS: on one rank, on two with one GPU, on one rank per GPU. Ends with 0 if all passed.
+# check_nccl TESTS: on one rank, on two with one GPU, on one rank per GPU. Ends with 0 if all
+# passed.
 check_nccl() {
   local tests=$1 failed=0 num_gpus num_ranks
   num_gpus=$(nvidia-smi --list-gpus | grep -c '^GPU ')

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The paper's own experiment in small: a softmax teacher from scratch, and T2R finetuned from it beside its baselines.
+# The paper's own experiment in small: a softmax teacher from scratch, and T2R finetuned from it
+# beside its baselines.
 set -euo pipefail
 # shellcheck source=launch/venv.sh
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"

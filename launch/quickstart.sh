@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The whole path on real text with one command: set-up, build, then a pretrained softmax transformer becomes an RNN.
+# The whole path on real text with one command: set-up, build, then a pretrained softmax transformer
+# becomes an RNN.
 set -euo pipefail
 # shellcheck source=launch/venv.sh
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes a machine ready to build t2r: distribution packages, LibTorch, a CUDA toolkit. Installs only what is missing.
+# Makes a machine ready to build t2r: distribution packages, LibTorch, a CUDA toolkit. Installs only
+# what is missing.
 set -euo pipefail
 # shellcheck source=launch/venv.sh
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
@@ -8,7 +9,8 @@ readonly REQUIREMENTS=$T2R_ROOT/launch/requirements.txt
 readonly ENV_FILE=$T2R_ROOT/.cache/t2r_env.sh
 readonly OLDEST_TORCH=2.4
 
-# Package of Debian 12 and Ubuntu 24.04, and how to see that it is there from elsewhere (module load, conda, a prefix).
+# Package of Debian 12 and Ubuntu 24.04, and how to see that it is there from elsewhere (module
+# load, conda, a prefix).
 readonly PACKAGES=(
   "g++ cxx20" "pkg-config command:pkg-config" "libopenmpi-dev command:mpicc" "openmpi-bin command:mpirun"
   "libhdf5-dev module:hdf5,command:h5cc,command:h5pcc,header:hdf5.h"
@@ -38,7 +40,8 @@ a second run changes nothing.
 EOF
 }
 
-# Leaves out of colon-separated lists what an earlier run of this script put there, so that it decides the same again.
+# Leaves out of colon-separated lists what an earlier run of this script put there, so that it
+# decides the same again.
 forget_own_environment() {
   local name list=() entry kept
   for name in PATH CMAKE_PREFIX_PATH CUDA_HOME CUDACXX CUDAToolkit_ROOT; do
@@ -175,8 +178,8 @@ find_torch() {
   done
 }
 
-# CUDA's wheels as a toolkit: the folder and library names that FindCUDAToolkit looks for. Links to the environment's
-# build tools alone, so that PATH gains no second python3 and pip.
+# CUDA's wheels as a toolkit: the folder and library names that FindCUDAToolkit looks for. Links to
+# the environment's build tools alone, so that PATH gains no second python3 and pip.
 finish_venv() {
   local site library tool
   site=$("$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')

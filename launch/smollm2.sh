@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Turns a real pretrained transformer, SmolLM2-135M, into an RNN, beside the baselines that this has to be measured against.
+# Turns a real pretrained transformer, SmolLM2-135M, into an RNN, beside the baselines that this has
+# to be measured against.
 set -euo pipefail
 # shellcheck source=launch/venv.sh
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"

@@ -7,7 +7,8 @@ T2R_CACHE=$(realpath -m "${XDG_CACHE_HOME:-$HOME/.cache}")/t2r
 # t2r_say TEXT...: a line on stderr, so that stdout stays for results.
 t2r_say() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; }
 
-# t2r_fail CODE TEXT...: a line on stderr and the end of the script. 64 is wrong usage, 1 anything else.
+# t2r_fail CODE TEXT...: a line on stderr and the end of the script. 64 is wrong usage, 1 anything
+# else.
 t2r_fail() {
   local code=$1
   shift
@@ -15,7 +16,8 @@ t2r_fail() {
   exit "$code"
 }
 
-# t2r_need KIND OPTION [VALUE...]: ends with 64 unless the option has a value of its kind: number (1 or more), file, text.
+# t2r_need KIND OPTION [VALUE...]: ends with 64 unless the option has a value of its kind: number (1
+# or more), file, text.
 t2r_need() {
   local kind=$1 option=$2 value=${3:-}
   [[ -n $value && $value != --* ]] || t2r_fail 64 "$option needs a $kind; see --help"
@@ -29,10 +31,12 @@ t2r_torch_of() {
   "$1" -c "$find" 2>/dev/null || true
 }
 
-# t2r_key TEXT...: 12 hexadecimal digits of the text's sha256, a name for what depends on nothing else.
+# t2r_key TEXT...: 12 hexadecimal digits of the text's sha256, a name for what depends on nothing
+# else.
 t2r_key() { printf '%s\n' "$@" | sha256sum | cut -c1-12; }
 
-# t2r_lock FILE: waits for other set-ups on this machine; the lock ends with the script or with `exec {T2R_LOCK}>&-`.
+# t2r_lock FILE: waits for other set-ups on this machine; the lock ends with the script or with
+# `exec {T2R_LOCK}>&-`.
 t2r_lock() {
   mkdir -p "$(dirname "$1")"
   exec {T2R_LOCK}>"$1"
@@ -45,9 +49,9 @@ t2r_lock() {
 # t2r_venv_is_complete FOLDER: a folder without the mark was interrupted.
 t2r_venv_is_complete() { [[ -e $1/t2r_complete && -x $1/bin/python ]]; }
 
-# t2r_make_venv FOLDER FINISH PIP_ARGUMENT...: makes the environment unless it is there; FINISH FOLDER is called before
-# it counts as complete. Made in place and marked at the end: scripts in bin/ carry the folder's name, so that an
-# environment cannot be renamed.
+# t2r_make_venv FOLDER FINISH PIP_ARGUMENT...: makes the environment unless it is there; FINISH
+# FOLDER is called before it counts as complete. Made in place and marked at the end: scripts in
+# bin/ carry the folder's name, so that an environment cannot be renamed.
 t2r_make_venv() {
   local folder=$1 finish=$2 log=$1.log
   shift 2

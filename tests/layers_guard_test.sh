@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The guards of layers_test.sh bite: each kind of violation, put into a copy of an empty tree, must be reported.
+# The guards of layers_test.sh bite: each kind of violation, put into a copy of an empty tree, must
+# be reported.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(mktemp -d)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Guards of the layers that the linker cannot see: which folder may include what. Usage: layers_test.sh [ROOT]
+# Guards of the layers that the linker cannot see: which folder may include what. Usage:
+# layers_test.sh [ROOT]
 set -euo pipefail
 cd "${1:-$(dirname "${BASH_SOURCE[0]}")/..}"
 failures=0

@@ -5,6 +5,7 @@ Usage: load_from_python.py libt2r_ops.so
 
 Ends with 0 if output and gradients agree within the bars of docs/kernels.md.
 """
+
 import sys
 
 import torch

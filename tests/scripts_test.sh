@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Tests of the scripts in launch/, data/ and .ci/: what they say, what they end with, what they leave behind. They need
-# no network and write only below a temporary folder. T2R_PYTHON is a Python with numpy (launch/env.sh sets it).
+# Tests of the scripts in launch/, data/ and .ci/: what they say, what they end with, what they
+# leave behind. They need no network and write only below a temporary folder. T2R_PYTHON is a Python
+# with numpy (launch/env.sh sets it).
 # shellcheck disable=SC2016,SC2031,SC2317,SC2329  # other programs expand what they are given; the tests are called by name
 set -uo pipefail
 
@@ -17,7 +18,8 @@ fail() {
   return 1
 }
 
-# expect CODE TEXT COMMAND...: the command ends with CODE and says TEXT (an extended regular expression).
+# expect CODE TEXT COMMAND...: the command ends with CODE and says TEXT (an extended regular
+# expression).
 expect() {
   local want=$1 text=$2 code=0
   shift 2
@@ -26,7 +28,8 @@ expect() {
   grep -qE -- "$text" <<<"$OUTPUT" || fail "did not say '$text': $* -> $OUTPUT"
 }
 
-# A root of its own with the scripts, so that no test writes to the project's .cache, build, corpora or models.
+# A root of its own with the scripts, so that no test writes to the project's .cache, build, corpora
+# or models.
 make_root() {
   mkdir -p "$1"
   cp -r "$ROOT/launch" "$ROOT/data" "$ROOT/.ci" "$1/"
@@ -42,7 +45,8 @@ make_torch() {
   echo "cuda: Optional[str] = $cuda" >"$1/version.py"
 }
 
-# A PATH on which every package seems installed, apt-get would be seen if it ran, and nvcc is what $1 says it is.
+# A PATH on which every package seems installed, apt-get would be seen if it ran, and nvcc is what
+# $1 says it is.
 fake_machine() {
   local bin=$TMP/$1-bin
   mkdir -p "$bin"
@@ -277,7 +281,8 @@ CorpusIsWrittenWholeOrNotAtAll() {
   expect 1 "mine exists and is not a complete corpus" "$ROOT/data/get_corpus.sh" wikitext-2 "$TMP/corpora/mine"
 }
 
-# Pages a0 to a59: a text that all share in English and none in translation, one of their own, one left untranslated.
+# Pages a0 to a59: a text that all share in English and none in translation, one of their own, one
+# left untranslated.
 LibreOfficeHelpKeepsPartsApart() {
   local help=$TMP/help/usr/share/libreoffice/help language page out=$TMP/help_out shared
   for language in en-US de fr zh-CN; do
@@ -409,8 +414,8 @@ ModelFolderThatIsIncompleteIsRefused() {
   expect 0 "is there" "$ROOT/data/get_model.sh" smollm2-135m "$TMP/model"
 }
 
-# make_fake_t2r CALLS: a program in t2r's place, $TMP/fake_t2r, that writes down how it is called and makes what the command would leave;
-# and text for it to read.
+# make_fake_t2r CALLS: a program in t2r's place, $TMP/fake_t2r, that writes down how it is called
+# and makes what the command would leave; and text for it to read.
 make_fake_t2r() {
   mkdir -p "$root/corpora/wikitext-2/lm"
   for part in train valid test; do echo " A sentence of $part . " >"$root/corpora/wikitext-2/lm/$part.txt"; done

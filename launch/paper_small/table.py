@@ -1,8 +1,11 @@
 """Prints results.jsonl of launch/paper_small.sh as a Markdown table: every model beside its teacher and the finetuned teacher."""
+
 import json
 import sys
 
-rows = {row["name"]: row for row in map(json.loads, open(sys.argv[1], encoding="utf-8"))}  # the last of a name counts
+rows = {
+    row["name"]: row for row in map(json.loads, open(sys.argv[1], encoding="utf-8"))
+}  # the last of a name counts
 
 
 def change(row, base):
@@ -13,9 +16,13 @@ def change(row, base):
     return f"{100 * (ratio - 1):+.1f} %"
 
 
-print("| model | tokens | train s | valid ppl | test ppl per token | to teacher | to softmax with the same tokens | test ppl per word |")
+print(
+    "| model | tokens | train s | valid ppl | test ppl per token | to teacher | to softmax with the same tokens | test ppl per word |"
+)
 print("|---|--:|--:|--:|--:|--:|--:|--:|")
 for row in rows.values():
-    print(f"| {row['name']} | {row['tokens'] / 1e6:.1f}M | {row['seconds']:.0f} | {row['valid']['perplexity_per_token']:.2f} | "
-          f"{row['test']['perplexity_per_token']:.2f} | {change(row, 'teacher')} | {change(row, 'softmax')} | "
-          f"{row['test']['perplexity_per_word']:.2f} |")
+    print(
+        f"| {row['name']} | {row['tokens'] / 1e6:.1f}M | {row['seconds']:.0f} | {row['valid']['perplexity_per_token']:.2f} | "
+        f"{row['test']['perplexity_per_token']:.2f} | {change(row, 'teacher')} | {change(row, 'softmax')} | "
+        f"{row['test']['perplexity_per_word']:.2f} |"
+    )

@@ -6,6 +6,7 @@
 Needs torch with CUDA and transformers (4.49 to 4.57 have been seen to work). Prints microseconds a step, greedy, behind each length: T2R and softmax
 by t2r; softmax by transformers with a cache that grows, and with a static one under torch.compile ("reduce-overhead": CUDA graphs).
 """
+
 import argparse
 import json
 import statistics
@@ -21,17 +22,50 @@ WARMUP, ROUNDS, STEPS_A_ROUND = 6, 5, 8
 
 
 def measure_t2r(binary, attention, batch, lengths):
-    command = [binary, "bench", "generate", "--model.family", "llama", "--model.layers", LAYERS, "--model.hidden-size", HIDDEN, "--model.heads", HEADS,
-               "--model.kv-heads", KV_HEADS, "--model.intermediate-size", INTERMEDIATE, "--vocab-size", VOCABULARY, "--model.attention", attention,
-               "--batch-size", batch, "--lengths", *lengths, "--json"]
-    output = subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True).stdout
+    command = [
+        binary,
+        "bench",
+        "generate",
+        "--model.family",
+        "llama",
+        "--model.layers",
+        LAYERS,
+        "--model.hidden-size",
+        HIDDEN,
+        "--model.heads",
+        HEADS,
+        "--model.kv-heads",
+        KV_HEADS,
+        "--model.intermediate-size",
+        INTERMEDIATE,
+        "--vocab-size",
+        VOCABULARY,
+        "--model.attention",
+        attention,
+        "--batch-size",
+        batch,
+        "--lengths",
+        *lengths,
+        "--json",
+    ]
+    output = subprocess.run(
+        [str(word) for word in command], check=True, capture_output=True, text=True
+    ).stdout
     return [json.loads(line) for line in output.splitlines()]
 
 
 def make_model(longest):
-    config = LlamaConfig(hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=KV_HEADS,
-                         intermediate_size=INTERMEDIATE, vocab_size=VOCABULARY, max_position_embeddings=longest + 256, tie_word_embeddings=True,
-                         attn_implementation="sdpa")
+    config = LlamaConfig(
+        hidden_size=HIDDEN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        intermediate_size=INTERMEDIATE,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=longest + 256,
+        tie_word_embeddings=True,
+        attn_implementation="sdpa",
+    )
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda"):
         return LlamaForCausalLM(config).eval()
@@ -41,19 +75,44 @@ def growing_step(model, batch, length):
     """A step on a cache that is concatenated anew for every token, which is what generate() does unless told otherwise."""
     cache = DynamicCache()
     for layer in range(LAYERS):
-        cache.update(*(torch.randn(batch, KV_HEADS, length, HEAD_SIZE, device="cuda") for _ in range(2)), layer)
-    return lambda token: model(token, past_key_values=cache, use_cache=True).logits[:, -1].argmax(-1, keepdim=True)
+        cache.update(
+            *(torch.randn(batch, KV_HEADS, length, HEAD_SIZE, device="cuda") for _ in range(2)),
+            layer,
+        )
+    return (
+        lambda token: model(token, past_key_values=cache, use_cache=True)
+        .logits[:, -1]
+        .argmax(-1, keepdim=True)
+    )
 
 
 def compiled_step(model, batch, length):
     """A step on a static cache, compiled, as generate() with cache_implementation="static" does it."""
-    cache = StaticCache(config=model.config, max_cache_len=length + 64, max_batch_size=batch, device="cuda", dtype=torch.bfloat16)
+    cache = StaticCache(
+        config=model.config,
+        max_cache_len=length + 64,
+        max_batch_size=batch,
+        device="cuda",
+        dtype=torch.bfloat16,
+    )
     position = torch.full((1,), length, dtype=torch.int64, device="cuda")
 
     def forward(token, at):
-        return model(token, past_key_values=cache, cache_position=at, position_ids=at.expand(batch, 1), use_cache=True).logits[:, -1].argmax(-1, keepdim=True)
+        return (
+            model(
+                token,
+                past_key_values=cache,
+                cache_position=at,
+                position_ids=at.expand(batch, 1),
+                use_cache=True,
+            )
+            .logits[:, -1]
+            .argmax(-1, keepdim=True)
+        )
 
-    forward(torch.zeros((batch, 1), dtype=torch.int64, device="cuda"), position)  # the cache makes its tensors here: not within a graph's memory
+    forward(
+        torch.zeros((batch, 1), dtype=torch.int64, device="cuda"), position
+    )  # the cache makes its tensors here: not within a graph's memory
     compiled = torch.compile(forward, mode="reduce-overhead")
 
     def step(token):
@@ -81,7 +140,9 @@ def measure_steps(step, batch):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("binary")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 65536])
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16])
@@ -91,7 +152,10 @@ def main():
     model = make_model(max(options.lengths))
 
     def report(name, batch, length, microseconds):
-        print(f"{name:32} batch {batch:3} behind {length:6}: {microseconds:9.0f} us a step, {1e6 * batch / microseconds:9.0f} tokens/s", flush=True)
+        print(
+            f"{name:32} batch {batch:3} behind {length:6}: {microseconds:9.0f} us a step, {1e6 * batch / microseconds:9.0f} tokens/s",
+            flush=True,
+        )
 
     for batch in options.batch_sizes:
         for attention in ("t2r", "softmax"):
@@ -103,7 +167,9 @@ def main():
         for name, make_step in peers.items():
             for length in options.lengths:
                 with torch.no_grad():
-                    report(name, batch, length, measure_steps(make_step(model, batch, length), batch))
+                    report(
+                        name, batch, length, measure_steps(make_step(model, batch, length), batch)
+                    )
                 torch.cuda.empty_cache()
                 torch._dynamo.reset()
 

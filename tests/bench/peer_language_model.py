@@ -10,6 +10,7 @@ denominator clamped from below at 1e-2.
 A step: forward, cross entropy, backward, clip_grad_norm_(1.0), AdamW, on random tokens. Prints one
 line of JSON.
 """
+
 import argparse
 import json
 import statistics
@@ -35,10 +36,9 @@ def chunked_linear_attention(phi_q, phi_k, v):
         phi_q, phi_k, v = (F.pad(x, (0, 0, 0, pad)) for x in (phi_q, phi_k, v))
     # [B,H,N,G*C,*] of N chunks: a group's queries are more rows of the same products. With G = 1
     # these are views.
-    q, k, v = (x.unflatten(3, (-1, CHUNK)).transpose(2, 3).flatten(3, 4)
-               for x in (phi_q, phi_k, v))
-    states = torch.matmul(k.transpose(-1, -2), v)                    # [B,H,N,K,D], of each chunk
-    sums = k.sum(-2)                                                 # [B,H,N,K]
+    q, k, v = (x.unflatten(3, (-1, CHUNK)).transpose(2, 3).flatten(3, 4) for x in (phi_q, phi_k, v))
+    states = torch.matmul(k.transpose(-1, -2), v)  # [B,H,N,K,D], of each chunk
+    sums = k.sum(-2)  # [B,H,N,K]
     states = F.pad(states.cumsum(2)[:, :, :-1], (0, 0, 0, 0, 1, 0))  # of all chunks before
     sums = F.pad(sums.cumsum(2)[:, :, :-1], (0, 0, 1, 0))
     scores = torch.matmul(q, k.transpose(-1, -2))
@@ -61,7 +61,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(args.hidden, args.hidden, bias=bias)
         if self.kind == "t2r":
             k = args.feature_size
-            bound = self.head_dim ** -0.5
+            bound = self.head_dim**-0.5
             weight = torch.empty(self.kv_heads, 1, self.head_dim, k)
             self.map_weight = nn.Parameter(weight.uniform_(-bound, bound))
             bias = torch.empty(self.kv_heads, 1, 1, k)
@@ -71,16 +71,19 @@ class Attention(nn.Module):
         return torch.relu(torch.matmul(x, self.map_weight) + self.map_bias)
 
     def forward(self, x, rotary):
-        q, k, v = (y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-                   for y in self.qkv(x).split(self.sizes, -1))       # [B,H,T,D]
+        q, k, v = (
+            y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for y in self.qkv(x).split(self.sizes, -1)
+        )  # [B,H,T,D]
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         if self.kind == "softmax":
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True,
-                                               enable_gqa=self.kv_heads != self.heads)
+            y = F.scaled_dot_product_attention(
+                q, k, v, is_causal=True, enable_gqa=self.kv_heads != self.heads
+            )
         else:
             q, k, v = (z.unflatten(1, (self.kv_heads, -1)) for z in (q, k, v))
-            phi_q, phi_k = self.features(q * self.head_dim ** -0.5), self.features(k)
+            phi_q, phi_k = self.features(q * self.head_dim**-0.5), self.features(k)
             y = chunked_linear_attention(phi_q, phi_k, v).flatten(1, 2)
         return self.out(y.transpose(1, 2).flatten(2))
 
@@ -126,9 +129,11 @@ class Block(nn.Module):
         if args.family == "llama":
             self.mlp = SwiGlu(args.hidden, args.intermediate)
         else:
-            self.mlp = nn.Sequential(nn.Linear(args.hidden, args.intermediate),
-                                     nn.GELU(approximate="tanh"),
-                                     nn.Linear(args.intermediate, args.hidden))
+            self.mlp = nn.Sequential(
+                nn.Linear(args.hidden, args.intermediate),
+                nn.GELU(approximate="tanh"),
+                nn.Linear(args.intermediate, args.hidden),
+            )
 
     def forward(self, x, rotary):
         x = x + self.attention(self.attention_norm(x), rotary)
@@ -166,18 +171,35 @@ class LanguageModel(nn.Module):
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--family", choices=("llama", "gpt2"), default="llama")
-    for name, default in (("layers", 6), ("hidden", 256), ("heads", 4), ("kv-heads", 0),
-                          ("intermediate", 768), ("vocab", 8192), ("seq-len", 256), ("batch", 8),
-                          ("steps", 20), ("warm-up", 3), ("threads", 1), ("feature-size", 32)):
+    for name, default in (
+        ("layers", 6),
+        ("hidden", 256),
+        ("heads", 4),
+        ("kv-heads", 0),
+        ("intermediate", 768),
+        ("vocab", 8192),
+        ("seq-len", 256),
+        ("batch", 8),
+        ("steps", 20),
+        ("warm-up", 3),
+        ("threads", 1),
+        ("feature-size", 32),
+    ):
         parser.add_argument("--" + name, type=int, default=default)
     parser.add_argument("--attention", choices=("softmax", "t2r"), default="softmax")
-    parser.add_argument("--optimizer", choices=("fused", "foreach", "loop"), default="fused",
-                        help="which AdamW of torch; fused is its quickest on CPUs")
-    parser.add_argument("--compile", action="store_true",
-                        help="torch.compile; the warm-up then compiles")
+    parser.add_argument(
+        "--optimizer",
+        choices=("fused", "foreach", "loop"),
+        default="fused",
+        help="which AdamW of torch; fused is its quickest on CPUs",
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile; the warm-up then compiles"
+    )
     args = parser.parse_args()
     args.kv_heads = args.kv_heads or args.heads
     if args.hidden % args.heads or args.heads % args.kv_heads or args.hidden // args.heads % 2:
@@ -203,8 +225,9 @@ def main():
     model = LanguageModel(args)
     forward = torch.compile(model) if args.compile else model
     parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=args.optimizer == "fused",
-                                  foreach=args.optimizer == "foreach")
+    optimizer = torch.optim.AdamW(
+        parameters, lr=1e-4, fused=args.optimizer == "fused", foreach=args.optimizer == "foreach"
+    )
 
     def step(ids, labels):
         loss = forward(ids, labels)
@@ -217,15 +240,19 @@ def main():
     tokens = torch.randint(args.vocab, (args.warm_up + args.steps, args.batch, args.seq_len + 1))
     seconds, loss = time_steps(step, ((t[:, :-1], t[:, 1:]) for t in tokens), args.warm_up)
     median = statistics.median(seconds)
-    print(json.dumps({
-        "tokens_per_s": round(args.batch * args.seq_len / median, 1),
-        "ms_per_step": round(median * 1e3, 2),
-        "ms_quickest": round(min(seconds) * 1e3, 2),
-        "loss": round(loss, 4),
-        "parameters": sum(p.numel() for p in parameters),
-        "torch": torch.__version__,
-        **vars(args),
-    }))
+    print(
+        json.dumps(
+            {
+                "tokens_per_s": round(args.batch * args.seq_len / median, 1),
+                "ms_per_step": round(median * 1e3, 2),
+                "ms_quickest": round(min(seconds) * 1e3, 2),
+                "loss": round(loss, 4),
+                "parameters": sum(p.numel() for p in parameters),
+                "torch": torch.__version__,
+                **vars(args),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """Every bad input: its message, its exit code, and nothing half-written."""
+
 import json
 import os
 import pathlib
@@ -47,7 +48,9 @@ class BadInput(Case):
         config = json.loads((copy / "config.json").read_text())
         config["intermediate_size"] = 64
         (copy / "config.json").write_text(json.dumps(config))
-        self.fails(self.convert(copy), 65, "gate_proj.weight", "has shape", "the config asks for [64,32]")
+        self.fails(
+            self.convert(copy), 65, "gate_proj.weight", "has shape", "the config asks for [64,32]"
+        )
 
     def test_missing_and_unknown_tensors(self):
         copy = self.copy_of_model("names")
@@ -58,10 +61,23 @@ class BadInput(Case):
 
     def test_what_is_no_file_is_refused_and_not_waited_for(self):
         """Under every name that is t2r's or the format's own: a named pipe, a folder, a device. What a user names may be a pipe."""
-        names = ["manifest.json", "config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.model",
-                 "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
-        for kind, make, names_of in (("a named pipe", os.mkfifo, names), ("a folder", os.mkdir, ["manifest.json", "tokenizer.json"]),
-                                     ("a device", lambda path: os.symlink("/dev/zero", path), ["config.json"])):
+        names = [
+            "manifest.json",
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "model.safetensors.index.json",
+            "tokenizer.model",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "added_tokens.json",
+        ]
+        for kind, make, names_of in (
+            ("a named pipe", os.mkfifo, names),
+            ("a folder", os.mkdir, ["manifest.json", "tokenizer.json"]),
+            ("a device", lambda path: os.symlink("/dev/zero", path), ["config.json"]),
+        ):
             for name in names_of:
                 with self.subTest(kind=kind, name=name):
                     shutil.rmtree(self.folder / "no-file", ignore_errors=True)
@@ -70,12 +86,31 @@ class BadInput(Case):
                     if name.endswith("index.json"):
                         (copy / "model.safetensors").unlink()
                     make(copy / name)
-                    result = run("generate", "--model", copy, "--prompt", "the", "--max-new-tokens", 1, timeout=20)
-                    self.fails(result, 65, f"no-file/{name}: is {kind}, and must be a regular file; move it away")
+                    result = run(
+                        "generate",
+                        "--model",
+                        copy,
+                        "--prompt",
+                        "the",
+                        "--max-new-tokens",
+                        1,
+                        timeout=20,
+                    )
+                    self.fails(
+                        result,
+                        65,
+                        f"no-file/{name}: is {kind}, and must be a regular file; move it away",
+                    )
         command = f"'{BINARY}' generate --model '{self.model}' --max-new-tokens 1"
-        for shell in (f"{command} --prompt-file <(echo the)", f"echo the | {command} --prompt-file /dev/stdin", f"echo the | {command} --prompts -",
-                      f"{command} --prompt the --config <(echo 'seed = 3')"):
-            result = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=60)
+        for shell in (
+            f"{command} --prompt-file <(echo the)",
+            f"echo the | {command} --prompt-file /dev/stdin",
+            f"echo the | {command} --prompts -",
+            f"{command} --prompt the --config <(echo 'seed = 3')",
+        ):
+            result = subprocess.run(
+                ["bash", "-c", shell], capture_output=True, text=True, timeout=60
+            )
             self.assertEqual((result.returncode, result.stdout[:3]), (0, "the"), result.stderr)
 
     def test_what_is_no_file_in_a_run_folder(self):
@@ -83,8 +118,15 @@ class BadInput(Case):
         arguments = self.train_arguments(source, "--steps", 4, "--checkpoint-every", 2)
         self.must(*arguments)
         parts = ["manifest.json", "optimizer-00000-of-00001.safetensors"]
-        for kind, make, names, damaged in (("a named pipe", os.mkfifo, ["metrics.jsonl", "train.log", "config.toml", "lock"], parts),
-                                           ("a folder", os.mkdir, ["metrics.jsonl", "lock"], [])):
+        for kind, make, names, damaged in (
+            (
+                "a named pipe",
+                os.mkfifo,
+                ["metrics.jsonl", "train.log", "config.toml", "lock"],
+                parts,
+            ),
+            ("a folder", os.mkdir, ["metrics.jsonl", "lock"], []),
+        ):
             for name in names:
                 with self.subTest(kind=kind, name=name):
                     output = self.folder / "run-no-file"
@@ -94,7 +136,11 @@ class BadInput(Case):
                     make(output / name)
                     again = [output if argument is source else argument for argument in arguments]
                     result = run(*again, "--resume", "--threads", 1, timeout=60)
-                    self.fails(result, 65, f"run-no-file/{name}: is {kind}, and must be a regular file; move it away")
+                    self.fails(
+                        result,
+                        65,
+                        f"run-no-file/{name}: is {kind}, and must be a regular file; move it away",
+                    )
             for name in damaged:
                 with self.subTest(kind=kind, name=name):  # damage: the older one is taken
                     output = self.folder / "run-no-file"
@@ -121,14 +167,23 @@ class BadInput(Case):
         self.fails(self.convert(copy), 65, "not a JSON object")
 
     def test_model_folder_that_is_not_there(self):
-        self.fails(run("evaluate", "--model", self.folder / "none", "--data", self.folder / "valid"), 78, "is not a folder")
+        self.fails(
+            run("evaluate", "--model", self.folder / "none", "--data", self.folder / "valid"),
+            78,
+            "is not a folder",
+        )
 
     # --- options
 
     def test_unknown_config_key(self):
         path = self.folder / "bad.toml"
         path.write_text('output = "x"\nlerning-rate = 0.1\n')
-        self.fails(run("train", "--config", path), 78, 'unknown key "lerning-rate"', "did you mean learning-rate?")
+        self.fails(
+            run("train", "--config", path),
+            78,
+            'unknown key "lerning-rate"',
+            "did you mean learning-rate?",
+        )
         path.write_text('output = "x"\n[model]\nlayer = 2\n')
         self.fails(run("train", "--config", path), 78, 'unknown key "model.layer"', "model.layers")
         path.write_text("output = \n")
@@ -145,71 +200,184 @@ class BadInput(Case):
     def test_benchmark_of_what_is_not_there(self):
         # Without CUDA the build says so; with it, the program that loads CUDA does.
         program = pathlib.Path(os.environ["T2R_BINARY"]).parent / "t2r_gpu_bench"
-        self.fails(run("bench", "atention"), 64, 'unknown command "bench atention"; did you mean bench attention')
+        self.fails(
+            run("bench", "atention"),
+            64,
+            'unknown command "bench atention"; did you mean bench attention',
+        )
         if program.exists():
-            self.fails(run("bench", "attention", "--shapes", "8x2048"), 64, 'shape is "8x2048", allowed: BATCHxLENGTHxHEADSxHEADSIZE')
-            self.fails(run("bench", "attention", "--kind", "decode", "--shapes", "8x2048"), 64, 'shape is "8x2048", allowed: BATCHxHEADSxHEADSIZE')
-            self.fails(run("bench", "attention", "--kind", "cross", "--shapes", "8x2048"), 64, 'shape is "8x2048", allowed: BATCHxLENGTHxSOURCE')
-            self.fails(run("bench", "attention", "--kind", "decod"), 78, 'kind = "decod", allowed: causal, decode, cross')
+            self.fails(
+                run("bench", "attention", "--shapes", "8x2048"),
+                64,
+                'shape is "8x2048", allowed: BATCHxLENGTHxHEADSxHEADSIZE',
+            )
+            self.fails(
+                run("bench", "attention", "--kind", "decode", "--shapes", "8x2048"),
+                64,
+                'shape is "8x2048", allowed: BATCHxHEADSxHEADSIZE',
+            )
+            self.fails(
+                run("bench", "attention", "--kind", "cross", "--shapes", "8x2048"),
+                64,
+                'shape is "8x2048", allowed: BATCHxLENGTHxSOURCE',
+            )
+            self.fails(
+                run("bench", "attention", "--kind", "decod"),
+                78,
+                'kind = "decod", allowed: causal, decode, cross',
+            )
             if shutil.which("nvidia-smi") is None:
-                self.fails(run("bench", "attention"), 78, "needs a GPU; this machine has none that CUDA can use")
+                self.fails(
+                    run("bench", "attention"),
+                    78,
+                    "needs a GPU; this machine has none that CUDA can use",
+                )
         else:
-            self.fails(run("bench", "attention"), 78, "needs a build with CUDA (launch/build.sh gpu)")
+            self.fails(
+                run("bench", "attention"), 78, "needs a build with CUDA (launch/build.sh gpu)"
+            )
 
     def test_a_gpu_that_is_not_there(self):
         train = self.train_arguments(self.folder / "no-gpu", "--steps", 2, "--device", "cuda")
         model = self.folder / "no-model"
-        commands = [("train", train), ("bench", ["bench", "train", "--device", "cuda"]),
-                    ("evaluate", ["evaluate", "--model", model, "--data", self.folder / "valid", "--device", "cuda"])]
-        self.fails(run("bench", "train", "--device", "cpu", "--threads", -1), 78, "threads = -1, allowed: 0 or more")
-        self.fails(run("bench", "train", "--device", "cpu", "--precision", "bf16"), 78, "precision = bf16, allowed on a CPU: float32")
-        self.fails(run("bench", "train", "--device", "cpu", "--trace", self.folder / "trace"), 78, "trace = ", "it lists a GPU's kernels")
-        self.fails(run("bench", "train", "--device", "cpu", "--bucket-mib", 0), 78, "bucket-mib = 0, allowed: 1 to 1048576")
-        self.fails(run("bench", "train", "--device", "cpu", "--recompute", "some"), 78, 'recompute = "some", allowed: none, mlps, all')
+        commands = [
+            ("train", train),
+            ("bench", ["bench", "train", "--device", "cuda"]),
+            (
+                "evaluate",
+                ["evaluate", "--model", model, "--data", self.folder / "valid", "--device", "cuda"],
+            ),
+        ]
+        self.fails(
+            run("bench", "train", "--device", "cpu", "--threads", -1),
+            78,
+            "threads = -1, allowed: 0 or more",
+        )
+        self.fails(
+            run("bench", "train", "--device", "cpu", "--precision", "bf16"),
+            78,
+            "precision = bf16, allowed on a CPU: float32",
+        )
+        self.fails(
+            run("bench", "train", "--device", "cpu", "--trace", self.folder / "trace"),
+            78,
+            "trace = ",
+            "it lists a GPU's kernels",
+        )
+        self.fails(
+            run("bench", "train", "--device", "cpu", "--bucket-mib", 0),
+            78,
+            "bucket-mib = 0, allowed: 1 to 1048576",
+        )
+        self.fails(
+            run("bench", "train", "--device", "cpu", "--recompute", "some"),
+            78,
+            'recompute = "some", allowed: none, mlps, all',
+        )
         if not self.has_gpu_program():
             for name, command in commands:
                 with self.subTest(name):
-                    self.fails(run(*command), 78, "--device cuda needs a build with CUDA (launch/build.sh gpu)")
+                    self.fails(
+                        run(*command),
+                        78,
+                        "--device cuda needs a build with CUDA (launch/build.sh gpu)",
+                    )
         else:
             for name, command in commands:
                 with self.subTest(name):
-                    self.fails(run(*command), 78, "no GPU was found on host", "run with --device cpu")
+                    self.fails(
+                        run(*command), 78, "no GPU was found on host", "run with --device cpu"
+                    )
             self.fails(run(*train, ranks=2), 78, "ranks 0, 1: no GPU was found on host")
         self.assertFalse((self.folder / "no-gpu" / "checkpoints").exists())
 
     def test_benchmark_of_generation(self):
-        tiny = ["bench", "generate", "--device", "cpu", "--vocab-size", 50, "--model.layers", 2, "--model.hidden-size", 32, "--model.heads", 2]
-        for more, text in ((["--lengths", 0], "lengths = 0, allowed: 1 or more"), (["--batch-size", 0], "batch-size = 0, allowed: 1 or more"),
-                           (["--steps", 0], "steps = 0, allowed: 1 or more"), (["--warmup-steps", -1], "warmup-steps = -1, allowed: 0 or more"),
-                           (["--threads", -1], "threads = -1, allowed: 0 or more"), (["--vocab-size", 0], "vocab-size = 0"),
-                           (["--temperature", -1], "temperature = -1, allowed: 0 (greedy) or more"),
-                           (["--top-k", -1], "top-k = -1, allowed: 0 (all) or more"), (["--top-p", 0], "top-p = 0, allowed: above 0, up to 1"),
-                           (["--model.attention", "rfa"], "rfa"), (["--model", self.folder / "none"], "--model and [model] exclude each other"),
-                           (["--precision", "bf16"], "precision = bf16, allowed on a CPU: float32"),
-                           (["--model.max-positions", 100, "--lengths", 10, 90], "position 169 is past the model's learned position table")):
+        tiny = [
+            "bench",
+            "generate",
+            "--device",
+            "cpu",
+            "--vocab-size",
+            50,
+            "--model.layers",
+            2,
+            "--model.hidden-size",
+            32,
+            "--model.heads",
+            2,
+        ]
+        for more, text in (
+            (["--lengths", 0], "lengths = 0, allowed: 1 or more"),
+            (["--batch-size", 0], "batch-size = 0, allowed: 1 or more"),
+            (["--steps", 0], "steps = 0, allowed: 1 or more"),
+            (["--warmup-steps", -1], "warmup-steps = -1, allowed: 0 or more"),
+            (["--threads", -1], "threads = -1, allowed: 0 or more"),
+            (["--vocab-size", 0], "vocab-size = 0"),
+            (["--temperature", -1], "temperature = -1, allowed: 0 (greedy) or more"),
+            (["--top-k", -1], "top-k = -1, allowed: 0 (all) or more"),
+            (["--top-p", 0], "top-p = 0, allowed: above 0, up to 1"),
+            (["--model.attention", "rfa"], "rfa"),
+            (["--model", self.folder / "none"], "--model and [model] exclude each other"),
+            (["--precision", "bf16"], "precision = bf16, allowed on a CPU: float32"),
+            (
+                ["--model.max-positions", 100, "--lengths", 10, 90],
+                "position 169 is past the model's learned position table",
+            ),
+        ):
             with self.subTest(text):
                 self.fails(run(*tiny, *more), 78, text)
-        self.fails(run("bench", "generate", "--device", "cpu", "--model", self.folder / "none"), 78, "is not a folder")
+        self.fails(
+            run("bench", "generate", "--device", "cpu", "--model", self.folder / "none"),
+            78,
+            "is not a folder",
+        )
         if shutil.which("nvidia-smi") is None:
-            self.fails(run("bench", "generate", "--device", "cuda"), 78, "GPU" if self.has_gpu_program() else "needs a build with CUDA")
+            self.fails(
+                run("bench", "generate", "--device", "cuda"),
+                78,
+                "GPU" if self.has_gpu_program() else "needs a build with CUDA",
+            )
 
     @staticmethod
     def has_gpu_program():
         return (pathlib.Path(os.environ["T2R_BINARY"]).parent / "t2r_gpu").exists()
 
     def test_values_that_are_not_allowed(self):
-        base = ["--output", self.folder / "never", "--train-data", self.folder / "train", "--model.layers", 2]
-        for more, text in ((["--steps", 2, "--batch-size", 0], "batch-size = 0, allowed: 1 or more"),
-                           (["--steps", 2, "--dropout", 1.5], "dropout = 1.5, allowed: 0 to 0.99"),
-                           (["--steps", 2, "--tokens", 100], "exactly one of steps and tokens"),
-                           (["--steps", 2, "--schedule", "cosin"], 'schedule = "cosin", allowed: cosine'),
-                           (["--steps", 2, "--model.hidden-size", 30, "--model.heads", 4], "a multiple of model.heads = 4"),
-                           (["--steps", 2, "--model", self.model], "exclude each other")):
+        base = [
+            "--output",
+            self.folder / "never",
+            "--train-data",
+            self.folder / "train",
+            "--model.layers",
+            2,
+        ]
+        for more, text in (
+            (["--steps", 2, "--batch-size", 0], "batch-size = 0, allowed: 1 or more"),
+            (["--steps", 2, "--dropout", 1.5], "dropout = 1.5, allowed: 0 to 0.99"),
+            (["--steps", 2, "--tokens", 100], "exactly one of steps and tokens"),
+            (["--steps", 2, "--schedule", "cosin"], 'schedule = "cosin", allowed: cosine'),
+            (
+                ["--steps", 2, "--model.hidden-size", 30, "--model.heads", 4],
+                "a multiple of model.heads = 4",
+            ),
+            (["--steps", 2, "--model", self.model], "exclude each other"),
+        ):
             self.fails(run("train", *base, *more), 78, text)
         self.assertFalse((self.folder / "never" / "checkpoints").exists())
 
     def test_dump_config_reads_back(self):
-        first = self.must("train", "--output", "x", "--steps", 3, "--learning-rate", 1e-3, "--model.layers", 2, "--dump-config")
+        first = self.must(
+            "train",
+            "--output",
+            "x",
+            "--steps",
+            3,
+            "--learning-rate",
+            1e-3,
+            "--model.layers",
+            2,
+            "--dump-config",
+        )
         path = self.folder / "dump.toml"
         path.write_text(first.stdout)
         second = self.must("train", "--config", path, "--dump-config")
@@ -221,23 +389,111 @@ class BadInput(Case):
 
     def test_tokenizer_and_shard_that_do_not_belong_together(self):
         other = self.folder / "other.model"
-        self.must("prepare", "vocab", "--inputs", self.folder / "valid.txt", "--output", other, "--vocab-size", 300)
-        self.fails(run("train", "--output", self.folder / "mismatch", "--train-data", self.folder / "train", "--tokenizer", other,
-                       "--model.layers", 2, "--steps", 2, "--sequence-length", 32), 78, "made with another tokenizer")
-        self.must("prepare", "lm", "--inputs", self.folder / "valid.txt", "--tokenizer", other, "--output", self.folder / "other")
-        self.fails(run("train", "--output", self.folder / "mismatch", "--train-data", self.folder / "other", "--model", self.model,
-                       "--steps", 2, "--sequence-length", 32), 78, "made with another tokenizer")
+        self.must(
+            "prepare",
+            "vocab",
+            "--inputs",
+            self.folder / "valid.txt",
+            "--output",
+            other,
+            "--vocab-size",
+            300,
+        )
+        self.fails(
+            run(
+                "train",
+                "--output",
+                self.folder / "mismatch",
+                "--train-data",
+                self.folder / "train",
+                "--tokenizer",
+                other,
+                "--model.layers",
+                2,
+                "--steps",
+                2,
+                "--sequence-length",
+                32,
+            ),
+            78,
+            "made with another tokenizer",
+        )
+        self.must(
+            "prepare",
+            "lm",
+            "--inputs",
+            self.folder / "valid.txt",
+            "--tokenizer",
+            other,
+            "--output",
+            self.folder / "other",
+        )
+        self.fails(
+            run(
+                "train",
+                "--output",
+                self.folder / "mismatch",
+                "--train-data",
+                self.folder / "other",
+                "--model",
+                self.model,
+                "--steps",
+                2,
+                "--sequence-length",
+                32,
+            ),
+            78,
+            "made with another tokenizer",
+        )
 
     def test_token_ids_out_of_range(self):
         copy = self.copy_of_model("small-vocab")
         for name in copy.glob("tokenizer*"):
             name.unlink()
         big = self.folder / "big.model"
-        self.must("prepare", "vocab", "--inputs", self.folder / "train.txt", "--output", big, "--vocab-size", 330)
-        self.must("prepare", "lm", "--inputs", self.folder / "train.txt", "--tokenizer", big, "--output", self.folder / "big")
-        self.fails(run("train", "--output", self.folder / "range", "--train-data", self.folder / "big", "--model", copy, "--steps", 2,
-                       "--sequence-length", 32), 78, "token ids up to 329", "vocabulary has 320 entries")
-        self.fails(run("evaluate", "--model", copy, "--data", self.folder / "big"), 78, "token ids up to 329")
+        self.must(
+            "prepare",
+            "vocab",
+            "--inputs",
+            self.folder / "train.txt",
+            "--output",
+            big,
+            "--vocab-size",
+            330,
+        )
+        self.must(
+            "prepare",
+            "lm",
+            "--inputs",
+            self.folder / "train.txt",
+            "--tokenizer",
+            big,
+            "--output",
+            self.folder / "big",
+        )
+        self.fails(
+            run(
+                "train",
+                "--output",
+                self.folder / "range",
+                "--train-data",
+                self.folder / "big",
+                "--model",
+                copy,
+                "--steps",
+                2,
+                "--sequence-length",
+                32,
+            ),
+            78,
+            "token ids up to 329",
+            "vocabulary has 320 entries",
+        )
+        self.fails(
+            run("evaluate", "--model", copy, "--data", self.folder / "big"),
+            78,
+            "token ids up to 329",
+        )
 
     def test_shard_with_a_flipped_byte(self):
         copy = self.folder / "flipped"
@@ -246,15 +502,41 @@ class BadInput(Case):
         data = bytearray(shard.read_bytes())
         data[len(data) // 2] ^= 4
         shard.write_bytes(data)
-        self.fails(run("train", "--output", self.folder / "never", "--train-data", copy, "--model.layers", 2, "--steps", 2,
-                       "--sequence-length", 32), 65, shard.name)
+        self.fails(
+            run(
+                "train",
+                "--output",
+                self.folder / "never",
+                "--train-data",
+                copy,
+                "--model.layers",
+                2,
+                "--steps",
+                2,
+                "--sequence-length",
+                32,
+            ),
+            65,
+            shard.name,
+        )
         self.assertFalse((self.folder / "never" / "checkpoints").exists())
 
     def prepare(self, text, *more, **options):
         source = self.folder / "source.txt"
         source.write_bytes(text)
         output = self.folder / "prepared"
-        result = run("prepare", "lm", "--inputs", source, "--tokenizer", self.tokenizer, "--output", output, *more, **options)
+        result = run(
+            "prepare",
+            "lm",
+            "--inputs",
+            source,
+            "--tokenizer",
+            self.tokenizer,
+            "--output",
+            output,
+            *more,
+            **options,
+        )
         if result.returncode != 0:
             self.assertEqual(list(output.glob("**/*")) if output.exists() else [], [])
         shutil.rmtree(output, ignore_errors=True)
@@ -263,23 +545,56 @@ class BadInput(Case):
     def test_empty_text(self):
         self.fails(self.prepare(b""), 65, "source.txt")
         (self.folder / "empty.txt").write_text("")
-        self.fails(run("prepare", "vocab", "--inputs", self.folder / "empty.txt", "--output", self.folder / "e.model"), 65, "empty.txt")
+        self.fails(
+            run(
+                "prepare",
+                "vocab",
+                "--inputs",
+                self.folder / "empty.txt",
+                "--output",
+                self.folder / "e.model",
+            ),
+            65,
+            "empty.txt",
+        )
         self.assertFalse((self.folder / "e.model").exists())
 
     def test_invalid_utf8(self):
-        self.fails(self.prepare(b"good\nbad \xff\xfe here\n"), 65, "source.txt", "byte 9", "--allow-invalid-utf8")
-        self.assertEqual(self.prepare(b"good\nbad \xff\xfe here\n", "--allow-invalid-utf8").returncode, 0)
+        self.fails(
+            self.prepare(b"good\nbad \xff\xfe here\n"),
+            65,
+            "source.txt",
+            "byte 9",
+            "--allow-invalid-utf8",
+        )
+        self.assertEqual(
+            self.prepare(b"good\nbad \xff\xfe here\n", "--allow-invalid-utf8").returncode, 0
+        )
 
     def test_full_disk(self):
-        self.fails(self.prepare((self.folder / "train.txt").read_bytes(), limit_bytes=4096), 73, "prepared")
+        self.fails(
+            self.prepare((self.folder / "train.txt").read_bytes(), limit_bytes=4096), 73, "prepared"
+        )
 
     def test_prepare_with_two_ranks_writes_the_same(self):
         inputs = [self.folder / "train.txt", self.folder / "valid.txt"]
         for ranks in (1, 2):
-            self.must("prepare", "lm", "--inputs", *inputs, "--tokenizer", self.tokenizer, "--output", self.folder / f"ranks{ranks}",
-                      ranks=ranks)
+            self.must(
+                "prepare",
+                "lm",
+                "--inputs",
+                *inputs,
+                "--tokenizer",
+                self.tokenizer,
+                "--output",
+                self.folder / f"ranks{ranks}",
+                ranks=ranks,
+            )
         for name in ("train-00000.h5", "valid-00000.h5"):
-            self.assertEqual((self.folder / "ranks1" / name).read_bytes(), (self.folder / "ranks2" / name).read_bytes())
+            self.assertEqual(
+                (self.folder / "ranks1" / name).read_bytes(),
+                (self.folder / "ranks2" / name).read_bytes(),
+            )
 
     def test_expected_values_that_do_not_fit(self):
         expected = self.folder / "expected.safetensors"
@@ -287,7 +602,11 @@ class BadInput(Case):
         def write(entries):
             header, data = {}, b""
             for name, (dtype, shape, raw) in entries.items():
-                header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(raw)]}
+                header[name] = {
+                    "dtype": dtype,
+                    "shape": shape,
+                    "data_offsets": [len(data), len(data) + len(raw)],
+                }
                 data += raw
             text = json.dumps(header).encode()
             text += b" " * (-len(text) % 8)
@@ -295,13 +614,30 @@ class BadInput(Case):
 
         ids = ("I64", [1, 4], struct.pack("<4q", 5, 6, 7, 8))
         write({"input_ids": ids, "attentions": ("F32", [1], struct.pack("<f", 0.0))})
-        self.fails(run("verify", "--model", self.model, "--expected", expected), 65, '"attentions" is not known', "logits")
-        write({"input_ids": ("I64", [1, 2], struct.pack("<2q", 5, 9999)), "loss": ("F32", [], struct.pack("<f", 0.0))})
-        self.fails(run("verify", "--model", self.model, "--expected", expected), 65, "token id 9999", "[0, 320)")
+        self.fails(
+            run("verify", "--model", self.model, "--expected", expected),
+            65,
+            '"attentions" is not known',
+            "logits",
+        )
+        write(
+            {
+                "input_ids": ("I64", [1, 2], struct.pack("<2q", 5, 9999)),
+                "loss": ("F32", [], struct.pack("<f", 0.0)),
+            }
+        )
+        self.fails(
+            run("verify", "--model", self.model, "--expected", expected),
+            65,
+            "token id 9999",
+            "[0, 320)",
+        )
         write({"input_ids": ids, "loss": ("F32", [], struct.pack("<f", 0.0))})
         self.fails(run("verify", "--model", self.model, "--expected", expected), 65, "loss", "FAIL")
         write({"input_ids": ids})
-        self.fails(run("verify", "--model", self.model, "--expected", expected), 65, "nothing to compare")
+        self.fails(
+            run("verify", "--model", self.model, "--expected", expected), 65, "nothing to compare"
+        )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ call of a save that changes the disk. Prints one line of figures for each part a
 T2R_BINARY names the binary, T2R_SOURCE_DIR the project, T2R_KILL_LIBRARY the library that kill_before_call.c makes (without
 it that part is left out, and said). ctest sets all three and runs a small part.
 """
+
 import argparse
 import json
 import os
@@ -27,7 +28,11 @@ def flipped(text, position, rng):
     byte = text[position]
     if chr(byte).isdigit() and rng.random() < 0.6:
         return ord(rng.choice([digit for digit in "0123456789" if digit != chr(byte)]))
-    return byte ^ (1 << rng.randrange(8)) if rng.random() < 0.6 else rng.choice([other for other in range(256) if other != byte])
+    return (
+        byte ^ (1 << rng.randrange(8))
+        if rng.random() < 0.6
+        else rng.choice([other for other in range(256) if other != byte])
+    )
 
 
 class Audit(Case):
@@ -67,13 +72,22 @@ class Audit(Case):
             (output / "checkpoints/step-00000006/manifest.json").write_bytes(changed)
             result = run(*self.train(output, 7, "--resume"))
             is_right = result.returncode == 0 and weights(output) == self._seven
-            is_named = "step-00000006 is damaged and not used" in result.stderr and "resumed from" in result.stderr
-            outcome = "detected" if is_right and is_named else "harmless" if is_right else "undetected"
+            is_named = (
+                "step-00000006 is damaged and not used" in result.stderr
+                and "resumed from" in result.stderr
+            )
+            outcome = (
+                "detected" if is_right and is_named else "harmless" if is_right else "undetected"
+            )
             figures[outcome] += 1
             if outcome == "undetected":
-                print(f"byte {position}: {text[position]} -> {changed[position]}, exit {result.returncode}:\n{result.stderr}")
-        print(f"manifest: {count} flips in {len(starts)} lines: {figures['detected']} detected and the older one taken, "
-              f"{figures['harmless']} harmless, undetected: {figures['undetected']}")
+                print(
+                    f"byte {position}: {text[position]} -> {changed[position]}, exit {result.returncode}:\n{result.stderr}"
+                )
+        print(
+            f"manifest: {count} flips in {len(starts)} lines: {figures['detected']} detected and the older one taken, "
+            f"{figures['harmless']} harmless, undetected: {figures['undetected']}"
+        )
         return figures["undetected"] == 0
 
     def model_flips(self, count):
@@ -81,10 +95,20 @@ class Audit(Case):
         rng = random.Random(100)
         softmax, model = self.folder / "softmax", self.folder / "converted"
         self.must(*self.train(softmax, 2, "--model.attention", "softmax"))
-        self.must("convert", "--model", softmax / "checkpoints/latest", "--output", model, "--feature-size", 8)
+        self.must(
+            "convert",
+            "--model",
+            softmax / "checkpoints/latest",
+            "--output",
+            model,
+            "--feature-size",
+            8,
+        )
         files = sorted(model.iterdir())
-        commands = [["evaluate", "--data", self.folder / "valid", "--context", 32, "--max-tokens", 64],
-                    ["generate", "--prompt", "the river", "--max-new-tokens", 3]]
+        commands = [
+            ["evaluate", "--data", self.folder / "valid", "--context", 32, "--max-tokens", 64],
+            ["generate", "--prompt", "the river", "--max-new-tokens", 3],
+        ]
         undetected = 0
         for number in range(count):
             file = files[number % len(files)]
@@ -97,8 +121,12 @@ class Audit(Case):
             result = run(name, "--model", folder, *rest)
             if result.returncode != 65 or file.name not in result.stderr:
                 undetected += 1
-                print(f"{file.name}, byte {position}, {name}: exit {result.returncode}\n{result.stdout}{result.stderr}")
-        print(f"model folder: {count} flips in {len(files)} files: {count - undetected} refused with the file's name, undetected: {undetected}")
+                print(
+                    f"{file.name}, byte {position}, {name}: exit {result.returncode}\n{result.stdout}{result.stderr}"
+                )
+        print(
+            f"model folder: {count} flips in {len(files)} files: {count - undetected} refused with the file's name, undetected: {undetected}"
+        )
         return undetected == 0
 
     def kills(self, count):
@@ -108,14 +136,23 @@ class Audit(Case):
         every = ["--checkpoint-every", 1]
 
         def newest():
-            return max((int(path.name[5:]) for path in (output / "checkpoints").glob("step-????????")), default=0)
+            return max(
+                (int(path.name[5:]) for path in (output / "checkpoints").glob("step-????????")),
+                default=0,
+            )
 
         last = 0
         for number in range(count):
             process = start(*self.train(output, 100000, *every, "--resume"))
             deadline = time.time() + 60
-            # Every third falls into the start-up and loading; the others into steps, saves and evaluations.
-            while number % 3 and newest() <= last and process.poll() is None and time.time() < deadline:
+            # Every third falls into the start-up and loading; the others into steps, saves and
+            # evaluations.
+            while (
+                number % 3
+                and newest() <= last
+                and process.poll() is None
+                and time.time() < deadline
+            ):
                 time.sleep(0.005)
             time.sleep(rng.uniform(0.0, 0.3))
             os.killpg(process.pid, signal.SIGKILL)
@@ -124,10 +161,16 @@ class Audit(Case):
         final = last + 2
         result = run(*self.train(output, final, *every, "--resume"))
         self.must(*self.train(reference, final, *every))
-        is_right = result.returncode == 0 and weights(output) == weights(reference) and "damaged" not in result.stderr
+        is_right = (
+            result.returncode == 0
+            and weights(output) == weights(reference)
+            and "damaged" not in result.stderr
+        )
         if not is_right:
             print(f"exit {result.returncode}\n{result.stderr}")
-        print(f"kills: {count} at random moments of {final} steps: final weights {'bitwise equal' if is_right else 'NOT equal'}")
+        print(
+            f"kills: {count} at random moments of {final} steps: final weights {'bitwise equal' if is_right else 'NOT equal'}"
+        )
         return is_right
 
     def kill_points(self, count):
@@ -140,12 +183,26 @@ class Audit(Case):
         base, log = self.base(), self.folder / "calls"
 
         def resume(output, **variables):
-            environment = {**os.environ, "LD_PRELOAD": library, "T2R_KILL_FOLDER": str(output / "checkpoints"), **variables}
-            return subprocess.run([BINARY, *self.train(output, 7, "--resume", "--checkpoint-every", 1)], env=environment,
-                                  capture_output=True, text=True, timeout=300)
+            environment = {
+                **os.environ,
+                "LD_PRELOAD": library,
+                "T2R_KILL_FOLDER": str(output / "checkpoints"),
+                **variables,
+            }
+            return subprocess.run(
+                [BINARY, *self.train(output, 7, "--resume", "--checkpoint-every", 1)],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
 
         def is_whole(output, result):
-            return result.returncode == 0 and weights(output) == self._seven and "damaged" not in result.stderr
+            return (
+                result.returncode == 0
+                and weights(output) == self._seven
+                and "damaged" not in result.stderr
+            )
 
         output = self.copy(base, "counted")
         if not is_whole(output, resume(output, T2R_KILL_LOG=str(log))):
@@ -160,33 +217,59 @@ class Audit(Case):
             output = self.copy(base, "at-a-point")
             killed = resume(output, T2R_KILL_AT=str(point))
             result = run(*self.train(output, 7, "--resume"))
-            left = [path.name for path in (output / "checkpoints").rglob("*") if ".tmp." in path.name]
-            links = {name: os.readlink(output / "checkpoints" / name) for name in ("best", "latest")}
-            best = json.loads((output / "checkpoints/latest/manifest.json").read_text())["best"]["step"]
-            is_right = (killed.returncode == -signal.SIGKILL and is_whole(output, result) and not left
-                        and links == {"latest": "step-00000007", "best": f"step-{best:08}"})
+            left = [
+                path.name for path in (output / "checkpoints").rglob("*") if ".tmp." in path.name
+            ]
+            links = {
+                name: os.readlink(output / "checkpoints" / name) for name in ("best", "latest")
+            }
+            best = json.loads((output / "checkpoints/latest/manifest.json").read_text())["best"][
+                "step"
+            ]
+            is_right = (
+                killed.returncode == -signal.SIGKILL
+                and is_whole(output, result)
+                and not left
+                and links == {"latest": "step-00000007", "best": f"step-{best:08}"}
+            )
             if not is_right:
                 wrong += 1
-                print(f"call {point}: {calls[point - 1]}: killed {killed.returncode}, resumed {result.returncode}, left {left}, links {links}\n"
-                      f"{result.stderr}")
+                print(
+                    f"call {point}: {calls[point - 1]}: killed {killed.returncode}, resumed {result.returncode}, left {left}, links {links}\n"
+                    f"{result.stderr}"
+                )
         kinds = sorted({call[1] for call in calls})
-        print(f"kill points: in front of {len(points)} of {len(calls)} calls ({', '.join(kinds)}): {len(points) - wrong} load, continue "
-              f"bitwise and leave nothing behind, wrong: {wrong}")
+        print(
+            f"kill points: in front of {len(points)} of {len(calls)} calls ({', '.join(kinds)}): {len(points) - wrong} load, continue "
+            f"bitwise and leave nothing behind, wrong: {wrong}"
+        )
         return wrong == 0
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--flips", type=int, default=216, help="in the fields of a checkpoint's manifest")
-    parser.add_argument("--model-flips", type=int, default=100, help="in the files of a model's folder")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--flips", type=int, default=216, help="in the fields of a checkpoint's manifest"
+    )
+    parser.add_argument(
+        "--model-flips", type=int, default=100, help="in the files of a model's folder"
+    )
     parser.add_argument("--kills", type=int, default=30, help="at random moments")
-    parser.add_argument("--kill-points", type=int, default=0, help="of a save, chosen at random; 0: all")
+    parser.add_argument(
+        "--kill-points", type=int, default=0, help="of a save, chosen at random; 0: all"
+    )
     arguments = parser.parse_args()
     Audit.setUpClass()
     try:
         audit = Audit()
-        results = [audit.manifest_flips(arguments.flips), audit.model_flips(arguments.model_flips), audit.kills(arguments.kills),
-                   audit.kill_points(arguments.kill_points)]
+        results = [
+            audit.manifest_flips(arguments.flips),
+            audit.model_flips(arguments.model_flips),
+            audit.kills(arguments.kills),
+            audit.kill_points(arguments.kill_points),
+        ]
     finally:
         Audit.tearDownClass()
     return 0 if all(results) else 1

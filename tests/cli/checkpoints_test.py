@@ -1,4 +1,5 @@
 """Checkpoints as a user meets them: damage, what cannot be read, links, and another run's options."""
+
 import json
 import os
 import pathlib
@@ -42,7 +43,16 @@ def flip(path, at=-100):
 class Run(Case):
     """One run of six steps with checkpoints at 2, 4 and 6, and the same run of eight steps."""
 
-    OPTIONS = ["--schedule", "constant", "--checkpoint-every", 2, "--keep-checkpoints", 3, "--eval-every", 2]
+    OPTIONS = [
+        "--schedule",
+        "constant",
+        "--checkpoint-every",
+        2,
+        "--keep-checkpoints",
+        3,
+        "--eval-every",
+        2,
+    ]
 
     @classmethod
     def setUpClass(cls):
@@ -53,7 +63,9 @@ class Run(Case):
 
     @classmethod
     def arguments(cls, output, steps, *more):
-        return [str(x) for x in cls.train_arguments(cls, output, *cls.OPTIONS, "--steps", steps, *more)]
+        return [
+            str(x) for x in cls.train_arguments(cls, output, *cls.OPTIONS, "--steps", steps, *more)
+        ]
 
     def copy(self, name):
         output = self.folder / name
@@ -72,9 +84,17 @@ class Damage(Run):
         before = contents(output / "checkpoints")
         for ranks in (1, 2):
             result = self.resume(output, ranks=ranks)
-            self.fails(result, 65, "none of the 3 checkpoints in", "nothing was changed", "another --output")
+            self.fails(
+                result,
+                65,
+                "none of the 3 checkpoints in",
+                "nothing was changed",
+                "another --output",
+            )
             for step in (2, 4, 6):
-                self.assertIn(f"step-0000000{step}/model.safetensors: content does not match", result.stderr)
+                self.assertIn(
+                    f"step-0000000{step}/model.safetensors: content does not match", result.stderr
+                )
             self.assertEqual(contents(output / "checkpoints"), before)
 
     def test_what_cannot_be_read_is_no_damage_and_nothing_is_touched(self):
@@ -84,7 +104,13 @@ class Damage(Run):
         file.rename(kept)
         os.symlink("/proc/self/mem", file)  # opens, and gives EIO
         before = contents(output / "checkpoints")
-        self.fails(self.resume(output), 65, "step-00000006 cannot be read, which is no damage", "Input/output error", "nothing was changed")
+        self.fails(
+            self.resume(output),
+            65,
+            "step-00000006 cannot be read, which is no damage",
+            "Input/output error",
+            "nothing was changed",
+        )
         self.assertEqual(contents(output / "checkpoints"), before)
         file.unlink()
         kept.rename(file)
@@ -100,8 +126,18 @@ class Damage(Run):
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn("step-00000006 is damaged and not used", result.stderr)
         self.assertIn("the damaged step-00000006 is now damaged-step-00000006", result.stderr)
-        self.assertEqual(names(output), ["best", "damaged-step-00000004", "damaged-step-00000006", "latest", "step-00000004",
-                                         "step-00000006", "step-00000008"])
+        self.assertEqual(
+            names(output),
+            [
+                "best",
+                "damaged-step-00000004",
+                "damaged-step-00000006",
+                "latest",
+                "step-00000004",
+                "step-00000006",
+                "step-00000008",
+            ],
+        )
         self.assertEqual(contents(output / "checkpoints/damaged-step-00000006"), damaged)
         self.assertEqual(weights(output), weights(self.eight))
         self.assertEqual(step_losses(output), step_losses(self.eight))
@@ -116,10 +152,16 @@ class Damage(Run):
             output = self.copy(f"manifest-{damage}")
             file = output / "checkpoints/step-00000006/manifest.json"
             text = file.read_text()
-            changed = {"parts": text.replace("00000-of-00001", "00000-of-00002"), "step": text.replace('"step": 6', '"step": 7'),
-                       "cursor": text.replace('"sample_cursor": 48', '"sample_cursor": 49'),
-                       "world": text.replace('"world_size": 1', '"world_size": 0'), "best": text.replace('"loss": ', '"lost": '),
-                       "hash": text[:text.index("manifest_xxh3_128")], "empty": "", "zeros": "\0" * len(text)}[damage]
+            changed = {
+                "parts": text.replace("00000-of-00001", "00000-of-00002"),
+                "step": text.replace('"step": 6', '"step": 7'),
+                "cursor": text.replace('"sample_cursor": 48', '"sample_cursor": 49'),
+                "world": text.replace('"world_size": 1', '"world_size": 0'),
+                "best": text.replace('"loss": ', '"lost": '),
+                "hash": text[: text.index("manifest_xxh3_128")],
+                "empty": "",
+                "zeros": "\0" * len(text),
+            }[damage]
             self.assertNotEqual(changed, text)
             file.write_text(changed)
             result = self.resume(output)
@@ -138,7 +180,14 @@ class Damage(Run):
     def test_folders_of_the_users_stay_and_what_kills_leave_goes(self):
         output = self.copy("theirs")
         checkpoints = output / "checkpoints"
-        theirs = ["step-00000006-keep", "step-00000002.tmp.mine", "step-7", "notes.tmp.1", "step-00000004.tmp.01", "latest.tmp.99999999"]
+        theirs = [
+            "step-00000006-keep",
+            "step-00000002.tmp.mine",
+            "step-7",
+            "notes.tmp.1",
+            "step-00000004.tmp.01",
+            "latest.tmp.99999999",
+        ]
         for name in theirs:
             shutil.copytree(checkpoints / "step-00000002", checkpoints / name)
         dead = 4194304 + 7  # above the largest process number
@@ -149,7 +198,10 @@ class Damage(Run):
         (checkpoints / f"step-00000006/manifest.json.tmp.{dead}").write_text("half")
         before = {name: contents(checkpoints / name) for name in theirs}
         self.must(*self.arguments(output, 12, "--resume"))
-        self.assertEqual(names(output), sorted([*theirs, "best", "latest", "step-00000008", "step-00000010", "step-00000012"]))
+        self.assertEqual(
+            names(output),
+            sorted([*theirs, "best", "latest", "step-00000008", "step-00000010", "step-00000012"]),
+        )
         self.assertEqual({name: contents(checkpoints / name) for name in theirs}, before)
 
     def test_a_manifest_of_an_earlier_version_is_taken_and_said(self):
@@ -157,10 +209,29 @@ class Damage(Run):
         for step in (2, 4, 6):
             file = output / f"checkpoints/step-0000000{step}/manifest.json"
             now = json.loads(file.read_text())
-            identity = "".join(f"{key} = {value}\n" for key, value in now["identity"].items() if key != "model-weights")
-            file.write_text(json.dumps({"version": 1, **{key: now[key] for key in ("step", "num_updates", "sample_cursor", "num_tokens")},
-                                        "has_best": True, "best_loss": None if step == 6 else now["best"]["loss"], "world_size": 1,
-                                        "identity": identity, "files": now["files"]}, indent=2) + "\n")
+            identity = "".join(
+                f"{key} = {value}\n"
+                for key, value in now["identity"].items()
+                if key != "model-weights"
+            )
+            file.write_text(
+                json.dumps(
+                    {
+                        "version": 1,
+                        **{
+                            key: now[key]
+                            for key in ("step", "num_updates", "sample_cursor", "num_tokens")
+                        },
+                        "has_best": True,
+                        "best_loss": None if step == 6 else now["best"]["loss"],
+                        "world_size": 1,
+                        "identity": identity,
+                        "files": now["files"],
+                    },
+                    indent=2,
+                )
+                + "\n"
+            )
         finished = self.folder / "earlier-finished"
         shutil.copytree(output, finished, symlinks=True)
         result = self.resume(output)
@@ -168,7 +239,10 @@ class Damage(Run):
         self.assertIn("earlier version of t2r", result.stderr)
         self.assertEqual(weights(output), weights(self.eight))
         self.fails(self.resume(output, 10, "--seed", 9), 78, "seed = 1 there, seed = 9 here")
-        for steps in (6, 8):  # evaluated again at its last step, the manifest is written anew, with all that a run is known by
+        for steps in (
+            6,
+            8,
+        ):  # evaluated again at its last step, the manifest is written anew, with all that a run is known by
             self.assertEqual(self.resume(finished, steps).returncode, 0)
         self.assertEqual(weights(finished), weights(self.eight))
 
@@ -176,7 +250,11 @@ class Damage(Run):
 class Disk(Case):
     def test_checkpoints_that_will_not_fit_are_said_at_the_start(self):
         output = self.folder / "large"
-        process = start(*self.train_arguments(output, "--steps", 10**9, "--checkpoint-every", 1, "--keep-checkpoints", 10**9))
+        process = start(
+            *self.train_arguments(
+                output, "--steps", 10**9, "--checkpoint-every", 1, "--keep-checkpoints", 10**9
+            )
+        )
         line = ""
         try:
             while "checkpoints will not fit" not in line and process.poll() is None:
@@ -184,8 +262,13 @@ class Disk(Case):
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-        self.assertRegex(line, r"one has 0\.000\d+ GB, and 1e\+09 more are to be there at once \(keep-checkpoints = 1000000000.* GB free")
-        fits = self.must(*self.train_arguments(self.folder / "small", "--steps", 2, "--keep-checkpoints", 10**9))
+        self.assertRegex(
+            line,
+            r"one has 0\.000\d+ GB, and 1e\+09 more are to be there at once \(keep-checkpoints = 1000000000.* GB free",
+        )
+        fits = self.must(
+            *self.train_arguments(self.folder / "small", "--steps", 2, "--keep-checkpoints", 10**9)
+        )
         self.assertNotIn("will not fit", fits.stderr)
 
 
@@ -193,7 +276,19 @@ class Best(Run):
     def test_the_last_evaluation_counts_when_its_step_is_saved_already(self):
         # Saved at 3 and 6, evaluated at 4 and 6: the better one is known only behind the save.
         output = self.folder / "behind"
-        result = self.must(*self.train_arguments(output, "--steps", 6, "--eval-every", 4, "--checkpoint-every", 3, "--learning-rate", 1e-2))
+        result = self.must(
+            *self.train_arguments(
+                output,
+                "--steps",
+                6,
+                "--eval-every",
+                4,
+                "--checkpoint-every",
+                3,
+                "--learning-rate",
+                1e-2,
+            )
+        )
         self.assertRegex(result.stderr, r"step 6: validation loss .*the best so far")
         self.assertEqual(links(output), {"best": "step-00000006", "latest": "step-00000006"})
         self.assertEqual(manifest(output)["best"]["step"], 6)
@@ -205,19 +300,38 @@ class Best(Run):
         output = self.folder / "blind"
         arguments = self.train_arguments(output, "--steps", 4, "--checkpoint-every", 2)
         at = arguments.index("--valid-data")
-        self.must(*arguments[:at], *arguments[at + 2:])
+        self.must(*arguments[:at], *arguments[at + 2 :])
         self.assertEqual(links(output), {"best": "step-00000004", "latest": "step-00000004"})
 
     def test_what_is_not_finite_is_never_the_best(self):
         output = self.folder / "infinite"
-        options = ["--learning-rate", 100, "--weight-decay", 100, "--clip-norm", 0, "--max-skipped-steps", 1000, "--schedule", "constant"]
-        result = run(*self.train_arguments(output, *options, "--steps", 10, "--eval-every", 10, "--checkpoint-every", 2))
+        options = [
+            "--learning-rate",
+            100,
+            "--weight-decay",
+            100,
+            "--clip-norm",
+            0,
+            "--max-skipped-steps",
+            1000,
+            "--schedule",
+            "constant",
+        ]
+        result = run(
+            *self.train_arguments(
+                output, *options, "--steps", 10, "--eval-every", 10, "--checkpoint-every", 2
+            )
+        )
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertRegex(result.stderr, "validation loss (-?nan|inf)")
         self.assertNotIn("best so far", result.stderr)
         self.assertIsNone(manifest(output)["best"])
         self.assertNotIn("best", names(output))
-        self.must(*self.train_arguments(output, *options, "--steps", 12, "--checkpoint-every", 2, "--resume"))
+        self.must(
+            *self.train_arguments(
+                output, *options, "--steps", 12, "--checkpoint-every", 2, "--resume"
+            )
+        )
         self.assertEqual(manifest(output)["step"], 12)
 
     def test_links_are_mended_when_the_run_goes_on(self):
@@ -228,7 +342,10 @@ class Best(Run):
             for name in ("best", "latest"):
                 (output / "checkpoints" / name).unlink()
                 if damage != "gone":
-                    os.symlink("step-00000002" if damage == "stale" else "step-00000099", output / "checkpoints" / name)
+                    os.symlink(
+                        "step-00000002" if damage == "stale" else "step-00000099",
+                        output / "checkpoints" / name,
+                    )
             self.must(*self.arguments(output, 6, "--resume"))
             self.assertEqual(links(output), right, damage)
 
@@ -251,14 +368,42 @@ class Identity(Run):
         cls.models = {}
         for name, seed in (("first", 1), ("second", 2)):
             teaching = cls.folder / f"teaching-{name}"
-            cls.must(*cls.train_arguments(cls, teaching, "--steps", 1, "--model.attention", "softmax", "--seed", seed))
+            cls.must(
+                *cls.train_arguments(
+                    cls, teaching, "--steps", 1, "--model.attention", "softmax", "--seed", seed
+                )
+            )
             cls.models[name] = teaching / "checkpoints/step-00000001"
         cls.models["elu"] = cls.folder / "elu"
-        cls.must("convert", "--model", cls.models["first"], "--output", cls.models["elu"], "--feature-map", "elu")
+        cls.must(
+            "convert",
+            "--model",
+            cls.models["first"],
+            "--output",
+            cls.models["elu"],
+            "--feature-map",
+            "elu",
+        )
 
     def finetune(self, output, model, *more):
-        return ["train", "--output", output, "--model", model, "--train-data", self.folder / "train", "--valid-data", self.folder / "valid",
-                "--sequence-length", 32, "--batch-size", 8, "--learning-rate", 3e-3, *more]
+        return [
+            "train",
+            "--output",
+            output,
+            "--model",
+            model,
+            "--train-data",
+            self.folder / "train",
+            "--valid-data",
+            self.folder / "valid",
+            "--sequence-length",
+            32,
+            "--batch-size",
+            8,
+            "--learning-rate",
+            3e-3,
+            *more,
+        ]
 
     def test_another_model_is_refused_and_the_field_is_named(self):
         output = self.folder / "finetuned"
@@ -267,32 +412,72 @@ class Identity(Run):
         result = run(*self.finetune(output, self.models["second"], "--steps", 4, "--resume"))
         self.fails(result, 78, "made with other options", "model-weights = ")
         self.assertNotIn("sequence-length = ", result.stderr)  # only what differs
-        self.fails(run(*self.finetune(output, self.models["elu"], "--steps", 4, "--resume")), 78,
-                   "model.attention = softmax there, model.attention = elu here")
-        self.fails(run(*self.train_arguments(output, "--steps", 4, "--model.attention", "softmax", "--resume")), 78,
-                   "model-weights = ", "[model] from the seed here")
+        self.fails(
+            run(*self.finetune(output, self.models["elu"], "--steps", 4, "--resume")),
+            78,
+            "model.attention = softmax there, model.attention = elu here",
+        )
+        self.fails(
+            run(
+                *self.train_arguments(
+                    output, "--steps", 4, "--model.attention", "softmax", "--resume"
+                )
+            ),
+            78,
+            "model-weights = ",
+            "[model] from the seed here",
+        )
         self.assertEqual(contents(output / "checkpoints"), before)
         moved, renamed = self.folder / "moved", self.folder / "renamed"
         shutil.move(output, moved)
         shutil.copytree(self.models["first"], renamed)
-        self.must(*self.finetune(moved, renamed, "--steps", 4, "--resume"))  # the same weights, elsewhere
+        self.must(
+            *self.finetune(moved, renamed, "--steps", 4, "--resume")
+        )  # the same weights, elsewhere
         self.assertEqual(manifest(moved)["step"], 4)
 
     def test_changed_options_are_said_in_one_line_and_an_event(self):
         output = self.copy("changed")
-        result = self.resume(output, 8, "--learning-rate", 1e-3, "--dropout", 0.1, "--clip-norm", 2, "--weight-decay", 0.2)
+        result = self.resume(
+            output,
+            8,
+            "--learning-rate",
+            1e-3,
+            "--dropout",
+            0.1,
+            "--clip-norm",
+            2,
+            "--weight-decay",
+            0.2,
+        )
         self.assertEqual(result.returncode, 0, result.stderr)
         lines = [line for line in result.stderr.splitlines() if "other options than before" in line]
         self.assertEqual(len(lines), 1)
-        for text in ("learning-rate = 0.003 before, learning-rate = 0.001 here", "dropout = 0.0 before", "clip-norm = 1.0 before",
-                     "weight-decay = 0.1 before", "steps = 6 before, steps = 8 here"):
+        for text in (
+            "learning-rate = 0.003 before, learning-rate = 0.001 here",
+            "dropout = 0.0 before",
+            "clip-norm = 1.0 before",
+            "weight-decay = 0.1 before",
+            "steps = 6 before, steps = 8 here",
+        ):
             self.assertIn(text, lines[0])
         events = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
         changes = [event for event in events if event["event"] == "changed_options"]
         self.assertEqual(len(changes), 1)
         self.assertIn("dropout = 0.0 before, dropout = 0.1 here", changes[0]["changes"])
         self.assertEqual(changes[0]["step"], 6)
-        again = self.resume(output, 8, "--learning-rate", 1e-3, "--dropout", 0.1, "--clip-norm", 2, "--weight-decay", 0.2)
+        again = self.resume(
+            output,
+            8,
+            "--learning-rate",
+            1e-3,
+            "--dropout",
+            0.1,
+            "--clip-norm",
+            2,
+            "--weight-decay",
+            0.2,
+        )
         self.assertNotIn("other options than before", again.stderr)
 
 

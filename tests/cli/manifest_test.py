@@ -1,4 +1,5 @@
 """Model folders with a manifest beside the weights: every command that reads them compares."""
+
 import json
 import os
 import random
@@ -16,7 +17,18 @@ class Manifest(Case):
     def setUpClass(cls):
         super().setUpClass()
         cls.output = cls.folder / "run"
-        cls.must(*cls.train_arguments(cls, cls.output, "--steps", 4, "--checkpoint-every", 2, "--model.attention", "softmax"))
+        cls.must(
+            *cls.train_arguments(
+                cls,
+                cls.output,
+                "--steps",
+                4,
+                "--checkpoint-every",
+                2,
+                "--model.attention",
+                "softmax",
+            )
+        )
         cls.model = cls.folder / "model"
         shutil.copytree(cls.output / "checkpoints/latest", cls.model)
         cls.converted = cls.folder / "converted"
@@ -29,19 +41,60 @@ class Manifest(Case):
         return folder
 
     def evaluate(self, model):
-        return run("evaluate", "--model", model, "--data", self.folder / "valid", "--context", 32, "--max-tokens", 64, "--json")
+        return run(
+            "evaluate",
+            "--model",
+            model,
+            "--data",
+            self.folder / "valid",
+            "--context",
+            32,
+            "--max-tokens",
+            64,
+            "--json",
+        )
 
     def commands(self, model):
         """Every command that reads a model, by name."""
-        train = ["train", "--output", self.folder / "never", "--train-data", self.folder / "train", "--sequence-length", 32, "--batch-size",
-                 2, "--steps", 1]
-        return {"evaluate": ["evaluate", "--model", model, "--data", self.folder / "valid", "--context", 32],
-                "generate": ["generate", "--model", model, "--prompt", "the", "--max-new-tokens", 2],
-                "convert": ["convert", "--model", model, "--output", self.folder / "never"],
-                "train": [*train, "--model", model],
-                "teacher": [*train, "--model", self.model, "--teacher", model],
-                "verify": ["verify", "--model", model, "--expected", self.expected()],
-                "prepare": ["prepare", "lm", "--inputs", self.folder / "valid.txt", "--tokenizer", model, "--output", self.folder / "never"]}
+        train = [
+            "train",
+            "--output",
+            self.folder / "never",
+            "--train-data",
+            self.folder / "train",
+            "--sequence-length",
+            32,
+            "--batch-size",
+            2,
+            "--steps",
+            1,
+        ]
+        return {
+            "evaluate": [
+                "evaluate",
+                "--model",
+                model,
+                "--data",
+                self.folder / "valid",
+                "--context",
+                32,
+            ],
+            "generate": ["generate", "--model", model, "--prompt", "the", "--max-new-tokens", 2],
+            "convert": ["convert", "--model", model, "--output", self.folder / "never"],
+            "train": [*train, "--model", model],
+            "teacher": [*train, "--model", self.model, "--teacher", model],
+            "verify": ["verify", "--model", model, "--expected", self.expected()],
+            "prepare": [
+                "prepare",
+                "lm",
+                "--inputs",
+                self.folder / "valid.txt",
+                "--tokenizer",
+                model,
+                "--output",
+                self.folder / "never",
+            ],
+        }
 
     def list_files(self, folder):
         """Writes the manifest as data/get_model.sh does."""
@@ -51,12 +104,15 @@ class Manifest(Case):
         if str(SOURCE / "data") not in sys.path:
             sys.path.insert(0, str(SOURCE / "data"))
         import gguf_to_hugging_face
+
         gguf_to_hugging_face.write_manifest(folder)
 
     def expected(self):
         file = self.folder / "expected.safetensors"
         if not file.exists():
-            header = json.dumps({"input_ids": {"dtype": "I64", "shape": [1, 2], "data_offsets": [0, 16]}}).encode()
+            header = json.dumps(
+                {"input_ids": {"dtype": "I64", "shape": [1, 2], "data_offsets": [0, 16]}}
+            ).encode()
             file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
         return file
 
@@ -69,9 +125,16 @@ class Manifest(Case):
             for name, command in self.commands(folder).items():
                 if name == "prepare" and damaged == "tokenizer.model" or name != "prepare":
                     result = run(*command)
-                    self.fails(result, 65, f"damaged/{damaged}: content does not match the manifest's hash", "damaged/manifest.json")
+                    self.fails(
+                        result,
+                        65,
+                        f"damaged/{damaged}: content does not match the manifest's hash",
+                        "damaged/manifest.json",
+                    )
                     self.assertEqual(result.stdout, "", name)
-        self.assertFalse((self.folder / "never").exists() and (self.folder / "never/checkpoints").exists())
+        self.assertFalse(
+            (self.folder / "never").exists() and (self.folder / "never/checkpoints").exists()
+        )
 
     def test_flips_in_any_file_are_seen(self):
         rng = random.Random(3)
@@ -112,10 +175,14 @@ class Manifest(Case):
             if missing == "generation_config.json":
                 self.fails(self.evaluate(folder), 65, said)
                 continue
-            self.assertEqual(self.evaluate(folder).returncode, 0, "a corpus of tokens needs the weights alone")
+            self.assertEqual(
+                self.evaluate(folder).returncode, 0, "a corpus of tokens needs the weights alone"
+            )
         folder = self.copy("gone", whole)
         (folder / "tokenizer_config.json").unlink()
-        self.fails(run(*self.commands(folder)["prepare"]), 65, "gone/tokenizer_config.json: missing")
+        self.fails(
+            run(*self.commands(folder)["prepare"]), 65, "gone/tokenizer_config.json: missing"
+        )
 
     def test_a_conversion_does_not_lose_what_is_gone(self):
         folder = self.copy("lost")
@@ -125,7 +192,11 @@ class Manifest(Case):
         self.must("convert", "--model", folder, "--output", self.folder / "listed")
         (folder / "tokenizer_config.json").unlink()
         output = self.folder / "never-converted"
-        self.fails(run("convert", "--model", folder, "--output", output), 65, "lost/tokenizer_config.json: missing")
+        self.fails(
+            run("convert", "--model", folder, "--output", output),
+            65,
+            "lost/tokenizer_config.json: missing",
+        )
         self.assertFalse(output.exists())
 
     def test_another_programs_manifest_and_none_at_all_are_no_obstacle(self):
@@ -140,7 +211,13 @@ class Manifest(Case):
         folder = self.copy("edited")
         text = (folder / "config.json").read_text()
         (folder / "config.json").write_text(text.replace("{", "{ ", 1))
-        self.fails(self.evaluate(folder), 65, "edited/config.json", "if you changed the file yourself, remove", "edited/manifest.json")
+        self.fails(
+            self.evaluate(folder),
+            65,
+            "edited/config.json",
+            "if you changed the file yourself, remove",
+            "edited/manifest.json",
+        )
         (folder / "manifest.json").unlink()
         self.assertEqual(self.evaluate(folder).returncode, 0)
 
@@ -164,14 +241,20 @@ class Manifest(Case):
         self.assertEqual(os.readlink(checkpoints / "best"), "step-00000004")
         right = self.evaluate(checkpoints / "best").stdout
         loss = json.loads(right)["loss_nats_per_token"]
-        older = json.loads(self.evaluate(checkpoints / "step-00000002").stdout)["loss_nats_per_token"]
+        older = json.loads(self.evaluate(checkpoints / "step-00000002").stdout)[
+            "loss_nats_per_token"
+        ]
         self.assertNotEqual(loss, older)
         for name in ("best", "latest"):
             (checkpoints / name).unlink()
             os.symlink("step-00000002", checkpoints / name)
-            self.assertEqual(json.loads(self.evaluate(checkpoints / name).stdout)["loss_nats_per_token"], loss)
+            self.assertEqual(
+                json.loads(self.evaluate(checkpoints / name).stdout)["loss_nats_per_token"], loss
+            )
             (checkpoints / name).unlink()  # a file system without links
-            self.assertEqual(json.loads(self.evaluate(checkpoints / name).stdout)["loss_nats_per_token"], loss)
+            self.assertEqual(
+                json.loads(self.evaluate(checkpoints / name).stdout)["loss_nats_per_token"], loss
+            )
 
 
 if __name__ == "__main__":

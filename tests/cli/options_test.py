@@ -1,4 +1,5 @@
 """One rule for options: what contradicts another ends with 78, what has no effect is said in one line."""
+
 import functools
 import json
 import pathlib
@@ -9,13 +10,25 @@ import unittest
 
 from support import SOURCE, Case, run
 
-COMMANDS = ["prepare vocab", "prepare lm", "convert", "verify", "train", "evaluate", "generate", "bench generate", "bench train"]
+COMMANDS = [
+    "prepare vocab",
+    "prepare lm",
+    "convert",
+    "verify",
+    "train",
+    "evaluate",
+    "generate",
+    "bench generate",
+    "bench train",
+]
 
 
 @functools.lru_cache
 def help_keys(command):
     """The options that `t2r COMMAND --help` lists."""
-    return set(re.findall(r"^  --([a-z0-9.-]+)", run(*command.split(), "--help").stdout, re.MULTILINE))
+    return set(
+        re.findall(r"^  --([a-z0-9.-]+)", run(*command.split(), "--help").stdout, re.MULTILINE)
+    )
 
 
 class Commands(unittest.TestCase):
@@ -29,7 +42,10 @@ class Commands(unittest.TestCase):
     def test_help_and_version(self):
         for arguments in (["--help"], ["help"]):
             self.assertIn("prepare lm", run(*arguments).stdout)
-        for group, own, other in (("prepare", "prepare vocab", "bench train"), ("bench", "bench attention", "prepare lm")):
+        for group, own, other in (
+            ("prepare", "prepare vocab", "bench train"),
+            ("bench", "bench attention", "prepare lm"),
+        ):
             for arguments in ([group, "--help"], ["help", group]):
                 with self.subTest(arguments):
                     result = run(*arguments)
@@ -42,7 +58,13 @@ class Commands(unittest.TestCase):
         self.fails(run("help", "trian"), 64, "did you mean train?")
         version = run("--version")
         self.assertEqual(version.returncode, 0, version.stderr)
-        for text in (r"^t2r \d+\.\d+\.\d+", r"^LibTorch \d", r"^CUDA: (yes|no)$", r"MPI", r"^HDF5 \d+\.\d+"):
+        for text in (
+            r"^t2r \d+\.\d+\.\d+",
+            r"^LibTorch \d",
+            r"^CUDA: (yes|no)$",
+            r"MPI",
+            r"^HDF5 \d+\.\d+",
+        ):
             self.assertRegex(version.stdout, re.compile(text, re.MULTILINE))
 
     def test_a_dump_goes_back_in_for_every_command(self):
@@ -55,36 +77,94 @@ class Commands(unittest.TestCase):
                     self.assertEqual(first.returncode, 0, first.stderr)
                     path.write_text(first.stdout)
                     again = run(*command.split(), "--config", path, "--dump-config")
-                    self.assertEqual((again.returncode, again.stdout), (0, first.stdout), again.stderr)
+                    self.assertEqual(
+                        (again.returncode, again.stdout), (0, first.stdout), again.stderr
+                    )
                     self.assertRegex(first.stdout, r"(?m)^# [a-z]")
 
     def test_finetuning_is_dumped_as_it_is(self):
-        dump = run("train", "--model", "m", "--output", "x", "--tokens", "100M", "--checkpoint-minutes", "2h", "--dump-config").stdout
-        for text in ('\nmodel = "m"\n', "\n# [model]\n", "\ntokens = 100000000\n", "\ncheckpoint-minutes = 120.0\n", "# optimizer steps\nsteps = 0\n"):
+        dump = run(
+            "train",
+            "--model",
+            "m",
+            "--output",
+            "x",
+            "--tokens",
+            "100M",
+            "--checkpoint-minutes",
+            "2h",
+            "--dump-config",
+        ).stdout
+        for text in (
+            '\nmodel = "m"\n',
+            "\n# [model]\n",
+            "\ntokens = 100000000\n",
+            "\ncheckpoint-minutes = 120.0\n",
+            "# optimizer steps\nsteps = 0\n",
+        ):
             self.assertIn(text, dump)
-        self.fails(run("train", "--model", "m", "--model.heads", 2, "--dump-config"), 78, "--model and [model] exclude each other")
+        self.fails(
+            run("train", "--model", "m", "--model.heads", 2, "--dump-config"),
+            78,
+            "--model and [model] exclude each other",
+        )
 
     def test_values_that_are_none(self):
         # More of them in launch_option_values_test.cpp.
-        for arguments, texts in ((["--steps", "32.9"], ["steps = 32.9, allowed: a whole number"]), (["--eps", "nan"], ["eps = nan, allowed: a finite number"]),
-                                 (["--resume", "true"], ["--resume=true"]), (["models/x"], ['unknown argument "models/x"'])):
+        for arguments, texts in (
+            (["--steps", "32.9"], ["steps = 32.9, allowed: a whole number"]),
+            (["--eps", "nan"], ["eps = nan, allowed: a finite number"]),
+            (["--resume", "true"], ["--resume=true"]),
+            (["models/x"], ['unknown argument "models/x"']),
+        ):
             with self.subTest(arguments):
                 self.fails(run("train", *arguments), 64, *texts)
         self.assertIn("\nsteps = 10\n", run("train", "--steps", "010", "--dump-config").stdout)
         base = ["train", "--output", "x", "--model", "m", "--train-data", "d"]
-        for arguments, text in ((["--steps", 2, "--eps", -1], "eps = -1, allowed: 1e-30 to 1"),
-                                (["--tokens", "1M", "--batch-size", 2**32, "--sequence-length", 2**32], "batch-size x sequence-length is more than"),
-                                (["--steps", 2, "--bucket-mib", "1e15"], "bucket-mib = 1000000000000000, allowed: 1 to"),
-                                (["--steps", 2, "--distillation", 0.5], "distillation = 0.5, allowed: 1 without a teacher"),
-                                (["--steps", 2, "--beta1", 1], "beta1 = 1, allowed: 0 to 0.9999999")):
+        for arguments, text in (
+            (["--steps", 2, "--eps", -1], "eps = -1, allowed: 1e-30 to 1"),
+            (
+                ["--tokens", "1M", "--batch-size", 2**32, "--sequence-length", 2**32],
+                "batch-size x sequence-length is more than",
+            ),
+            (
+                ["--steps", 2, "--bucket-mib", "1e15"],
+                "bucket-mib = 1000000000000000, allowed: 1 to",
+            ),
+            (
+                ["--steps", 2, "--distillation", 0.5],
+                "distillation = 0.5, allowed: 1 without a teacher",
+            ),
+            (["--steps", 2, "--beta1", 1], "beta1 = 1, allowed: 0 to 0.9999999"),
+        ):
             with self.subTest(arguments):
                 self.fails(run(*base, *arguments), 78, text)
-        self.fails(run("bench", "train", "--device", "cpu", "--threads", 100000), 78, "threads = 100000, allowed: 0 to 1024")
-        self.fails(run("bench", "train", "--batch-size", 2**40, "--sequence-length", 2**40), 78, "batch-size x sequence-length is more than")
-        self.fails(run("bench", "generate", "--lengths", "9e18"), 78, "lengths = 9000000000000000000, allowed: 1 to")
-        self.fails(run("verify", "--model", "m", "--expected", "e", "--tolerance", "-1"), 78, "tolerance = -1, allowed: 0 to")
+        self.fails(
+            run("bench", "train", "--device", "cpu", "--threads", 100000),
+            78,
+            "threads = 100000, allowed: 0 to 1024",
+        )
+        self.fails(
+            run("bench", "train", "--batch-size", 2**40, "--sequence-length", 2**40),
+            78,
+            "batch-size x sequence-length is more than",
+        )
+        self.fails(
+            run("bench", "generate", "--lengths", "9e18"),
+            78,
+            "lengths = 9000000000000000000, allowed: 1 to",
+        )
+        self.fails(
+            run("verify", "--model", "m", "--expected", "e", "--tolerance", "-1"),
+            78,
+            "tolerance = -1, allowed: 0 to",
+        )
         for arguments in (["--model.hidden-size", 2**62], ["--model.layers", -1]):
-            self.fails(run("bench", "train", *arguments), 78, f"{arguments[0][2:]} = {arguments[1]}, allowed: ")
+            self.fails(
+                run("bench", "train", *arguments),
+                78,
+                f"{arguments[0][2:]} = {arguments[1]}, allowed: ",
+            )
 
     def test_names_are_shown_without_their_control_characters(self):
         result = run("evaluate", "--model", "no\x1b[2J\nmodel", "--data", "d", "--context", 8)
@@ -94,22 +174,56 @@ class Commands(unittest.TestCase):
 
     def test_options_that_messages_name_are_there(self):
         """Every --option that a command's source names is one of some command, and of that command where it is its own file."""
-        keys = {command: help_keys(command) | {"help", "config", "dump-config", "version"} for command in COMMANDS}
+        keys = {
+            command: help_keys(command) | {"help", "config", "dump-config", "version"}
+            for command in COMMANDS
+        }
         anywhere = set().union(*keys.values()) | {"kind", "shapes"}
-        own = {"command_convert.cpp": ["convert"], "command_evaluate.cpp": ["evaluate"], "command_generate.cpp": ["generate"],
-               "command_train.cpp": ["train"], "command_verify.cpp": ["verify"], "trainer.cpp": ["train"], "train_config.cpp": ["train", "bench train"],
-               "command_prepare.cpp": ["prepare lm", "prepare vocab"], "command_bench_generate.cpp": ["bench generate"],
-               "command_bench_train.cpp": ["bench train"]}
+        own = {
+            "command_convert.cpp": ["convert"],
+            "command_evaluate.cpp": ["evaluate"],
+            "command_generate.cpp": ["generate"],
+            "command_train.cpp": ["train"],
+            "command_verify.cpp": ["verify"],
+            "trainer.cpp": ["train"],
+            "train_config.cpp": ["train", "bench train"],
+            "command_prepare.cpp": ["prepare lm", "prepare vocab"],
+            "command_bench_generate.cpp": ["bench generate"],
+            "command_bench_train.cpp": ["bench train"],
+        }
         outside = {"mpi", "map-by", "signal"}  # of srun, mpirun and sbatch
-        for source in sorted(path for folder in ("base", "data", "dist", "model", "launch") for path in (SOURCE / folder).rglob("*.cpp")):
+        for source in sorted(
+            path
+            for folder in ("base", "data", "dist", "model", "launch")
+            for path in (SOURCE / folder).rglob("*.cpp")
+        ):
             if source.name in ("gpu_bench.cpp", "gpu_bench_kinds.cpp"):
                 continue
-            strings = re.findall(r'"((?:[^"\\\n]|\\.)*)"', re.sub(r"//[^\n]*", "", source.read_text()))
-            named = {key.rstrip(".-") for text in strings for key in re.findall(r"(?<![\w-])--([a-z][a-z0-9.-]+)", text)} - outside
-            allowed = set().union(*(keys[command] for command in own[source.name])) if source.name in own else anywhere
+            strings = re.findall(
+                r'"((?:[^"\\\n]|\\.)*)"', re.sub(r"//[^\n]*", "", source.read_text())
+            )
+            named = {
+                key.rstrip(".-")
+                for text in strings
+                for key in re.findall(r"(?<![\w-])--([a-z][a-z0-9.-]+)", text)
+            } - outside
+            allowed = (
+                set().union(*(keys[command] for command in own[source.name]))
+                if source.name in own
+                else anywhere
+            )
             for key in named:
-                other = source.name in own and key in anywhere and any(
-                    re.search(rf"t2r (convert|prepare|evaluate|generate|train)[^\"]*--{re.escape(key)}", text) for text in strings)
+                other = (
+                    source.name in own
+                    and key in anywhere
+                    and any(
+                        re.search(
+                            rf"t2r (convert|prepare|evaluate|generate|train)[^\"]*--{re.escape(key)}",
+                            text,
+                        )
+                        for text in strings
+                    )
+                )
                 with self.subTest(source=source.name, option=key):
                     self.assertTrue(key in allowed or other, "is no option there")
 
@@ -119,46 +233,144 @@ class IdleOptions(Case):
     def setUpClass(cls):
         super().setUpClass()
         cls.must(*cls.train_arguments(cls, cls.folder / "t2r", "--steps", 1))
-        cls.must("train", "--output", cls.folder / "softmax", "--train-data", cls.folder / "train", "--model.layers", 2, "--model.hidden-size", 32,
-                 "--model.heads", 2, "--sequence-length", 32, "--batch-size", 8, "--steps", 1, "--tokenizer", cls.tokenizer)
+        cls.must(
+            "train",
+            "--output",
+            cls.folder / "softmax",
+            "--train-data",
+            cls.folder / "train",
+            "--model.layers",
+            2,
+            "--model.hidden-size",
+            32,
+            "--model.heads",
+            2,
+            "--sequence-length",
+            32,
+            "--batch-size",
+            8,
+            "--steps",
+            1,
+            "--tokenizer",
+            cls.tokenizer,
+        )
         cls.linear = cls.folder / "t2r/checkpoints/latest"
         cls.softmax = cls.folder / "softmax/checkpoints/latest"
 
     def run_training(self, *arguments, ranks=1):
         output = pathlib.Path(tempfile.mkdtemp(dir=self.folder)) / "run"
-        return run("train", "--output", output, "--train-data", self.folder / "train", "--sequence-length", 32, "--batch-size", 8,
-                   *arguments, ranks=ranks)
+        return run(
+            "train",
+            "--output",
+            output,
+            "--train-data",
+            self.folder / "train",
+            "--sequence-length",
+            32,
+            "--batch-size",
+            8,
+            *arguments,
+            ranks=ranks,
+        )
 
     def says_idle(self, result, **why):
         self.assertEqual(result.returncode, 0, result.stderr)
         for key, text in why.items():
             key = key.replace("_", "-")
-            lines = [line for line in result.stderr.splitlines() if f"--{key} has no effect: " in line]
+            lines = [
+                line for line in result.stderr.splitlines() if f"--{key} has no effect: " in line
+            ]
             self.assertEqual(len(lines), 1, f"{key}: {result.stderr}")
             self.assertIn(text, lines[0])
 
     def test_training_of_a_softmax_model(self):
-        result = self.run_training("--model", self.softmax, "--steps", 3, "--deterministic", "--cuda-graph=false", "--bucket-mib", 5, "--eval-every", 1,
-                                   "--eval-tokens", 100, "--final-lr-ratio", 0.2, "--schedule", "constant", "--map-learning-rate", 0.1,
-                                   "--transfer-learning-rate", 0.1, "--micro-batch-size", 100, "--distillation", 1, "--resume",
-                                   "--checkpoint-every", 50)
-        self.says_idle(result, deterministic="CPU", cuda_graph="on a GPU", bucket_mib="one rank", eval_every="no --valid-data", eval_tokens="no --valid-data",
-                       final_lr_ratio="schedule = constant", map_learning_rate="no feature maps", transfer_learning_rate="no --transfer-steps",
-                       micro_batch_size="a rank's share of the batch is 8", distillation="no --teacher", resume="the run begins at step 1",
-                       checkpoint_every="the run has 3 steps")
-        self.fails(self.run_training("--model", self.softmax, "--steps", 3, "--transfer-steps", 1), 78, "transfer-steps = 1, allowed with this model: 0")
+        result = self.run_training(
+            "--model",
+            self.softmax,
+            "--steps",
+            3,
+            "--deterministic",
+            "--cuda-graph=false",
+            "--bucket-mib",
+            5,
+            "--eval-every",
+            1,
+            "--eval-tokens",
+            100,
+            "--final-lr-ratio",
+            0.2,
+            "--schedule",
+            "constant",
+            "--map-learning-rate",
+            0.1,
+            "--transfer-learning-rate",
+            0.1,
+            "--micro-batch-size",
+            100,
+            "--distillation",
+            1,
+            "--resume",
+            "--checkpoint-every",
+            50,
+        )
+        self.says_idle(
+            result,
+            deterministic="CPU",
+            cuda_graph="on a GPU",
+            bucket_mib="one rank",
+            eval_every="no --valid-data",
+            eval_tokens="no --valid-data",
+            final_lr_ratio="schedule = constant",
+            map_learning_rate="no feature maps",
+            transfer_learning_rate="no --transfer-steps",
+            micro_batch_size="a rank's share of the batch is 8",
+            distillation="no --teacher",
+            resume="the run begins at step 1",
+            checkpoint_every="the run has 3 steps",
+        )
+        self.fails(
+            self.run_training("--model", self.softmax, "--steps", 3, "--transfer-steps", 1),
+            78,
+            "transfer-steps = 1, allowed with this model: 0",
+        )
 
     def test_what_is_in_use_is_not_said(self):
-        result = self.run_training("--model", self.linear, "--valid-data", self.folder / "valid", "--steps", 4, "--transfer-steps", 1,
-                                   "--transfer-learning-rate", 0.1, "--map-learning-rate", 0.1, "--eval-every", 2, "--eval-tokens", 100,
-                                   "--final-lr-ratio", 0.2, "--warmup-steps", 1, "--micro-batch-size", 4, "--bucket-mib", 5, ranks=2)
+        result = self.run_training(
+            "--model",
+            self.linear,
+            "--valid-data",
+            self.folder / "valid",
+            "--steps",
+            4,
+            "--transfer-steps",
+            1,
+            "--transfer-learning-rate",
+            0.1,
+            "--map-learning-rate",
+            0.1,
+            "--eval-every",
+            2,
+            "--eval-tokens",
+            100,
+            "--final-lr-ratio",
+            0.2,
+            "--warmup-steps",
+            1,
+            "--micro-batch-size",
+            4,
+            "--bucket-mib",
+            5,
+            ranks=2,
+        )
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertNotIn("no effect", result.stderr)
         self.assertNotIn("warning", result.stderr)
 
     def test_a_file_of_defaults_says_nothing(self):
         dump = self.folder / "all.toml"
-        dump.write_text(self.must("train", "--model", self.linear, "--steps", 1, "--dump-config").stdout)
+        dump.write_text(
+            self.must("train", "--model", self.linear, "--steps", 1, "--dump-config").stdout
+        )
         result = self.run_training("--config", dump)
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertNotIn("no effect", result.stderr)
@@ -169,38 +381,117 @@ class IdleOptions(Case):
         self.says_idle(self.run_training("--config", dump), deterministic="CPU")
 
     def test_lengths_and_budgets(self):
-        result = self.run_training("--model", self.softmax, "--tokens", 700, "--warmup-steps", 10, "--sequence-length", 64, "--batch-size", 4)
+        result = self.run_training(
+            "--model",
+            self.softmax,
+            "--tokens",
+            700,
+            "--warmup-steps",
+            10,
+            "--sequence-length",
+            64,
+            "--batch-size",
+            4,
+        )
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn("--tokens = 700 is rounded down to 512: 2 whole steps", result.stderr)
         self.assertIn("--warmup-steps = 10 is longer than the run's 2 steps", result.stderr)
-        self.assertIn("--sequence-length = 64 is beyond the 32 positions that the model's config.json", result.stderr)
-        result = self.run_training("--model.layers", 1, "--model.hidden-size", 32, "--model.heads", 2, "--sequence-length", 64, "--steps", 1,
-                                   "--teacher", self.softmax)
-        self.assertIn("--sequence-length = 64 is beyond the 32 positions that the teacher's config.json", result.stderr)
-        gpt2 = ["--model.family", "gpt2", "--model.layers", 1, "--model.hidden-size", 32, "--model.heads", 2, "--model.max-positions", 16]
-        self.fails(self.run_training(*gpt2, "--steps", 1), 78, "sequence-length = 32, allowed with this model: 1 to 16, its learned positions")
+        self.assertIn(
+            "--sequence-length = 64 is beyond the 32 positions that the model's config.json",
+            result.stderr,
+        )
+        result = self.run_training(
+            "--model.layers",
+            1,
+            "--model.hidden-size",
+            32,
+            "--model.heads",
+            2,
+            "--sequence-length",
+            64,
+            "--steps",
+            1,
+            "--teacher",
+            self.softmax,
+        )
+        self.assertIn(
+            "--sequence-length = 64 is beyond the 32 positions that the teacher's config.json",
+            result.stderr,
+        )
+        gpt2 = [
+            "--model.family",
+            "gpt2",
+            "--model.layers",
+            1,
+            "--model.hidden-size",
+            32,
+            "--model.heads",
+            2,
+            "--model.max-positions",
+            16,
+        ]
+        self.fails(
+            self.run_training(*gpt2, "--steps", 1),
+            78,
+            "sequence-length = 32, allowed with this model: 1 to 16, its learned positions",
+        )
 
     def test_table_teacher_and_tokenizer(self):
         table = ["--model.layers", 2, "--model.hidden-size", 32, "--model.heads", 2]
-        result = self.run_training(*table, "--model.feature-size", 8, "--model.softmax-layers", 1, "--steps", 1, "--teacher", self.softmax,
-                                   "--distillation", 0)
-        self.says_idle(result, teacher="distillation = 0", **{"model.feature_size": "no feature map", "model.softmax_layers": "no feature map"})
+        result = self.run_training(
+            *table,
+            "--model.feature-size",
+            8,
+            "--model.softmax-layers",
+            1,
+            "--steps",
+            1,
+            "--teacher",
+            self.softmax,
+            "--distillation",
+            0,
+        )
+        self.says_idle(
+            result,
+            teacher="distillation = 0",
+            **{"model.feature_size": "no feature map", "model.softmax_layers": "no feature map"},
+        )
         self.assertIn("no --tokenizer: the run's checkpoints will have none", result.stderr)
-        self.fails(self.run_training(*table, "--model.attention", "elu", "--model.feature-size", 8, "--steps", 1), 78,
-                   "model.feature-size = 8, allowed: 0 or the head dimension, 16, for elu")
-        self.fails(self.run_training(*table, "--model", self.softmax, "--steps", 1), 78, "--model and [model] exclude each other")
+        self.fails(
+            self.run_training(
+                *table, "--model.attention", "elu", "--model.feature-size", 8, "--steps", 1
+            ),
+            78,
+            "model.feature-size = 8, allowed: 0 or the head dimension, 16, for elu",
+        )
+        self.fails(
+            self.run_training(*table, "--model", self.softmax, "--steps", 1),
+            78,
+            "--model and [model] exclude each other",
+        )
 
     def convert(self, *arguments):
         output = pathlib.Path(tempfile.mkdtemp(dir=self.folder)) / "converted"
         return run("convert", "--model", self.softmax, "--output", output, *arguments), output
 
     def test_convert(self):
-        self.says_idle(self.convert("--map-per-query-head")[0], map_per_query_head="a key head for each query head")
-        self.says_idle(self.convert("--feature-map", "elu", "--seed", 3, "--denominator-floor", 0.1)[0], seed="no parameters", denominator_floor="no floor")
-        for arguments, text in ((["--keep-softmax-every", 1], "there is nothing to convert"), (["--keep-softmax", "0,1"], "there is nothing to convert"),
-                                (["--keep-softmax", 0, "--keep-softmax-every", 2], "exclude each other"),
-                                (["--feature-map", "elu", "--feature-size", 8], "feature_size = 8, allowed: 16"), (["--seed", -1], "seed = -1"),
-                                (["--feature-size", -1], "feature-size = -1, allowed: 0 or more")):
+        self.says_idle(
+            self.convert("--map-per-query-head")[0],
+            map_per_query_head="a key head for each query head",
+        )
+        self.says_idle(
+            self.convert("--feature-map", "elu", "--seed", 3, "--denominator-floor", 0.1)[0],
+            seed="no parameters",
+            denominator_floor="no floor",
+        )
+        for arguments, text in (
+            (["--keep-softmax-every", 1], "there is nothing to convert"),
+            (["--keep-softmax", "0,1"], "there is nothing to convert"),
+            (["--keep-softmax", 0, "--keep-softmax-every", 2], "exclude each other"),
+            (["--feature-map", "elu", "--feature-size", 8], "feature_size = 8, allowed: 16"),
+            (["--seed", -1], "seed = -1"),
+            (["--feature-size", -1], "feature-size = -1, allowed: 0 or more"),
+        ):
             result, output = self.convert(*arguments)
             self.fails(result, 78, text)
             self.assertFalse(output.exists())
@@ -208,24 +499,78 @@ class IdleOptions(Case):
         self.assertIn("1 of 2 layers are linear", result.stdout)
 
     def test_verify(self):
-        tensors = {"input_ids": ("I64", [1, 4], struct.pack("<4q", 1, 2, 3, 4)), "loss": ("F32", [], struct.pack("<f", 5.0))}
+        tensors = {
+            "input_ids": ("I64", [1, 4], struct.pack("<4q", 1, 2, 3, 4)),
+            "loss": ("F32", [], struct.pack("<f", 5.0)),
+        }
         header, data = {}, b""
         for name, (dtype, shape, content) in tensors.items():
-            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(content)]}
+            header[name] = {
+                "dtype": dtype,
+                "shape": shape,
+                "data_offsets": [len(data), len(data) + len(content)],
+            }
             data += content
         text = json.dumps(header).encode()
-        (self.folder / "expected.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
-        result = run("verify", "--model", self.linear, "--expected", self.folder / "expected.safetensors", "--tolerance", 100, "--gradient-tolerance", 0.1)
+        (self.folder / "expected.safetensors").write_bytes(
+            struct.pack("<Q", len(text)) + text + data
+        )
+        result = run(
+            "verify",
+            "--model",
+            self.linear,
+            "--expected",
+            self.folder / "expected.safetensors",
+            "--tolerance",
+            100,
+            "--gradient-tolerance",
+            0.1,
+        )
         self.says_idle(result, gradient_tolerance="no grad.NAME")
         self.assertNotIn("--tolerance has no effect", result.stderr)
 
     def test_benchmarks(self):
-        bench = ["bench", "generate", "--device", "cpu", "--model", self.softmax, "--lengths", 4, "--steps", 2, "--warmup-steps", 0]
-        result = run(*bench, "--vocab-size", 9, "--top-k", 5, "--top-p", 0.5, "--cuda-graph", "--json")
-        self.says_idle(result, vocab_size="--model", top_k="greedy", top_p="greedy", cuda_graph="on a GPU")
+        bench = [
+            "bench",
+            "generate",
+            "--device",
+            "cpu",
+            "--model",
+            self.softmax,
+            "--lengths",
+            4,
+            "--steps",
+            2,
+            "--warmup-steps",
+            0,
+        ]
+        result = run(
+            *bench, "--vocab-size", 9, "--top-k", 5, "--top-p", 0.5, "--cuda-graph", "--json"
+        )
+        self.says_idle(
+            result, vocab_size="--model", top_k="greedy", top_p="greedy", cuda_graph="on a GPU"
+        )
         self.assertEqual(json.loads(result.stdout)["length"], 4)
-        result = run("bench", "train", "--device", "cpu", "--model", self.softmax, "--steps", 2, "--warmup-steps", 0, "--batch-size", 1,
-                     "--sequence-length", 8, "--deterministic", "--bucket-mib", 2, "--json")
+        result = run(
+            "bench",
+            "train",
+            "--device",
+            "cpu",
+            "--model",
+            self.softmax,
+            "--steps",
+            2,
+            "--warmup-steps",
+            0,
+            "--batch-size",
+            1,
+            "--sequence-length",
+            8,
+            "--deterministic",
+            "--bucket-mib",
+            2,
+            "--json",
+        )
         self.says_idle(result, deterministic="CPU", bucket_mib="one rank")
         self.assertEqual(json.loads(result.stdout)["batch_size"], 1)
         result = run("bench", "train", "--json", "--batch-size", 0)

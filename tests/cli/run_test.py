@@ -1,4 +1,5 @@
 """A training run as who watches it sees it: signals, evaluations, records, ranks on hosts that differ."""
+
 import json
 import math
 import os
@@ -11,7 +12,17 @@ import subprocess
 import time
 import unittest
 
-from support import BINARY, MPIRUN, Case, kill_processes_naming, on_terminal, run, start, step_losses, weights
+from support import (
+    BINARY,
+    MPIRUN,
+    Case,
+    kill_processes_naming,
+    on_terminal,
+    run,
+    start,
+    step_losses,
+    weights,
+)
 
 
 def records(run_folder, event=None):
@@ -38,6 +49,7 @@ def wait_for(condition, timeout=90):
 
 def start_limited(limit_bytes, *arguments, is_liftable=False):
     """Starts t2r with files that end at this size, and the signal for it as the system has it."""
+
     def limit():
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1] if is_liftable else limit_bytes
@@ -45,8 +57,14 @@ def start_limited(limit_bytes, *arguments, is_liftable=False):
 
     # MPI's own shared-memory files would meet the limit first.
     environment = {**os.environ, "PMIX_MCA_gds": "hash", "OMPI_MCA_btl": "self"}
-    return subprocess.Popen([BINARY, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            preexec_fn=limit, env=environment)
+    return subprocess.Popen(
+        [BINARY, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=limit,
+        env=environment,
+    )
 
 
 class RunCase(Case):
@@ -54,7 +72,7 @@ class RunCase(Case):
         """A run whose evaluations take some seconds."""
         arguments = self.train_arguments(output, "--steps", 2, "--micro-batch-size", 1, *more)
         at = arguments.index("--valid-data")
-        return [*arguments[:at + 1], *[self.folder / "train"] * 4, *arguments[at + 2:]]
+        return [*arguments[: at + 1], *[self.folder / "train"] * 4, *arguments[at + 2 :]]
 
     def stop(self, process, number):
         process.send_signal(number)
@@ -129,11 +147,18 @@ class Signals(RunCase):
         self.assertIn("SIGUSR1 to mpirun stops and saves", text)
         self.assertIn("stopping", text)
         manifest = output / "checkpoints/latest/manifest.json"
-        return manifest.exists() and json.loads(manifest.read_text())["step"] == max(step_losses(output))
+        return manifest.exists() and json.loads(manifest.read_text())["step"] == max(
+            step_losses(output)
+        )
 
     def test_what_mpirun_leaves_time_for_is_saved(self):
-        for number in (signal.SIGTERM, signal.SIGINT):  # a busy machine may need more than mpirun's second
-            self.assertTrue(any(self.is_saved_under_mpirun(number, attempt) for attempt in range(3)), number)
+        for number in (
+            signal.SIGTERM,
+            signal.SIGINT,
+        ):  # a busy machine may need more than mpirun's second
+            self.assertTrue(
+                any(self.is_saved_under_mpirun(number, attempt) for attempt in range(3)), number
+            )
 
     def test_a_stop_that_cannot_be_saved_is_not_called_saved(self):
         output = self.folder / "unsaved"
@@ -146,8 +171,10 @@ class Signals(RunCase):
 
     def test_a_reader_that_leaves_does_not_end_a_run(self):
         output = self.folder / "pipe"
-        process = subprocess.Popen([BINARY, *map(str, self.train_arguments(output, "--steps", 60, "--log-every", 1))],
-                                   stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            [BINARY, *map(str, self.train_arguments(output, "--steps", 60, "--log-every", 1))],
+            stderr=subprocess.PIPE,
+        )
         process.stderr.readline()
         process.stderr.close()
         self.assertEqual(process.wait(60), 0)
@@ -159,10 +186,31 @@ class FileSizeLimit(Case):
         model = self.folder / "run"
         self.must(*self.train_arguments(model, "--steps", 1, "--model.attention", "softmax"))
         for name, arguments in (
-                ("train", self.train_arguments(self.folder / "limited", "--steps", 3)),
-                ("prepare", ["prepare", "lm", "--inputs", self.folder / "train.txt", "--tokenizer", self.tokenizer, "--output",
-                             self.folder / "shards"]),
-                ("convert", ["convert", "--model", model / "checkpoints/latest", "--output", self.folder / "converted"])):
+            ("train", self.train_arguments(self.folder / "limited", "--steps", 3)),
+            (
+                "prepare",
+                [
+                    "prepare",
+                    "lm",
+                    "--inputs",
+                    self.folder / "train.txt",
+                    "--tokenizer",
+                    self.tokenizer,
+                    "--output",
+                    self.folder / "shards",
+                ],
+            ),
+            (
+                "convert",
+                [
+                    "convert",
+                    "--model",
+                    model / "checkpoints/latest",
+                    "--output",
+                    self.folder / "converted",
+                ],
+            ),
+        ):
             process = start_limited(60_000, *arguments)
             text, _ = process.communicate(timeout=60)
             self.assertEqual(process.returncode, 73, f"{name}: {text}")
@@ -172,11 +220,30 @@ class FileSizeLimit(Case):
 class Records(RunCase):
     def test_every_record_says_when_and_where_and_a_key_has_one_meaning(self):
         output, before = self.folder / "run", time.time()
-        result = self.must(*self.train_arguments(output, "--steps", 6, "--eval-every", 3, "--checkpoint-every", 2), ranks=2)
+        result = self.must(
+            *self.train_arguments(output, "--steps", 6, "--eval-every", 3, "--checkpoint-every", 2),
+            ranks=2,
+        )
         all_records = records(output)
-        self.assertEqual([(r["event"], r["step"]) for r in all_records],
-                         [("start", 0), ("step", 1), ("step", 2), ("checkpoint", 2), ("step", 3), ("checkpoint", 3), ("evaluation", 3),
-                          ("step", 4), ("checkpoint", 4), ("step", 5), ("step", 6), ("checkpoint", 6), ("evaluation", 6), ("end", 6)])
+        self.assertEqual(
+            [(r["event"], r["step"]) for r in all_records],
+            [
+                ("start", 0),
+                ("step", 1),
+                ("step", 2),
+                ("checkpoint", 2),
+                ("step", 3),
+                ("checkpoint", 3),
+                ("evaluation", 3),
+                ("step", 4),
+                ("checkpoint", 4),
+                ("step", 5),
+                ("step", 6),
+                ("checkpoint", 6),
+                ("evaluation", 6),
+                ("end", 6),
+            ],
+        )
         for record in all_records:
             self.assertTrue(before <= record["time"] <= time.time(), record)
             self.assertEqual(record["tokens"], record["step"] * 8 * 32, record)
@@ -185,11 +252,15 @@ class Records(RunCase):
         evaluations = records(output, "evaluation")
         for record in evaluations:
             self.assertNotIn("loss", record)
-            self.assertAlmostEqual(math.log(record["valid_perplexity"]), record["valid_loss"], places=6)
+            self.assertAlmostEqual(
+                math.log(record["valid_perplexity"]), record["valid_loss"], places=6
+            )
             self.assertGreater(record["valid_tokens"], 1000)
         best = min(evaluations, key=lambda record: record["valid_loss"])
         end = records(output, "end")[0]
-        self.assertEqual((end["best_step"], end["best_valid_loss"]), (best["step"], best["valid_loss"]))
+        self.assertEqual(
+            (end["best_step"], end["best_valid_loss"]), (best["step"], best["valid_loss"])
+        )
         last = result.stderr.splitlines()[-1]
         self.assertIn("done: 6 steps, 1536 tokens in ", last)
         self.assertIn(f"at step {best['step']}; {output}/checkpoints/best", last)
@@ -199,13 +270,28 @@ class Records(RunCase):
         options = ["--schedule", "constant"]
         self.must(*self.train_arguments(output, *options, "--steps", 4))
         file = output / "metrics.jsonl"
-        step = next(line for line in file.read_text().splitlines() if '"step": 4,' in line and '"event": "step"' in line)
-        with file.open("a") as appended:  # as a kill leaves it: steps that no checkpoint has, half a line
-            appended.write(step.replace('"step": 4', '"step": 5') + "\n" + step.replace('"step": 4', '"step": 6') + "\n" + step[:40])
+        step = next(
+            line
+            for line in file.read_text().splitlines()
+            if '"step": 4,' in line and '"event": "step"' in line
+        )
+        with file.open(
+            "a"
+        ) as appended:  # as a kill leaves it: steps that no checkpoint has, half a line
+            appended.write(
+                step.replace('"step": 4', '"step": 5')
+                + "\n"
+                + step.replace('"step": 4', '"step": 6')
+                + "\n"
+                + step[:40]
+            )
         result = self.must(*self.train_arguments(output, *options, "--steps", 8, "--resume"))
         self.assertEqual(steps_of(output, "step"), list(range(1, 9)))
         self.assertIn("1 broken line(s) taken out", result.stderr)
-        repeated = [json.loads(line)["step"] for line in (output / "metrics.jsonl.repeated").read_text().splitlines()]
+        repeated = [
+            json.loads(line)["step"]
+            for line in (output / "metrics.jsonl.repeated").read_text().splitlines()
+        ]
         self.assertEqual(repeated, [5, 6])
         self.assertEqual([path.name for path in output.iterdir() if ".tmp." in path.name], [])
 
@@ -213,15 +299,26 @@ class Records(RunCase):
         output = self.folder / "logged"
         first = self.must(*self.train_arguments(output, "--steps", 2), ranks=2).stderr
         second = self.must(*self.train_arguments(output, "--steps", 4, "--resume")).stderr
-        log = [line.split(" ", 1)[1] for line in (output / "train.log").read_text().splitlines()]  # without the date
+        log = [
+            line.split(" ", 1)[1] for line in (output / "train.log").read_text().splitlines()
+        ]  # without the date
         self.assertEqual(log, [*first.splitlines(), *second.splitlines()])
 
     def test_a_refused_start_leaves_the_config_alone(self):
         output = self.folder / "config"
         self.must(*self.train_arguments(output, "--steps", 2))
-        files = {name: (output / name).read_bytes() for name in ("config.toml", "metrics.jsonl", "train.log")}
-        for more in ([], ["--resume", "--seed", 9], ["--resume", "--tokenizer", self.folder / "nowhere"]):
-            self.assertNotEqual(run(*self.train_arguments(output, "--steps", 4, *more)).returncode, 0)
+        files = {
+            name: (output / name).read_bytes()
+            for name in ("config.toml", "metrics.jsonl", "train.log")
+        }
+        for more in (
+            [],
+            ["--resume", "--seed", 9],
+            ["--resume", "--tokenizer", self.folder / "nowhere"],
+        ):
+            self.assertNotEqual(
+                run(*self.train_arguments(output, "--steps", 4, *more)).returncode, 0
+            )
             self.assertEqual(files, {name: (output / name).read_bytes() for name in files}, more)
         self.must(*self.train_arguments(output, "--steps", 4, "--resume", "--learning-rate", 1e-3))
         self.assertIn("learning-rate = 0.001", (output / "config.toml").read_text())
@@ -230,9 +327,17 @@ class Records(RunCase):
         self.assertIn("steps: 2 -> 4", changes)
 
     def test_a_file_system_without_locks_is_not_another_run(self):
-        environment = {**os.environ, "LD_PRELOAD": os.environ["T2R_NO_FLOCK"], "ASAN_OPTIONS": "verify_asan_link_order=0"}
-        result = subprocess.run([BINARY, *map(str, self.train_arguments(self.folder / "unlocked", "--steps", 1))], capture_output=True,
-                                text=True, env=environment)
+        environment = {
+            **os.environ,
+            "LD_PRELOAD": os.environ["T2R_NO_FLOCK"],
+            "ASAN_OPTIONS": "verify_asan_link_order=0",
+        }
+        result = subprocess.run(
+            [BINARY, *map(str, self.train_arguments(self.folder / "unlocked", "--steps", 1))],
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn("cannot be locked (No locks available)", result.stderr)
         self.assertNotIn("another run", result.stderr)
@@ -247,33 +352,92 @@ class Evaluations(RunCase):
         self.assertEqual(weights(plain), weights(shown))
         self.assertEqual(steps_of(shown, "evaluation"), [0, 3])
         # What one run ended with is what the next one begins with.
-        self.must("train", "--output", tuned, "--model", plain / "checkpoints/latest", "--train-data", self.folder / "train", "--valid-data",
-                  self.folder / "valid", "--sequence-length", 32, "--batch-size", 8, "--steps", 2, "--learning-rate", 1, "--clip-norm", 0,
-                  "--eval-at-start")
-        self.assertEqual(records(tuned, "evaluation")[0]["valid_loss"], records(plain, "evaluation")[-1]["valid_loss"])
-        self.assertEqual(os.readlink(tuned / "checkpoints/best"), "step-00000002")  # though step 0 was better
+        self.must(
+            "train",
+            "--output",
+            tuned,
+            "--model",
+            plain / "checkpoints/latest",
+            "--train-data",
+            self.folder / "train",
+            "--valid-data",
+            self.folder / "valid",
+            "--sequence-length",
+            32,
+            "--batch-size",
+            8,
+            "--steps",
+            2,
+            "--learning-rate",
+            1,
+            "--clip-norm",
+            0,
+            "--eval-at-start",
+        )
+        self.assertEqual(
+            records(tuned, "evaluation")[0]["valid_loss"],
+            records(plain, "evaluation")[-1]["valid_loss"],
+        )
+        self.assertEqual(
+            os.readlink(tuned / "checkpoints/best"), "step-00000002"
+        )  # though step 0 was better
 
     def test_one_that_is_not_finite_is_never_the_best(self):
         output = self.folder / "nan"
-        result = self.must(*self.train_arguments(output, "--steps", 30, "--learning-rate", 100, "--weight-decay", 100, "--clip-norm", 0,
-                                                 "--max-skipped-steps", 100, "--eval-every", 10))
+        result = self.must(
+            *self.train_arguments(
+                output,
+                "--steps",
+                30,
+                "--learning-rate",
+                100,
+                "--weight-decay",
+                100,
+                "--clip-norm",
+                0,
+                "--max-skipped-steps",
+                100,
+                "--eval-every",
+                10,
+            )
+        )
         self.assertIsNone(records(output, "evaluation")[-1]["valid_loss"])
         self.assertIn("not finite, so never the best", result.stderr)
         self.assertNotIn("best_step", records(output, "end")[0])
 
     def test_a_terminal_shows_how_far_they_are(self):
-        output, valid = self.folder / "terminal", [self.folder / name for name in ["valid"] + 3 * ["train"]]  # takes seconds
-        code, shown = on_terminal(*self.train_arguments(output, "--steps", 2, "--micro-batch-size", 1, "--valid-data", *valid))
+        output, valid = self.folder / "terminal", [
+            self.folder / name for name in ["valid"] + 3 * ["train"]
+        ]  # takes seconds
+        code, shown = on_terminal(
+            *self.train_arguments(
+                output, "--steps", 2, "--micro-batch-size", 1, "--valid-data", *valid
+            )
+        )
         self.assertEqual(code, 0, shown)
-        self.assertRegex(shown, r"\r\x1b\[K\[#*\.*\] evaluating step 2: \d+ % of \d+ tokens, \d+ tok/s, eta ")
-        code, shown = on_terminal("evaluate", "--model", output / "checkpoints/latest", "--data", *valid, "--context", 32,
-                                  "--batch-size", 1)
+        self.assertRegex(
+            shown, r"\r\x1b\[K\[#*\.*\] evaluating step 2: \d+ % of \d+ tokens, \d+ tok/s, eta "
+        )
+        code, shown = on_terminal(
+            "evaluate",
+            "--model",
+            output / "checkpoints/latest",
+            "--data",
+            *valid,
+            "--context",
+            32,
+            "--batch-size",
+            1,
+        )
         self.assertEqual(code, 0, shown)
         self.assertRegex(shown, r"\r\x1b\[K\[#*\.*\] evaluating: \d+ % of \d+ tokens")
 
     def test_checkpoints_come_by_the_clock(self):
         output = self.folder / "clock"
-        process = start(*self.train_arguments(output, "--steps", 1000000, "--checkpoint-minutes", 0.005), ranks=2)
+        process = start(
+            *self.train_arguments(output, "--steps", 1000000, "--checkpoint-minutes", 0.005),
+            ranks=2,
+        )
         wait_for(lambda: len(records(output, "checkpoint")) >= 3)
         text = self.stop(process, signal.SIGUSR1)
         self.assertEqual(process.returncode, 75, text)
@@ -299,22 +463,54 @@ class RanksThatDiffer(Case):
         command = [*MPIRUN]
         for host, more in zip(self.hosts, settings):
             command += ["-wdir", host, *more, "-n", 1, BINARY, *arguments, ":"]
-        return subprocess.run([*map(str, command[:-1])], capture_output=True, text=True, timeout=120)
+        return subprocess.run(
+            [*map(str, command[:-1])], capture_output=True, text=True, timeout=120
+        )
 
     def train(self, output, *more, **options):
-        return self.on_hosts("train", "--output", output, "--train-data", "train", "--valid-data", "valid", "--model", "model",
-                             "--sequence-length", 32, "--batch-size", 8, "--steps", 1, *more, **options)
+        return self.on_hosts(
+            "train",
+            "--output",
+            output,
+            "--train-data",
+            "train",
+            "--valid-data",
+            "valid",
+            "--model",
+            "model",
+            "--sequence-length",
+            32,
+            "--batch-size",
+            8,
+            "--steps",
+            1,
+            *more,
+            **options,
+        )
 
     def test_corpora(self):
         self.assertEqual(self.train(self.folder / "same").returncode, 0)
         for name in ("train", "valid"):
             there = self.hosts[1] / name
             there.rename(self.folder / "aside")
-            self.must("prepare", "lm", "--inputs", self.folder / f"{'valid' if name == 'train' else 'train'}.txt", "--tokenizer",
-                      self.tokenizer, "--output", there)
+            self.must(
+                "prepare",
+                "lm",
+                "--inputs",
+                self.folder / f"{'valid' if name == 'train' else 'train'}.txt",
+                "--tokenizer",
+                self.tokenizer,
+                "--output",
+                there,
+            )
             result = self.train(self.folder / f"other-{name}")
-            self.fails(result, 78, f"the content of the shards {name} differs between ranks: rank 0 on ", ", rank 1 on ",
-                       "give every host the same shards")
+            self.fails(
+                result,
+                78,
+                f"the content of the shards {name} differs between ranks: rank 0 on ",
+                ", rank 1 on ",
+                "give every host the same shards",
+            )
             self.assertFalse((self.folder / f"other-{name}/checkpoints").exists())
             result = self.on_hosts("evaluate", "--model", "model", "--data", name, "--context", 32)
             self.fails(result, 78, f"the content of the shards {name} differs between ranks")
@@ -326,32 +522,62 @@ class RanksThatDiffer(Case):
         there.rename(self.folder / "aside")
         self.must(*self.train_arguments(self.folder / "made-otherwise", "--steps", 1, "--seed", 2))
         shutil.copytree(self.folder / "made-otherwise/checkpoints/latest", there)
-        for result in (self.train(self.folder / "other-model"),
-                       self.on_hosts("evaluate", "--model", "model", "--data", "valid", "--context", 32)):
-            self.fails(result, 78, "the model at model differs between ranks: rank 0 on ", ", rank 1 on ",
-                       "give every host the same model folder")
+        for result in (
+            self.train(self.folder / "other-model"),
+            self.on_hosts("evaluate", "--model", "model", "--data", "valid", "--context", 32),
+        ):
+            self.fails(
+                result,
+                78,
+                "the model at model differs between ranks: rank 0 on ",
+                ", rank 1 on ",
+                "give every host the same model folder",
+            )
         shutil.rmtree(there)
         (self.folder / "aside").rename(there)
 
     def test_instruction_sets(self):
-        narrow = self.train(self.folder / "narrow", settings=(["-x", "T2R_CPU_ISA=baseline"], ["-x", "T2R_CPU_ISA=baseline"]))
+        narrow = self.train(
+            self.folder / "narrow",
+            settings=(["-x", "T2R_CPU_ISA=baseline"], ["-x", "T2R_CPU_ISA=baseline"]),
+        )
         self.assertEqual(narrow.returncode, 0, narrow.stderr)
         widest = self.train(self.folder / "widest")
         if "CPU kernels baseline" in widest.stderr:
             return  # this processor has one set only
         result = self.train(self.folder / "mixed", settings=((), ["-x", "T2R_CPU_ISA=baseline"]))
-        self.fails(result, 78, "the ranks' processors differ", "rank 1 for baseline", "give all ranks T2R_CPU_ISA=")
+        self.fails(
+            result,
+            78,
+            "the ranks' processors differ",
+            "rank 1 for baseline",
+            "give all ranks T2R_CPU_ISA=",
+        )
         self.assertFalse((self.folder / "mixed/checkpoints").exists())
 
 
 class Threads(Case):
     def test_a_run_takes_the_threads_that_its_step_is_worth(self):
         def threads(name, *more):
-            arguments = self.train_arguments(self.folder / name, "--model.layers", 1, "--model.attention", "softmax", "--steps", 1, *more)
+            arguments = self.train_arguments(
+                self.folder / name,
+                "--model.layers",
+                1,
+                "--model.attention",
+                "softmax",
+                "--steps",
+                1,
+                *more,
+            )
             return int(re.search(r"(\d+) thread\(s\) each", self.must(*arguments).stderr)[1])
 
-        limits = [pathlib.Path("/sys/fs/cgroup", name) for name in ("cpu.max", "cpu/cpu.cfs_quota_us", "cpu,cpuacct/cpu.cfs_quota_us")]
-        is_limited = any(path.exists() and path.read_text().split()[0] not in ("max", "-1") for path in limits)
+        limits = [
+            pathlib.Path("/sys/fs/cgroup", name)
+            for name in ("cpu.max", "cpu/cpu.cfs_quota_us", "cpu,cpuacct/cpu.cfs_quota_us")
+        ]
+        is_limited = any(
+            path.exists() and path.read_text().split()[0] not in ("max", "-1") for path in limits
+        )
         usable = 1 if is_limited else len(os.sched_getaffinity(0))
         large = ["--model.hidden-size", 128, "--sequence-length", 256, "--batch-size", 16]
         self.assertEqual(threads("small", "--batch-size", 1), 1)

@@ -1,4 +1,5 @@
 """Checkpoints that cannot be read, used or written at their moment: what readers and runs do then."""
+
 import json
 import os
 import resource
@@ -14,8 +15,18 @@ import xxh3
 
 class Readers(Run):
     def evaluate(self, output, name="latest"):
-        return run("evaluate", "--model", output / "checkpoints" / name, "--data", self.folder / "valid", "--context", 32,
-                   "--max-tokens", 64, "--json")
+        return run(
+            "evaluate",
+            "--model",
+            output / "checkpoints" / name,
+            "--data",
+            self.folder / "valid",
+            "--context",
+            32,
+            "--max-tokens",
+            64,
+            "--json",
+        )
 
     def test_a_newest_manifest_that_cannot_be_read_is_not_passed_over(self):
         output = self.copy("unreadable")
@@ -31,8 +42,15 @@ class Readers(Run):
         (output / "checkpoints/step-00000006/manifest.json").write_text("")
         result = self.evaluate(output)
         self.assertEqual(result.returncode, 0, result.stderr)
-        self.assertEqual(result.stderr.count("checkpoint step-00000006 is damaged and not used: "), 1, result.stderr)
-        loss, older = (json.loads(one.stdout)["loss_nats_per_token"] for one in (result, self.evaluate(output, "step-00000004")))
+        self.assertEqual(
+            result.stderr.count("checkpoint step-00000006 is damaged and not used: "),
+            1,
+            result.stderr,
+        )
+        loss, older = (
+            json.loads(one.stdout)["loss_nats_per_token"]
+            for one in (result, self.evaluate(output, "step-00000004"))
+        )
         self.assertEqual(loss, older)
 
 
@@ -46,7 +64,9 @@ class NotFinite(Run):
         file.write_bytes(data)
         text = json.dumps(manifest(output, "step-00000006"), indent=2) + "\n"
         record = manifest(output, "step-00000006")["files"][file.name]["xxh3_128"]
-        (folder / "manifest.json").write_text(xxh3.sealed(text.replace(record, xxh3.xxh3_128(bytes(data)).hexdigest())))
+        (folder / "manifest.json").write_text(
+            xxh3.sealed(text.replace(record, xxh3.xxh3_128(bytes(data)).hexdigest()))
+        )
         result = self.resume(output)
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn("step-00000006 is damaged and not used", result.stderr)
@@ -84,14 +104,22 @@ class Repeated(RunCase):
         output = self.folder / "full"
         self.must(*self.train_arguments(output, *self.OPTIONS, "--steps", 2))
         file, limit = output / "metrics.jsonl", 8_000_000
-        line = next(line for line in file.read_text().splitlines() if '"event": "step"' in line).replace('"step": 1,', '"step": 3,')
+        line = next(
+            line for line in file.read_text().splitlines() if '"event": "step"' in line
+        ).replace('"step": 1,', '"step": 3,')
         with file.open("a") as appended:
             appended.write(line + "\n")
         with (output / "metrics.jsonl.repeated").open("w") as beside:
             beside.truncate(limit)
-        result = run(*self.train_arguments(output, *self.OPTIONS, "--steps", 2, "--resume"), limit_bytes=limit)
+        result = run(
+            *self.train_arguments(output, *self.OPTIONS, "--steps", 2, "--resume"),
+            limit_bytes=limit,
+        )
         self.assertEqual(result.returncode, 0, result.stderr)
-        self.assertIn("metrics.jsonl.repeated: cannot write: File too large; steps after 2 stand there twice", result.stderr)
+        self.assertIn(
+            "metrics.jsonl.repeated: cannot write: File too large; steps after 2 stand there twice",
+            result.stderr,
+        )
         self.assertIn(line, file.read_text().splitlines())
 
     def test_the_evaluation_of_step_0_that_is_taken_again_stands_there_once(self):

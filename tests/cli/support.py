@@ -2,6 +2,7 @@
 
 T2R_BINARY names the binary, T2R_SOURCE_DIR the project; both are set by ctest.
 """
+
 import json
 import os
 import pathlib
@@ -32,27 +33,45 @@ def launch(ranks):
 def run(*arguments, ranks=1, limit_bytes=None, timeout=300):
     """Runs t2r to its end; limit_bytes makes every file larger than that fail, as a full disk does."""
     # MPI's own shared-memory files would meet the limit first: without them it starts.
-    environment = {**os.environ, "PMIX_MCA_gds": "hash", "OMPI_MCA_btl": "self"} if limit_bytes is not None else None
+    environment = (
+        {**os.environ, "PMIX_MCA_gds": "hash", "OMPI_MCA_btl": "self"}
+        if limit_bytes is not None
+        else None
+    )
 
     def limit():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
 
     # A text may end within a character.
-    return subprocess.run([*launch(ranks), BINARY, *map(str, arguments)], capture_output=True, text=True, errors="backslashreplace",
-                          timeout=timeout, preexec_fn=limit if limit_bytes is not None else None, env=environment)
+    return subprocess.run(
+        [*launch(ranks), BINARY, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        errors="backslashreplace",
+        timeout=timeout,
+        preexec_fn=limit if limit_bytes is not None else None,
+        env=environment,
+    )
 
 
 def start(*arguments, ranks=1):
     """Starts t2r in a process group of its own."""
-    return subprocess.Popen([*launch(ranks), BINARY, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            text=True, start_new_session=True)
+    return subprocess.Popen(
+        [*launch(ranks), BINARY, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def on_terminal(*arguments):
     """What t2r writes to stderr when that is a terminal."""
     ours, its = pty.openpty()
-    process = subprocess.Popen([BINARY, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=its)
+    process = subprocess.Popen(
+        [BINARY, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=its
+    )
     os.close(its)
     written = b""
     try:
@@ -77,7 +96,14 @@ def kill_processes_naming(path):
 def make_text(num_documents, seed):
     """English-like text in which the next word depends on the last: something to learn."""
     rng = random.Random(seed)
-    subjects = ["the cat", "a small dog", "my neighbour", "the old ship", "every student", "the river"]
+    subjects = [
+        "the cat",
+        "a small dog",
+        "my neighbour",
+        "the old ship",
+        "every student",
+        "the river",
+    ]
     verbs = ["watches", "follows", "remembers", "crosses", "paints", "hears"]
     objects = ["the bridge", "a song", "the green house", "some rain", "the long road", "a letter"]
     documents = []
@@ -85,8 +111,16 @@ def make_text(num_documents, seed):
         sentences = []
         for _ in range(rng.randint(3, 9)):
             index = rng.randrange(6)
-            name = rng.choice("blmnrst") + rng.choice("aeiou") + rng.choice("dglnrv") + rng.choice("aeio") + rng.choice(["", "n", "s", "rt"])
-            sentences.append(f"{subjects[index]} {verbs[(index + rng.randrange(2)) % 6]} {rng.choice(objects)} of {name}.")
+            name = (
+                rng.choice("blmnrst")
+                + rng.choice("aeiou")
+                + rng.choice("dglnrv")
+                + rng.choice("aeio")
+                + rng.choice(["", "n", "s", "rt"])
+            )
+            sentences.append(
+                f"{subjects[index]} {verbs[(index + rng.randrange(2)) % 6]} {rng.choice(objects)} of {name}."
+            )
         documents.append(" ".join(sentences).capitalize())
     return "\n\n".join(documents) + "\n"
 
@@ -102,10 +136,29 @@ class Case(unittest.TestCase):
         for name, documents, seed in (("train", 400, 1), ("valid", 40, 2)):
             (cls.folder / f"{name}.txt").write_text(make_text(documents, seed))
         cls.tokenizer = cls.folder / "tokenizer.model"
-        cls.must("prepare", "vocab", "--inputs", cls.folder / "train.txt", "--output", cls.tokenizer, "--vocab-size", 320)
+        cls.must(
+            "prepare",
+            "vocab",
+            "--inputs",
+            cls.folder / "train.txt",
+            "--output",
+            cls.tokenizer,
+            "--vocab-size",
+            320,
+        )
         for name in ("train", "valid"):
-            cls.must("prepare", "lm", "--inputs", cls.folder / f"{name}.txt", "--tokenizer", cls.tokenizer, "--output",
-                     cls.folder / name, "--documents", "blank-line")
+            cls.must(
+                "prepare",
+                "lm",
+                "--inputs",
+                cls.folder / f"{name}.txt",
+                "--tokenizer",
+                cls.tokenizer,
+                "--output",
+                cls.folder / name,
+                "--documents",
+                "blank-line",
+            )
 
     @classmethod
     def tearDownClass(cls):
@@ -115,15 +168,35 @@ class Case(unittest.TestCase):
     def must(cls, *arguments, **options):
         result = run(*arguments, **options)
         if result.returncode != 0:
-            raise AssertionError(f"t2r {' '.join(map(str, arguments))} ended with {result.returncode}:\n{result.stderr}")
+            raise AssertionError(
+                f"t2r {' '.join(map(str, arguments))} ended with {result.returncode}:\n{result.stderr}"
+            )
         return result
 
     @classmethod
     def small_model(cls):
         """A softmax model of 2 x 32 after two steps, in the run folder `run`."""
-        cls.must("train", "--output", cls.folder / "run", "--train-data", cls.folder / "train", "--tokenizer", cls.tokenizer,
-                 "--model.layers", 2, "--model.hidden-size", 32, "--model.heads", 2, "--sequence-length", 32, "--batch-size", 8,
-                 "--steps", 2)
+        cls.must(
+            "train",
+            "--output",
+            cls.folder / "run",
+            "--train-data",
+            cls.folder / "train",
+            "--tokenizer",
+            cls.tokenizer,
+            "--model.layers",
+            2,
+            "--model.hidden-size",
+            32,
+            "--model.heads",
+            2,
+            "--sequence-length",
+            32,
+            "--batch-size",
+            8,
+            "--steps",
+            2,
+        )
         return cls.folder / "run/checkpoints/latest"
 
     def fails(self, result, code, *texts):
@@ -134,10 +207,36 @@ class Case(unittest.TestCase):
             self.assertIn(text, output)
 
     def train_arguments(self, output, *more):
-        return ["train", "--output", output, "--train-data", self.folder / "train", "--valid-data", self.folder / "valid",
-                "--tokenizer", self.tokenizer, "--model.layers", 2, "--model.hidden-size", 32, "--model.heads", 2,
-                "--model.attention", "t2r", "--model.feature-size", 8, "--sequence-length", 32, "--batch-size", 8,
-                "--learning-rate", 3e-3, "--log-every", 5, *more]
+        return [
+            "train",
+            "--output",
+            output,
+            "--train-data",
+            self.folder / "train",
+            "--valid-data",
+            self.folder / "valid",
+            "--tokenizer",
+            self.tokenizer,
+            "--model.layers",
+            2,
+            "--model.hidden-size",
+            32,
+            "--model.heads",
+            2,
+            "--model.attention",
+            "t2r",
+            "--model.feature-size",
+            8,
+            "--sequence-length",
+            32,
+            "--batch-size",
+            8,
+            "--learning-rate",
+            3e-3,
+            "--log-every",
+            5,
+            *more,
+        ]
 
 
 def step_losses(run_folder):

@@ -1,4 +1,5 @@
 """Training as a user runs it: ranks, resuming, signals, damage, full disks."""
+
 import json
 import os
 import pathlib
@@ -9,7 +10,16 @@ import subprocess
 import time
 import unittest
 
-from support import BINARY, Case, kill_processes_naming, on_terminal, run, start, step_losses, weights
+from support import (
+    BINARY,
+    Case,
+    kill_processes_naming,
+    on_terminal,
+    run,
+    start,
+    step_losses,
+    weights,
+)
 
 
 def relative(a, b):
@@ -26,7 +36,9 @@ class Ranks(Case):
         self.assertEqual(sorted(b), list(range(1, 21)))
         for step in a:  # float32 sums in another order: 1e-6 is the issue's bar
             self.assertLess(relative(a[step], b[step]), 1e-6, f"step {step}")
-        self.assertLess(float(a[20]), 0.8 * float(a[1]), "nothing was learned, so nothing was compared")
+        self.assertLess(
+            float(a[20]), 0.8 * float(a[1]), "nothing was learned, so nothing was compared"
+        )
 
     def test_gradient_accumulation_gives_the_same(self):
         whole, pieces = self.folder / "whole", self.folder / "pieces"
@@ -40,29 +52,88 @@ class Ranks(Case):
         a = [str(x) for x in self.train_arguments(self.folder / "mixed", "--steps", 2)]
         b = [str(x) for x in self.train_arguments(self.folder / "mixed", "--steps", 3)]
         binary = os.environ["T2R_BINARY"]
-        result = subprocess.run(["mpirun", "--oversubscribe", "--bind-to", "none", "-n", "1", binary, *a, ":", "-n", "1", binary, *b],
-                                capture_output=True, text=True, timeout=120)
+        result = subprocess.run(
+            [
+                "mpirun",
+                "--oversubscribe",
+                "--bind-to",
+                "none",
+                "-n",
+                "1",
+                binary,
+                *a,
+                ":",
+                "-n",
+                "1",
+                binary,
+                *b,
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         self.fails(result, 78, "different options", "rank 0 has steps = 2", "rank 1 has steps = 3")
         self.assertFalse((self.folder / "mixed" / "checkpoints").exists())
 
 
 class Benchmark(Case):
     def test_bench_train_measures_every_rank(self):
-        result = self.must("bench", "train", "--device", "cpu", "--json", "--model.layers", 1, "--model.hidden-size", 64, "--model.heads", 2,
-                           "--vocab-size", 100, "--sequence-length", 32, "--batch-size", 3, "--micro-batch-size", 2, "--steps", 5,
-                           "--warmup-steps", 1, "--peak-tflops", 1, ranks=2)
+        result = self.must(
+            "bench",
+            "train",
+            "--device",
+            "cpu",
+            "--json",
+            "--model.layers",
+            1,
+            "--model.hidden-size",
+            64,
+            "--model.heads",
+            2,
+            "--vocab-size",
+            100,
+            "--sequence-length",
+            32,
+            "--batch-size",
+            3,
+            "--micro-batch-size",
+            2,
+            "--steps",
+            5,
+            "--warmup-steps",
+            1,
+            "--peak-tflops",
+            1,
+            ranks=2,
+        )
         report = json.loads(result.stdout)
-        self.assertEqual((report["ranks"], report["batch_size"], report["sequence_length"]), (2, 3, 32))
-        self.assertAlmostEqual(report["tokens_per_second"], 2 * 3 * 32 / report["seconds_median"], delta=1e-6 * report["tokens_per_second"])
+        self.assertEqual(
+            (report["ranks"], report["batch_size"], report["sequence_length"]), (2, 3, 32)
+        )
+        self.assertAlmostEqual(
+            report["tokens_per_second"],
+            2 * 3 * 32 / report["seconds_median"],
+            delta=1e-6 * report["tokens_per_second"],
+        )
         self.assertLessEqual(report["seconds_p10"], report["seconds_median"])
         self.assertLessEqual(report["seconds_median"], report["seconds_p90"])
         self.assertGreater(report["mfu"], 0)
-        # Tied 100 x 64 and 32 x 64 embeddings, a block of GPT-2, the map of 2 heads with 32 features, the last norm; 6 operations for
-        # each but the positions, and 3 x 2 x 2 heads x 32 x (4 x 32) of linear attention.
-        parameters = 100 * 64 + 32 * 64 + (4 * 64 + 64 * 192 + 192 + 64 * 64 + 64 + 64 * 256 + 256 + 256 * 64 + 64) + 2 * 32 * 33 + 128
+        # Tied 100 x 64 and 32 x 64 embeddings, a block of GPT-2, the map of 2 heads with 32
+        # features, the last norm; 6 operations for each but the positions, and 3 x 2 x 2 heads x 32
+        # x (4 x 32) of linear attention.
+        parameters = (
+            100 * 64
+            + 32 * 64
+            + (4 * 64 + 64 * 192 + 192 + 64 * 64 + 64 + 64 * 256 + 256 + 256 * 64 + 64)
+            + 2 * 32 * 33
+            + 128
+        )
         self.assertEqual(report["parameters"], parameters)
-        self.assertAlmostEqual(report["tflops_per_rank"] * 1e12 * report["seconds_median"] / (3 * 32),
-                               6 * (parameters - 32 * 64) + 49152, delta=1e-6 * 6 * parameters)
+        self.assertAlmostEqual(
+            report["tflops_per_rank"] * 1e12 * report["seconds_median"] / (3 * 32),
+            6 * (parameters - 32 * 64) + 49152,
+            delta=1e-6 * 6 * parameters,
+        )
         self.assertGreaterEqual(report["exposed_seconds"], 0)
 
 
@@ -74,7 +145,9 @@ class SharedData(Case):
             arguments = self.train_arguments(output, "--steps", 2)
             arguments[arguments.index("--train-data") + 1] = "train"
             command += ["-wdir", folder, "-n", "1", BINARY, *arguments, ":"]
-        return subprocess.run([*map(str, command[:-1])], capture_output=True, text=True, timeout=120)
+        return subprocess.run(
+            [*map(str, command[:-1])], capture_output=True, text=True, timeout=120
+        )
 
     def test_one_rank_of_a_host_verifies_for_all(self):
         whole, damaged = self.folder / "whole", self.folder / "damaged"
@@ -104,8 +177,17 @@ class Progress(Case):
 
     def test_prepare(self):
         def arguments(name):
-            return ["prepare", "lm", "--inputs", self.folder / "valid.txt", "--tokenizer", self.tokenizer, "--output",
-                    self.folder / name]
+            return [
+                "prepare",
+                "lm",
+                "--inputs",
+                self.folder / "valid.txt",
+                "--tokenizer",
+                self.tokenizer,
+                "--output",
+                self.folder / name,
+            ]
+
         size = (self.folder / "valid.txt").stat().st_size
         self.check(*arguments("shown"), text=f"prepared 100 % of {size} bytes")
         elsewhere = self.must(*arguments("logged")).stderr
@@ -113,7 +195,9 @@ class Progress(Case):
         self.assertNotIn("\r", elsewhere)
 
     def test_train(self):
-        self.check(*self.train_arguments(self.folder / "shown", "--steps", 3), text="step 3/3  epoch ")
+        self.check(
+            *self.train_arguments(self.folder / "shown", "--steps", 3), text="step 3/3  epoch "
+        )
         elsewhere = self.must(*self.train_arguments(self.folder / "logged", "--steps", 3)).stderr
         self.assertIn("info step 3/3  epoch ", elsewhere)
         self.assertNotIn("\r", elsewhere)
@@ -126,13 +210,17 @@ class Resume(Case):
             whole, parts = self.folder / f"whole{ranks}", self.folder / f"parts{ranks}"
             self.must(*self.train_arguments(whole, *options, "--steps", 10), ranks=ranks)
             self.must(*self.train_arguments(parts, *options, "--steps", 5), ranks=ranks)
-            self.must(*self.train_arguments(parts, *options, "--steps", 10, "--resume"), ranks=ranks)
+            self.must(
+                *self.train_arguments(parts, *options, "--steps", 10, "--resume"), ranks=ranks
+            )
             self.assertEqual(step_losses(whole), step_losses(parts))
             self.assertEqual(weights(whole), weights(parts))
             for part in range(ranks):
                 name = f"optimizer-{part:05d}-of-{ranks:05d}.safetensors"
-                self.assertEqual((whole / "checkpoints/latest" / name).read_bytes(),
-                                 (parts / "checkpoints/latest" / name).read_bytes())
+                self.assertEqual(
+                    (whole / "checkpoints/latest" / name).read_bytes(),
+                    (parts / "checkpoints/latest" / name).read_bytes(),
+                )
 
     def test_another_world_size_keeps_the_order_of_samples(self):
         options = ["--schedule", "constant"]
@@ -150,9 +238,16 @@ class Resume(Case):
     def test_other_options_are_refused(self):
         output = self.folder / "identity"
         self.must(*self.train_arguments(output, "--steps", 2))
-        self.fails(run(*self.train_arguments(output, "--steps", 4)), 78, "holds a run already", "--resume")
-        self.fails(run(*self.train_arguments(output, "--steps", 4, "--resume", "--seed", 9)), 78, "made with other options",
-                   "seed = 1", "seed = 9")
+        self.fails(
+            run(*self.train_arguments(output, "--steps", 4)), 78, "holds a run already", "--resume"
+        )
+        self.fails(
+            run(*self.train_arguments(output, "--steps", 4, "--resume", "--seed", 9)),
+            78,
+            "made with other options",
+            "seed = 1",
+            "seed = 9",
+        )
 
     def test_damaged_checkpoint_is_left_for_the_older_one(self):
         output, whole = self.folder / "damaged", self.folder / "undamaged"
@@ -177,7 +272,9 @@ class Resume(Case):
             self.assertIn("resumed from", result.stderr)
             self.assertEqual(step_losses(copy), step_losses(whole))
             self.assertEqual(weights(copy), weights(whole))
-            self.assertEqual(json.loads((copy / "checkpoints/latest/manifest.json").read_text())["step"], 7)
+            self.assertEqual(
+                json.loads((copy / "checkpoints/latest/manifest.json").read_text())["step"], 7
+            )
 
 
 class Distillation(Case):
@@ -185,14 +282,41 @@ class Distillation(Case):
     def setUpClass(cls):
         super().setUpClass()
         teaching = cls.folder / "teaching"
-        cls.must(*cls.train_arguments(cls, teaching, "--steps", 40, "--model.attention", "softmax", "--model.family", "gpt2"))
+        cls.must(
+            *cls.train_arguments(
+                cls,
+                teaching,
+                "--steps",
+                40,
+                "--model.attention",
+                "softmax",
+                "--model.family",
+                "gpt2",
+            )
+        )
         cls.teacher = teaching / "checkpoints" / "latest"
         cls.converted = cls.folder / "converted"
         cls.must("convert", "--model", cls.teacher, "--output", cls.converted, "--feature-size", 8)
 
     def finetune(self, output, model, *more):
-        return ["train", "--output", output, "--model", model, "--train-data", self.folder / "train", "--valid-data", self.folder / "valid",
-                "--sequence-length", 32, "--batch-size", 8, "--learning-rate", 3e-3, *more]
+        return [
+            "train",
+            "--output",
+            output,
+            "--model",
+            model,
+            "--train-data",
+            self.folder / "train",
+            "--valid-data",
+            self.folder / "valid",
+            "--sequence-length",
+            32,
+            "--batch-size",
+            8,
+            "--learning-rate",
+            3e-3,
+            *more,
+        ]
 
     def distill(self, output, *more, model=None):
         return self.finetune(output, model or self.converted, "--teacher", self.teacher, *more)
@@ -204,7 +328,9 @@ class Distillation(Case):
 
     def test_the_student_comes_nearer_to_its_teacher(self):
         # A fresh one: on such a small text a converted model has lost next to nothing.
-        result = self.must(*self.train_arguments(self.folder / "student", "--steps", 60, "--teacher", self.teacher))
+        result = self.must(
+            *self.train_arguments(self.folder / "student", "--steps", 60, "--teacher", self.teacher)
+        )
         self.assertIn(" parameters has 1 of the loss", result.stderr)
         losses = step_losses(self.folder / "student")
         self.assertLess(float(losses[60]), 0.5 * float(losses[1]))
@@ -227,7 +353,11 @@ class Distillation(Case):
             losses = step_losses(one)
             self.assertEqual(sorted(losses), list(range(1 + len(more) * 2, 9)))
             for step in losses:  # differences of probabilities that are alike already
-                self.assertLess(abs(float(step_losses(two)[step]) - float(losses[step])), 1e-6, f"{name}, step {step}")
+                self.assertLess(
+                    abs(float(step_losses(two)[step]) - float(losses[step])),
+                    1e-6,
+                    f"{name}, step {step}",
+                )
 
     def test_ranks_and_resuming(self):
         options = ["--dropout", 0.1, "--schedule", "constant", "--checkpoint-every", 5]
@@ -237,33 +367,122 @@ class Distillation(Case):
         self.must(*self.distill(parts, *options, "--steps", 10, "--resume"), ranks=2)
         self.assertEqual(step_losses(whole), step_losses(parts))
         self.assertEqual(weights(whole), weights(parts))
-        self.fails(run(*self.distill(parts, *options, "--steps", 12, "--resume", "--distillation", 0.5)), 78, "made with other options",
-                   "distillation = 1", "distillation = 0.5")
-        self.fails(run(*self.finetune(parts, self.converted, "--teacher", self.converted, *options, "--steps", 12, "--resume")), 78,
-                   "made with other options", "teacher = ")
+        self.fails(
+            run(*self.distill(parts, *options, "--steps", 12, "--resume", "--distillation", 0.5)),
+            78,
+            "made with other options",
+            "distillation = 1",
+            "distillation = 0.5",
+        )
+        self.fails(
+            run(
+                *self.finetune(
+                    parts,
+                    self.converted,
+                    "--teacher",
+                    self.converted,
+                    *options,
+                    "--steps",
+                    12,
+                    "--resume",
+                )
+            ),
+            78,
+            "made with other options",
+            "teacher = ",
+        )
 
     def test_bad_input(self):
         never = self.folder / "never"
-        self.fails(run(*self.distill(never, "--steps", 1, "--distillation", 1.5)), 78, "distillation = 1.5, allowed: 0 to 1")
-        self.fails(run(*self.finetune(never, self.converted, "--steps", 1, "--distillation", 0.5)), 78,
-                   "distillation = 0.5, allowed: 1 without a teacher")
-        self.fails(run(*self.finetune(never, self.converted, "--steps", 1, "--teacher", self.folder / "nowhere")), 78,
-                   "nowhere is not a folder")
+        self.fails(
+            run(*self.distill(never, "--steps", 1, "--distillation", 1.5)),
+            78,
+            "distillation = 1.5, allowed: 0 to 1",
+        )
+        self.fails(
+            run(*self.finetune(never, self.converted, "--steps", 1, "--distillation", 0.5)),
+            78,
+            "distillation = 0.5, allowed: 1 without a teacher",
+        )
+        self.fails(
+            run(
+                *self.finetune(
+                    never, self.converted, "--steps", 1, "--teacher", self.folder / "nowhere"
+                )
+            ),
+            78,
+            "nowhere is not a folder",
+        )
         stranger = self.folder / "stranger"  # as many entries, of another tokenizer
         shutil.copytree(self.teacher, stranger)
         (stranger / "manifest.json").unlink()
-        self.must("prepare", "vocab", "--inputs", self.folder / "valid.txt", "--output", self.folder / "same-size.model", "--vocab-size", 320)
+        self.must(
+            "prepare",
+            "vocab",
+            "--inputs",
+            self.folder / "valid.txt",
+            "--output",
+            self.folder / "same-size.model",
+            "--vocab-size",
+            320,
+        )
         shutil.copy(self.folder / "same-size.model", stranger / self.tokenizer.name)
-        self.fails(run(*self.finetune(never, self.converted, "--steps", 1, "--teacher", stranger)), 78, "made with another tokenizer",
-                   str(stranger))
-        self.fails(run(*self.train_arguments(never, "--steps", 1, "--sequence-length", 64, "--teacher", self.teacher)), 78,
-                   "sequence-length = 64, allowed with this teacher: 1 to 32, its learned positions")
+        self.fails(
+            run(*self.finetune(never, self.converted, "--steps", 1, "--teacher", stranger)),
+            78,
+            "made with another tokenizer",
+            str(stranger),
+        )
+        self.fails(
+            run(
+                *self.train_arguments(
+                    never, "--steps", 1, "--sequence-length", 64, "--teacher", self.teacher
+                )
+            ),
+            78,
+            "sequence-length = 64, allowed with this teacher: 1 to 32, its learned positions",
+        )
         other = self.folder / "other.model"
-        self.must("prepare", "vocab", "--inputs", self.folder / "valid.txt", "--output", other, "--vocab-size", 300)
-        self.must("prepare", "lm", "--inputs", self.folder / "valid.txt", "--tokenizer", other, "--output", self.folder / "other")
-        self.fails(run("train", "--output", never, "--train-data", self.folder / "other", "--model.layers", 1, "--steps", 1,
-                       "--sequence-length", 32, "--teacher", self.teacher), 78,
-                   "the teacher's vocabulary has 320 entries, the model's 300", "must have the model's tokenizer")
+        self.must(
+            "prepare",
+            "vocab",
+            "--inputs",
+            self.folder / "valid.txt",
+            "--output",
+            other,
+            "--vocab-size",
+            300,
+        )
+        self.must(
+            "prepare",
+            "lm",
+            "--inputs",
+            self.folder / "valid.txt",
+            "--tokenizer",
+            other,
+            "--output",
+            self.folder / "other",
+        )
+        self.fails(
+            run(
+                "train",
+                "--output",
+                never,
+                "--train-data",
+                self.folder / "other",
+                "--model.layers",
+                1,
+                "--steps",
+                1,
+                "--sequence-length",
+                32,
+                "--teacher",
+                self.teacher,
+            ),
+            78,
+            "the teacher's vocabulary has 320 entries, the model's 300",
+            "must have the model's tokenizer",
+        )
         self.assertFalse((never / "checkpoints").exists())
 
 
@@ -286,11 +505,17 @@ class Signals(Case):
             self.assertEqual(process.returncode, 75, text)
             stopped = json.loads((output / "checkpoints/latest/manifest.json").read_text())["step"]
             self.assertEqual(stopped, max(step_losses(output)))
-            self.must(*self.train_arguments(output, "--steps", stopped + 2, "--resume"), ranks=ranks)
+            self.must(
+                *self.train_arguments(output, "--steps", stopped + 2, "--resume"), ranks=ranks
+            )
 
     def test_second_signal_leaves_at_once(self):
         output = self.folder / "twice"
-        process = start(*self.train_arguments(output, "--steps", 100000, "--batch-size", 4000, "--micro-batch-size", 8))
+        process = start(
+            *self.train_arguments(
+                output, "--steps", 100000, "--batch-size", 4000, "--micro-batch-size", 8
+            )
+        )
         deadline = time.time() + 60
         while not (output / "metrics.jsonl").exists() and time.time() < deadline:
             time.sleep(0.02)
@@ -312,8 +537,12 @@ class Signals(Case):
 
         last = 0
         for kill in range(20):
-            process = start(*self.train_arguments(output, *options, "--steps", 100000, "--resume"), ranks=1 + kill % 2)
-            # Every second kill falls anywhere, also into the start-up; the others into steps and saves, once there is a new checkpoint.
+            process = start(
+                *self.train_arguments(output, *options, "--steps", 100000, "--resume"),
+                ranks=1 + kill % 2,
+            )
+            # Every second kill falls anywhere, also into the start-up; the others into steps and
+            # saves, once there is a new checkpoint.
             deadline = time.time() + 60
             while kill % 2 == 0 and newest() <= last and time.time() < deadline:
                 time.sleep(0.005)
@@ -338,12 +567,23 @@ class Output(Case):
         output = self.folder / "full"
         self.must(*self.train_arguments(output, "--steps", 2))
         limit = 30_000  # more than metrics, less than the weights
-        result = run(*self.train_arguments(output, "--steps", 12, "--resume", "--checkpoint-every", 2, "--max-failed-saves", 3),
-                     limit_bytes=limit)
+        result = run(
+            *self.train_arguments(
+                output, "--steps", 12, "--resume", "--checkpoint-every", 2, "--max-failed-saves", 3
+            ),
+            limit_bytes=limit,
+        )
         self.fails(result, 73, "checkpoint not saved", "1 in a row", "3 in a row", "File too large")
         self.assertEqual(max(step_losses(output)), 8)
         checkpoints = sorted(p.name for p in (output / "checkpoints").iterdir())
-        self.assertEqual(checkpoints, ["latest", "step-00000002"] if "best" not in checkpoints else ["best", "latest", "step-00000002"])
+        self.assertEqual(
+            checkpoints,
+            (
+                ["latest", "step-00000002"]
+                if "best" not in checkpoints
+                else ["best", "latest", "step-00000002"]
+            ),
+        )
         self.must(*self.train_arguments(output, "--steps", 3, "--resume"))
 
     def test_second_run_on_a_folder_is_refused(self):
@@ -353,15 +593,31 @@ class Output(Case):
             deadline = time.time() + 60
             while not (output / "metrics.jsonl").exists() and time.time() < deadline:
                 time.sleep(0.05)
-            self.fails(run(*self.train_arguments(output, "--steps", 3, "--resume")), 73, "another run is using this folder",
-                       f"process {first.pid}")
+            self.fails(
+                run(*self.train_arguments(output, "--steps", 3, "--resume")),
+                73,
+                "another run is using this folder",
+                f"process {first.pid}",
+            )
         finally:
             os.killpg(first.pid, signal.SIGKILL)
             first.communicate()
 
     def test_best_and_last_checkpoints_stay(self):
         output = self.folder / "kept"
-        self.must(*self.train_arguments(output, "--steps", 12, "--checkpoint-every", 2, "--keep-checkpoints", 2, "--eval-every", 6))
+        self.must(
+            *self.train_arguments(
+                output,
+                "--steps",
+                12,
+                "--checkpoint-every",
+                2,
+                "--keep-checkpoints",
+                2,
+                "--eval-every",
+                6,
+            )
+        )
         names = sorted(p.name for p in (output / "checkpoints").iterdir())
         self.assertEqual(names, ["best", "latest", "step-00000010", "step-00000012"])
         self.assertEqual(os.readlink(output / "checkpoints/latest"), "step-00000012")
@@ -370,7 +626,9 @@ class Output(Case):
         for ranks in (1, 2):
             output, valid = self.folder / f"unread-{ranks}", self.folder / f"valid-{ranks}"
             shutil.copytree(self.folder / "valid", valid)
-            process = start(*self.train_arguments(output, "--steps", 60, "--valid-data", valid), ranks=ranks)
+            process = start(
+                *self.train_arguments(output, "--steps", 60, "--valid-data", valid), ranks=ranks
+            )
             while not (output / "metrics.jsonl").exists() or not step_losses(output):
                 self.assertIsNone(process.poll(), "the run ended before its data could be damaged")
                 time.sleep(0.002)
@@ -383,10 +641,35 @@ class Output(Case):
 
     def test_best_is_what_was_saved_with_the_best_evaluation(self):
         output = self.folder / "worse-at-the-end"
-        self.must(*self.train_arguments(output, "--steps", 40, "--eval-every", 20, "--checkpoint-every", 20, "--schedule", "constant",
-                                        "--learning-rate", 3e-2))
-        again = [*self.train_arguments(output, "--steps", 44, "--checkpoint-every", 0, "--schedule", "constant", "--resume",
-                                       "--learning-rate", 3.0)]
+        self.must(
+            *self.train_arguments(
+                output,
+                "--steps",
+                40,
+                "--eval-every",
+                20,
+                "--checkpoint-every",
+                20,
+                "--schedule",
+                "constant",
+                "--learning-rate",
+                3e-2,
+            )
+        )
+        again = [
+            *self.train_arguments(
+                output,
+                "--steps",
+                44,
+                "--checkpoint-every",
+                0,
+                "--schedule",
+                "constant",
+                "--resume",
+                "--learning-rate",
+                3.0,
+            )
+        ]
         self.must(*again)  # which does it no good
         links = {name: os.readlink(output / "checkpoints" / name) for name in ("best", "latest")}
         self.assertEqual(links["latest"], "step-00000044")
@@ -394,9 +677,26 @@ class Output(Case):
 
     def test_infinite_losses_are_skipped_and_end_the_run(self):
         output = self.folder / "nan"
-        self.fails(run(*self.train_arguments(output, "--steps", 50, "--learning-rate", 100, "--weight-decay", 100, "--clip-norm", 0,
-                                             "--max-skipped-steps", 2)),
-                   74, "not finite in 3 steps in a row", "learning-rate")
+        self.fails(
+            run(
+                *self.train_arguments(
+                    output,
+                    "--steps",
+                    50,
+                    "--learning-rate",
+                    100,
+                    "--weight-decay",
+                    100,
+                    "--clip-norm",
+                    0,
+                    "--max-skipped-steps",
+                    2,
+                )
+            ),
+            74,
+            "not finite in 3 steps in a row",
+            "learning-rate",
+        )
 
 
 if __name__ == "__main__":

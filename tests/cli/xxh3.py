@@ -1,4 +1,5 @@
 """XXH3-128 through libxxhash, which t2r links: what the package xxhash has, for tests without it."""
+
 import ctypes
 
 
@@ -26,5 +27,5 @@ class xxh3_128:
 def sealed(text):
     """A manifest's text with its own hash put right: what a writer would have written."""
     start = text.rindex('"manifest_xxh3_128": "') + len('"manifest_xxh3_128": "')
-    text = text[:start] + 32 * "0" + text[start + 32:]
-    return text[:start] + xxh3_128(text.encode()).hexdigest() + text[start + 32:]
+    text = text[:start] + 32 * "0" + text[start + 32 :]
+    return text[:start] + xxh3_128(text.encode()).hexdigest() + text[start + 32 :]
