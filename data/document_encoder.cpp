@@ -6,7 +6,7 @@
 
 #include "base/error.h"
 #include "data/line_reader.h"
-#include "data/utf8.h"
+#include "data/unicode/utf8.h"
 
 namespace t2r::data {
 namespace {

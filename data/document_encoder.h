@@ -12,7 +12,7 @@
 #include "data/corpus_writer.h"
 #include "data/prepare_inputs.h"
 #include "data/prepare_lm.h"
-#include "data/tokenizer.h"
+#include "data/tokenizers/tokenizer.h"
 
 namespace t2r::data {
 

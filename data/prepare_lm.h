@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "data/prepare_inputs.h"
-#include "data/tokenizer.h"
+#include "data/tokenizers/tokenizer.h"
 
 namespace t2r::data {
 

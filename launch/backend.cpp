@@ -3,7 +3,7 @@
 #include <ATen/Context.h>
 
 #include "base/error.h"
-#include "model/kernels/cpu_dispatch.h"
+#include "model/kernels/cpu/dispatch.h"
 
 namespace t2r::launch {
 namespace {

@@ -10,11 +10,11 @@
 #include "dist/communicator.h"
 #include "dist/mpi_communicator.h"
 #include "dist/world.h"
-#include "launch/backend_options.h"
-#include "launch/training_step.h"
+#include "launch/options/backend_options.h"
+#include "launch/train/training_step.h"
 #include "model/config.h"
-#include "model/decode_loop.h"
 #include "model/parameters.h"
+#include "model/search/decode_loop.h"
 
 namespace t2r::launch {
 

@@ -12,8 +12,8 @@
 #include "dist/world.h"
 #include "launch/command.h"
 #include "launch/gpu_memory.h"
-#include "launch/options.h"
-#include "launch/stop_signal.h"
+#include "launch/options/options.h"
+#include "launch/train/stop_signal.h"
 #include "launch/version.h"
 
 namespace {

@@ -76,13 +76,13 @@ main() {
 
   local teacher_tokens=$((TEACHER_STEPS * 16 * 256)) finetune_tokens
   finetune_tokens=$((teacher_tokens / 5))
-  train teacher --config launch/quickstart/teacher.toml --steps "$TEACHER_STEPS"
+  train teacher --config launch/experiments/quickstart/teacher.toml --steps "$TEACHER_STEPS"
   local teacher=$OUT/teacher/checkpoints/latest map
   for map in t2r elu; do
     [[ -e $OUT/swapped-$map ]] || "$T2R" convert --model "$teacher" --output "$OUT/swapped-$map" --feature-map $map
-    train "$map" --config launch/quickstart/finetune.toml --tokens $finetune_tokens --model "$OUT/swapped-$map"
+    train "$map" --config launch/experiments/quickstart/finetune.toml --tokens $finetune_tokens --model "$OUT/swapped-$map"
   done
-  train scratch --config launch/quickstart/finetune.toml --tokens $finetune_tokens --learning-rate 3e-3 \
+  train scratch --config launch/experiments/quickstart/finetune.toml --tokens $finetune_tokens --learning-rate 3e-3 \
     --model.family gpt2 --model.layers 4 --model.hidden-size 192 --model.heads 3 --model.max-positions 1088 --model.attention t2r
 
   echo "== evaluation on the test part, windows of 256 tokens; generation from a prompt of 4 tokens"
@@ -92,7 +92,7 @@ main() {
   measure "T2R finetuned" "$OUT/t2r/checkpoints/latest" "$finetune_tokens" "$(training_seconds "$OUT/t2r")"
   measure "T2R from scratch" "$OUT/scratch/checkpoints/latest" "$finetune_tokens" "$(training_seconds "$OUT/scratch")"
   measure "ELU finetuned" "$OUT/elu/checkpoints/latest" "$finetune_tokens" "$(training_seconds "$OUT/elu")"
-  "$T2R_PYTHON" launch/quickstart/table.py "$OUT/results.jsonl"
+  "$T2R_PYTHON" launch/experiments/quickstart/table.py "$OUT/results.jsonl"
   echo "== the RNN writes:"
   "$T2R" generate --model "$OUT/t2r/checkpoints/latest" --prompt "To insert a table" --max-new-tokens 60 --temperature 0.7 \
     --top-p 0.9

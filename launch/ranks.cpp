@@ -12,8 +12,8 @@
 #include "base/log.h"
 #include "launch/agreement.h"
 #include "launch/threads.h"
-#include "model/hugging_face.h"
-#include "model/kernels/cpu_dispatch.h"
+#include "model/files/hugging_face.h"
+#include "model/kernels/cpu/dispatch.h"
 
 namespace t2r::launch {
 

@@ -7,8 +7,8 @@
 #include "data/corpus.h"
 #include "dist/communicator.h"
 #include "dist/world.h"
-#include "launch/options.h"
-#include "model/decoder_lm.h"
+#include "launch/options/options.h"
+#include "model/nets/decoder_lm.h"
 
 namespace t2r::launch {
 

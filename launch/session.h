@@ -7,7 +7,7 @@
 #include "dist/world.h"
 #include "launch/backend.h"
 #include "launch/command.h"
-#include "launch/options.h"
+#include "launch/options/options.h"
 #include "launch/threads.h"
 
 namespace t2r::launch {

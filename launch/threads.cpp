@@ -13,7 +13,7 @@
 #include <numeric>
 #include <sstream>
 
-#include "launch/options.h"
+#include "launch/options/options.h"
 
 namespace t2r::launch {
 namespace {

@@ -6,7 +6,7 @@
 #include <string_view>
 #include <vector>
 
-#include "model/decoder_lm.h"
+#include "model/nets/decoder_lm.h"
 
 namespace t2r::launch {
 

@@ -33,7 +33,7 @@ struct LinearAttentionConfig {
   bool operator==(const LinearAttentionConfig&) const = default;
 };
 
-/// The maps of model/feature_map.h: t2r, elu, hedgehog.
+/// The maps of model/attention/feature_map.h: t2r, elu, hedgehog.
 const std::vector<std::string>& feature_map_names();
 
 /// Features per head where nothing else is asked for: 32 for t2r, d for elu and 2 d for hedgehog

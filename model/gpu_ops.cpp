@@ -3,7 +3,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 
 #include "base/error.h"
-#include "model/kernels/cuda/step_limits.h"
+#include "model/kernels/cuda/decode/step_limits.h"
 
 namespace t2r::model::gpu {
 namespace {

@@ -4,9 +4,9 @@
 
 #include <tuple>
 
-#include "model/linear_attention.h"
+#include "model/attention/linear_attention.h"
 #include "model/loss.h"
-#include "model/sampling.h"
+#include "model/search/sampling.h"
 
 /// The model's operations on a GPU: operators of libt2r_ops (model/ops), found by name in
 /// LibTorch's dispatcher, so that the model itself links no CUDA.
@@ -135,8 +135,8 @@ Tensor step_linear(const StepLinear& inputs);
 /// vectors, with `pairs` (swiglu or RoPE) or without; 0: none.
 int64_t most_step_rows(int64_t inputs, int64_t norms, bool pairs);
 
-/// The most probable or drawn tokens (model/sampling.h) become tokens_N, and row position % R of
-/// history_RN; -1 there where nothing could be drawn.
+/// The most probable or drawn tokens (model/search/sampling.h) become tokens_N, and row position %
+/// R of history_RN; -1 there where nothing could be drawn.
 void draw_token(const Tensor& logits_NV,
                 const Tensor& tokens_N,
                 const Tensor& history_RN,

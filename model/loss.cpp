@@ -7,7 +7,7 @@
 
 #include "base/error.h"
 #include "model/gpu_ops.h"
-#include "model/kernels/pointwise_cpu.h"
+#include "model/kernels/cpu/pointwise_cpu.h"
 
 namespace t2r::model {
 namespace {

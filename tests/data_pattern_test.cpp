@@ -1,4 +1,4 @@
-#include "data/pattern.h"
+#include "data/unicode/pattern.h"
 
 #include <gtest/gtest.h>
 
@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "base/error.h"
-#include "data/pre_tokenizer.h"
+#include "data/tokenizers/pre_tokenizer.h"
 #include "tests/data_shards.h"
 
 namespace t2r::data {

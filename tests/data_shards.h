@@ -14,7 +14,7 @@
 
 #include "data/corpus.h"
 #include "data/corpus_writer.h"
-#include "data/tokenizer.h"
+#include "data/tokenizers/tokenizer.h"
 
 namespace t2r::test {
 

@@ -9,9 +9,9 @@
 
 #include "base/durable_file.h"
 #include "base/error.h"
-#include "data/normalizer.h"
-#include "data/sentencepiece_tokenizer.h"
-#include "data/tokenizer.h"
+#include "data/tokenizers/sentencepiece_tokenizer.h"
+#include "data/tokenizers/tokenizer.h"
+#include "data/unicode/normalizer.h"
 #include "tests/data_shards.h"
 #include "tests/support.h"
 

@@ -1,4 +1,4 @@
-#include "data/stream_decoder.h"
+#include "data/tokenizers/stream_decoder.h"
 
 #include <gtest/gtest.h>
 
@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "data/sentencepiece_tokenizer.h"
-#include "data/utf8.h"
+#include "data/tokenizers/sentencepiece_tokenizer.h"
+#include "data/unicode/utf8.h"
 #include "tests/data_shards.h"
 #include "tests/support.h"
 

@@ -1,4 +1,4 @@
-#include "data/tokenizer.h"
+#include "data/tokenizers/tokenizer.h"
 
 #include <gtest/gtest.h>
 
@@ -13,9 +13,9 @@
 #include "base/durable_file.h"
 #include "base/error.h"
 #include "base/hash.h"
-#include "data/pre_tokenizer.h"
-#include "data/sentencepiece_tokenizer.h"
-#include "data/utf8.h"
+#include "data/tokenizers/pre_tokenizer.h"
+#include "data/tokenizers/sentencepiece_tokenizer.h"
+#include "data/unicode/utf8.h"
 #include "tests/data_shards.h"
 #include "tests/support.h"
 

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "base/error.h"
-#include "dist/nccl_error.h"
+#include "dist/nccl/nccl_error.h"
 #include "dist/rank_groups.h"
 
 namespace t2r::dist {

@@ -1,7 +1,7 @@
 // What is particular to GPUs: streams, graphs, start-up. At any number of ranks with a GPU each;
 // the NcclRefusal tests also where ranks outnumber the GPUs.
 
-#include "dist/nccl_communicator.h"
+#include "dist/nccl/nccl_communicator.h"
 
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -21,10 +21,10 @@
 #include <vector>
 
 #include "base/error.h"
-#include "dist/gpu_device.h"
 #include "dist/gradient_reducer.h"
 #include "dist/mpi_communicator.h"
-#include "dist/nccl_error.h"
+#include "dist/nccl/gpu_device.h"
+#include "dist/nccl/nccl_error.h"
 #include "tests/dist_nccl_ranks.h"
 #include "tests/dist_ranks.h"
 #include "tests/mpi_main.h"

@@ -5,8 +5,8 @@
 #include <chrono>
 #include <memory>
 
-#include "dist/gpu_device.h"
 #include "dist/mpi_communicator.h"
+#include "dist/nccl/gpu_device.h"
 #include "tests/dist_ranks.h"
 #include "tests/mpi_main.h"
 

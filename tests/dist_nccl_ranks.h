@@ -1,6 +1,6 @@
 #pragma once
 
-#include "dist/nccl_communicator.h"
+#include "dist/nccl/nccl_communicator.h"
 
 namespace t2r::dist {
 

@@ -9,9 +9,9 @@
 
 #include <thread>
 
+#include "model/attention/linear_attention_naive.h"
 #include "model/gpu_ops.h"
-#include "model/kernels/cuda/causal_simt.h"
-#include "model/linear_attention_naive.h"
+#include "model/kernels/cuda/causal/causal_simt.h"
 #include "model/ops/causal_op.h"
 #include "tests/gpu_support.h"
 

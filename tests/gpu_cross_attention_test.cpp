@@ -7,7 +7,7 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/types.h>
 
-#include "model/kernels/cuda/cross_simt.h"
+#include "model/kernels/cuda/cross/cross_simt.h"
 #include "model/ops/cross_op.h"
 #include "tests/gpu_support.h"
 

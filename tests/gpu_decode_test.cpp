@@ -6,7 +6,7 @@
 #include <gtest/gtest.h>
 #include <torch/types.h>
 
-#include "model/kernels/cuda/decode_step.h"
+#include "model/kernels/cuda/decode/decode_step.h"
 #include "model/ops/causal_op.h"
 #include "model/ops/decode_op.h"
 #include "tests/gpu_support.h"

@@ -11,7 +11,7 @@
 
 #include "model/gpu_ops.h"
 #include "model/ops/draw_token_op.h"
-#include "model/sampling.h"
+#include "model/search/sampling.h"
 #include "tests/gpu_support.h"
 
 namespace t2r::ops {

@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 #include <torch/types.h>
 
-#include "model/decoder_lm.h"
+#include "model/nets/decoder_lm.h"
 #include "tests/gpu_support.h"
 
 namespace t2r::model {

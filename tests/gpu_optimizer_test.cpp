@@ -9,8 +9,8 @@
 #include <cmath>
 #include <limits>
 
-#include "model/adamw.h"
 #include "model/ops/optimizer_op.h"
+#include "model/optim/adamw.h"
 #include "tests/gpu_support.h"
 
 namespace t2r::ops {

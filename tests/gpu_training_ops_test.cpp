@@ -7,7 +7,7 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/types.h>
 
-#include "model/kernels/cuda/norm.h"
+#include "model/kernels/cuda/pointwise/norm.h"
 #include "model/ops/embedding_op.h"
 #include "model/ops/loss_op.h"
 #include "model/ops/norm_op.h"

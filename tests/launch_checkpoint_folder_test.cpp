@@ -1,4 +1,4 @@
-#include "launch/checkpoint_folder.h"
+#include "launch/checkpoints/checkpoint_folder.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -13,7 +13,7 @@
 
 #include "base/durable_file.h"
 #include "base/error.h"
-#include "launch/checkpoint_manifest.h"
+#include "launch/checkpoints/checkpoint_manifest.h"
 #include "tests/support.h"
 
 namespace {

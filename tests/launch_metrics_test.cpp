@@ -1,4 +1,4 @@
-#include "launch/metrics.h"
+#include "launch/train/metrics.h"
 
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "launch/stop_signal.h"
+#include "launch/train/stop_signal.h"
 #include "tests/support.h"
 
 namespace t2r::launch {

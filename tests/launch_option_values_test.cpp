@@ -7,8 +7,8 @@
 #include <fstream>
 
 #include "base/error.h"
-#include "launch/option_value.h"
-#include "launch/options.h"
+#include "launch/options/option_value.h"
+#include "launch/options/options.h"
 
 namespace t2r::launch {
 namespace {

@@ -1,4 +1,4 @@
-#include "launch/options.h"
+#include "launch/options/options.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -8,8 +8,8 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "launch/backend.h"
-#include "launch/lr_schedule.h"
-#include "launch/train_config.h"
+#include "launch/train/lr_schedule.h"
+#include "launch/train/train_config.h"
 
 namespace t2r::launch {
 namespace {

@@ -1,5 +1,5 @@
 // Texts that arrive in parts: stop strings, and the order of several.
-#include "launch/text_stream.h"
+#include "launch/cli/text_stream.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -7,8 +7,8 @@
 
 #include "base/error.h"
 #include "base/foreign_file.h"
-#include "model/config_json.h"
-#include "model/generation_defaults.h"
+#include "model/files/config_json.h"
+#include "model/files/generation_defaults.h"
 #include "tests/support.h"
 
 namespace t2r::model {

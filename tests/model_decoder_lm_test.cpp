@@ -1,13 +1,13 @@
-#include "model/decoder_lm.h"
+#include "model/nets/decoder_lm.h"
 
 #include <gtest/gtest.h>
 
 #include <cstring>
 
 #include "base/error.h"
-#include "model/convert.h"
-#include "model/generate.h"
-#include "model/hugging_face.h"
+#include "model/files/convert.h"
+#include "model/files/hugging_face.h"
+#include "model/search/generate.h"
 #include "tests/model_support.h"
 #include "tests/support.h"
 

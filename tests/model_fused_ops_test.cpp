@@ -5,7 +5,7 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include "base/error.h"
-#include "model/kernels/cpu_dispatch.h"
+#include "model/kernels/cpu/dispatch.h"
 #include "tests/model_support.h"
 
 namespace t2r::model {

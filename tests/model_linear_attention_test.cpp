@@ -1,4 +1,4 @@
-#include "model/linear_attention.h"
+#include "model/attention/linear_attention.h"
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
@@ -6,8 +6,8 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include "base/error.h"
-#include "model/feature_map.h"
-#include "model/linear_attention_naive.h"
+#include "model/attention/feature_map.h"
+#include "model/attention/linear_attention_naive.h"
 #include "tests/model_support.h"
 
 namespace t2r::model {

@@ -2,8 +2,8 @@
 
 #include <gtest/gtest.h>
 
-#include "model/adamw.h"
-#include "model/decoder_lm.h"
+#include "model/nets/decoder_lm.h"
+#include "model/optim/adamw.h"
 #include "tests/model_support.h"
 
 namespace t2r::model {

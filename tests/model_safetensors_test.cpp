@@ -9,8 +9,8 @@
 
 #include "base/durable_file.h"
 #include "base/error.h"
-#include "model/safetensors.h"
-#include "model/safetensors_index.h"
+#include "model/files/safetensors.h"
+#include "model/files/safetensors_index.h"
 #include "tests/support.h"
 
 namespace t2r::model {

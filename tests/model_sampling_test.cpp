@@ -1,6 +1,6 @@
 // Drawn tokens: the rule's pieces against float64, what is kept against a sorted row, frequencies
 // against probabilities.
-#include "model/sampling.h"
+#include "model/search/sampling.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -10,8 +10,8 @@
 #include <set>
 
 #include "base/error.h"
-#include "model/generate.h"
 #include "model/kernels/draw_rule.h"
+#include "model/search/generate.h"
 #include "tests/model_support.h"
 
 namespace t2r::model {

@@ -64,7 +64,7 @@ FAKE
 
 AnswersHelpWithZeroWhenAsked() {
   local script
-  for script in launch/setup.sh launch/build.sh launch/test.sh launch/quickstart.sh launch/smollm2.sh launch/paper_small.sh \
+  for script in launch/setup.sh launch/build.sh launch/test.sh launch/quickstart.sh launch/experiments/smollm2.sh launch/experiments/paper_small.sh \
     launch/gpu_check.sh data/get_corpus.sh data/get_model.sh; do
     expect 0 "^Usage: $script" "$ROOT/$script" --help || return 1
   done
@@ -72,16 +72,16 @@ AnswersHelpWithZeroWhenAsked() {
 
 EndsWith64WhenTheUsageIsWrong() {
   expect 64 "unknown argument --frob" "$ROOT/launch/setup.sh" --frob &&
-    expect 64 "unknown variant t2r50; allowed: as-is softmax t2r" "$ROOT/launch/smollm2.sh" t2r50 &&
-    expect 64 "unknown option --frob" "$ROOT/launch/smollm2.sh" --frob &&
-    expect 64 "unknown variant t2r50; allowed: teacher softmax t2r t2r75" "$ROOT/launch/paper_small.sh" t2r50 &&
-    expect 64 "--tokens needs a number" "$ROOT/launch/smollm2.sh" --tokens &&
-    expect 64 "--output needs a text" "$ROOT/launch/paper_small.sh" --output --tokens &&
-    expect 64 "--batch-size many; allowed: a whole number" "$ROOT/launch/paper_small.sh" --batch-size many &&
-    expect 64 "--extra-text $TMP/none: there is no such file" "$ROOT/launch/smollm2.sh" --extra-text "$TMP/none" &&
+    expect 64 "unknown variant t2r50; allowed: as-is softmax t2r" "$ROOT/launch/experiments/smollm2.sh" t2r50 &&
+    expect 64 "unknown option --frob" "$ROOT/launch/experiments/smollm2.sh" --frob &&
+    expect 64 "unknown variant t2r50; allowed: teacher softmax t2r t2r75" "$ROOT/launch/experiments/paper_small.sh" t2r50 &&
+    expect 64 "--tokens needs a number" "$ROOT/launch/experiments/smollm2.sh" --tokens &&
+    expect 64 "--output needs a text" "$ROOT/launch/experiments/paper_small.sh" --output --tokens &&
+    expect 64 "--batch-size many; allowed: a whole number" "$ROOT/launch/experiments/paper_small.sh" --batch-size many &&
+    expect 64 "--extra-text $TMP/none: there is no such file" "$ROOT/launch/experiments/smollm2.sh" --extra-text "$TMP/none" &&
     expect 64 "--output needs a text" "$ROOT/launch/quickstart.sh" --output &&
     expect 64 "unknown argument --more" "$ROOT/launch/quickstart.sh" --output "$TMP/none" --more &&
-    expect 64 "--hidden-size 100; allowed: a multiple of 64" "$ROOT/launch/paper_small.sh" --hidden-size 100 &&
+    expect 64 "--hidden-size 100; allowed: a multiple of 64" "$ROOT/launch/experiments/paper_small.sh" --hidden-size 100 &&
     expect 64 "NAME and perhaps DIR" "$ROOT/data/get_corpus.sh" &&
     expect 64 "gutenberg is not a corpus.*libreoffice-help wikitext-2" "$ROOT/data/get_corpus.sh" gutenberg &&
     expect 64 "gpt5 is not a model that get_model.sh knows; any Hugging Face folder of the GPT-2 or Llama family works: pass it to --model" \
@@ -439,7 +439,7 @@ SmolLM2IsDistilledFromItsFinetunedSelf() {
   make_fake_t2r "$calls"
   mkdir -p "$TMP/smol_model"
   touch "$TMP/smol_model/model.safetensors"
-  expect 0 "^\\| t2r75-transfer-distill \\| 9.8M " env T2R="$TMP/fake_t2r" T2R_MODEL="$TMP/smol_model" "$root/launch/smollm2.sh" \
+  expect 0 "^\\| t2r75-transfer-distill \\| 9.8M " env T2R="$TMP/fake_t2r" T2R_MODEL="$TMP/smol_model" "$root/launch/experiments/smollm2.sh" \
     t2r75-transfer t2r75-transfer-distill softmax || return 1
   local best=runs/smollm2/softmax/checkpoints/best
   expect 0 "" grep -E "^convert --model $TMP/smol_model --output .*/swapped-t2r75 " "$calls" &&
@@ -447,11 +447,11 @@ SmolLM2IsDistilledFromItsFinetunedSelf() {
     expect 0 "" grep -E "^train .*/t2r75-transfer .*--model .*/swapped-t2r75 --transfer-steps 150$" "$calls" &&
     expect 0 "" grep -E "^train .*/t2r75-transfer-distill .*/swapped-t2r75-finetuned --teacher $best --transfer-steps 150$" "$calls" &&
     expect 0 "^3$" grep -c "^train" "$calls" || return 1
-  expect 0 "^\\| t2r75-transfer-distill-39M \\| 39.3M " env T2R="$TMP/fake_t2r" T2R_MODEL="$TMP/smol_model" "$root/launch/smollm2.sh" \
+  expect 0 "^\\| t2r75-transfer-distill-39M \\| 39.3M " env T2R="$TMP/fake_t2r" T2R_MODEL="$TMP/smol_model" "$root/launch/experiments/smollm2.sh" \
     --distill-tokens 39321600 t2r75-transfer-distill &&
     expect 0 "" grep -E "^train .*/t2r75-transfer-distill-39M .*--tokens 39321600 .*/swapped-t2r75-finetuned --teacher $best --transfer-steps 400$" "$calls" ||
     return 1
-  expect 0 "^\\| hedgehog75-query-transfer-distill \\| 9.8M " env T2R="$TMP/fake_t2r" T2R_MODEL="$TMP/smol_model" "$root/launch/smollm2.sh" \
+  expect 0 "^\\| hedgehog75-query-transfer-distill \\| 9.8M " env T2R="$TMP/fake_t2r" T2R_MODEL="$TMP/smol_model" "$root/launch/experiments/smollm2.sh" \
     hedgehog75-query-transfer-distill &&
     expect 0 "" grep -E "^convert --model $best .*/swapped-hedgehog75-query-finetuned .*hedgehog --map-per-query-head --keep-softmax-every 4$" "$calls" &&
     expect 0 "" grep -E "^train .*/swapped-hedgehog75-query-finetuned --teacher $best --transfer-steps 150$" "$calls"
@@ -461,7 +461,7 @@ PaperSmallMakesEverythingOnce() {
   local root=$TMP/paper_root calls=$TMP/paper_calls run
   make_root "$root"
   make_fake_t2r "$calls"
-  run=(env T2R="$TMP/fake_t2r" "$root/launch/paper_small.sh" --extra-text "$TMP/more.txt" --tokens 3276800 --batch-size 8)
+  run=(env T2R="$TMP/fake_t2r" "$root/launch/experiments/paper_small.sh" --extra-text "$TMP/more.txt" --tokens 3276800 --batch-size 8)
   expect 0 "^\\| t2r75 \\| 0.7M .* \\+0.0 % \\| \\+0.0 % \\|" "${run[@]}" || return 1
   expect 0 "" grep -E "^train .*/paper_small/teacher .*--tokens 3276800 .*--model.layers 12 .*--model.heads 8" "$calls" &&
     expect 0 "" grep -E "^train .*/t2r-transfer .*/swapped-t2r --tokens 655360 --transfer-steps 40$" "$calls" &&

@@ -5,7 +5,7 @@
 #include <array>
 #include <optional>
 
-#include "model/kernels/cuda/causal_attention.h"
+#include "model/kernels/cuda/causal/causal_attention.h"
 
 namespace t2r::ops {
 

@@ -6,7 +6,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "model/kernels/cuda/causal_simt.h"
+#include "model/kernels/cuda/causal/causal_simt.h"
 #include "model/ops/op_support.h"
 
 namespace t2r::ops {

@@ -6,7 +6,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "model/kernels/cuda/cross_simt.h"
+#include "model/kernels/cuda/cross/cross_simt.h"
 #include "model/ops/causal_inputs.h"
 #include "model/ops/op_support.h"
 

@@ -5,7 +5,7 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include "model/kernels/cuda/decode_step.h"
+#include "model/kernels/cuda/decode/decode_step.h"
 #include "model/ops/op_support.h"
 
 namespace t2r::ops {

@@ -4,7 +4,7 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include "model/kernels/cuda/draw_token.h"
+#include "model/kernels/cuda/decode/draw_token.h"
 #include "model/ops/op_support.h"
 #include "model/ops/training_inputs.h"
 

@@ -8,7 +8,7 @@
 
 #include <limits>
 
-#include "model/kernels/cuda/embedding.h"
+#include "model/kernels/cuda/pointwise/embedding.h"
 #include "model/ops/op_support.h"
 #include "model/ops/training_inputs.h"
 

@@ -8,7 +8,7 @@
 
 #include <algorithm>
 
-#include "model/kernels/cuda/hedgehog_map.h"
+#include "model/kernels/cuda/pointwise/hedgehog_map.h"
 #include "model/ops/causal_op.h"
 #include "model/ops/op_support.h"
 

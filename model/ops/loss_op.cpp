@@ -9,7 +9,7 @@
 
 #include <algorithm>
 
-#include "model/kernels/cuda/cross_entropy.h"
+#include "model/kernels/cuda/pointwise/cross_entropy.h"
 #include "model/ops/matmul_lt.h"
 #include "model/ops/op_support.h"
 #include "model/ops/training_inputs.h"

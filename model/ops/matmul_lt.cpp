@@ -13,7 +13,7 @@
 #include <mutex>
 #include <optional>
 
-#include "model/kernels/cuda/column_sum.h"
+#include "model/kernels/cuda/pointwise/column_sum.h"
 #include "model/ops/op_support.h"
 
 namespace t2r::ops {

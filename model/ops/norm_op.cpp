@@ -6,7 +6,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "model/kernels/cuda/norm.h"
+#include "model/kernels/cuda/pointwise/norm.h"
 #include "model/ops/op_support.h"
 #include "model/ops/training_inputs.h"
 

@@ -11,8 +11,8 @@
 #include <optional>
 #include <string_view>
 
-#include "model/kernels/cuda/causal_attention.h"
-#include "model/kernels/cuda/causal_memory.h"
+#include "model/kernels/cuda/causal/causal_attention.h"
+#include "model/kernels/cuda/causal/causal_memory.h"
 
 /// What the operators share on their way from tensors to kernels.
 namespace t2r::ops {

@@ -6,7 +6,7 @@
 #include <optional>
 #include <vector>
 
-#include "model/kernels/cuda/adamw.h"
+#include "model/kernels/cuda/pointwise/adamw.h"
 
 namespace t2r::ops {
 

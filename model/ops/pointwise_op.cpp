@@ -6,7 +6,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "model/kernels/cuda/pointwise.h"
+#include "model/kernels/cuda/pointwise/pointwise.h"
 #include "model/ops/op_support.h"
 #include "model/ops/training_inputs.h"
 

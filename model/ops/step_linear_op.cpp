@@ -7,7 +7,7 @@
 
 #include <algorithm>
 
-#include "model/kernels/cuda/step_linear.h"
+#include "model/kernels/cuda/decode/step_linear.h"
 #include "model/ops/op_support.h"
 #include "model/ops/training_inputs.h"
 

@@ -6,8 +6,8 @@
 #include <benchmark/benchmark.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include "model/feature_map.h"
-#include "model/linear_attention.h"
+#include "model/attention/feature_map.h"
+#include "model/attention/linear_attention.h"
 
 namespace t2r::model {
 namespace {

@@ -12,8 +12,8 @@
 #include <string>
 
 #include "base/error.h"
-#include "model/config_json.h"
-#include "model/generation_defaults.h"
+#include "model/files/config_json.h"
+#include "model/files/generation_defaults.h"
 
 namespace {
 

@@ -14,7 +14,7 @@
 #include "base/error.h"
 #include "base/folder_manifest.h"
 #include "base/hash.h"
-#include "launch/checkpoint_manifest.h"
+#include "launch/checkpoints/checkpoint_manifest.h"
 
 extern "C" size_t LLVMFuzzerMutate(uint8_t* data, size_t size, size_t max_size);
 

@@ -21,8 +21,8 @@
 
 #include "base/durable_file.h"
 #include "base/error.h"
-#include "model/safetensors.h"
-#include "model/safetensors_index.h"
+#include "model/files/safetensors.h"
+#include "model/files/safetensors_index.h"
 
 extern "C" size_t LLVMFuzzerMutate(uint8_t* data, size_t size, size_t max_size);
 

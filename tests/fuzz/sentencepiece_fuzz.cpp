@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "base/error.h"
-#include "data/sentencepiece_model.h"
+#include "data/tokenizers/sentencepiece_model.h"
 
 namespace {
 

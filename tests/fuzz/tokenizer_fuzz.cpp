@@ -15,11 +15,11 @@
 
 #include "base/error.h"
 #include "base/log.h"
-#include "data/bpe.h"
-#include "data/bpe_files.h"
-#include "data/stream_decoder.h"
-#include "data/tokenizer_json.h"
-#include "data/utf8.h"
+#include "data/tokenizers/bpe.h"
+#include "data/tokenizers/bpe_files.h"
+#include "data/tokenizers/stream_decoder.h"
+#include "data/tokenizers/tokenizer_json.h"
+#include "data/unicode/utf8.h"
 
 namespace {
 

@@ -1,0 +1,52 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "launch/command.h"
+#include "launch/options/options.h"
+#include "model/config.h"
+
+namespace t2r::launch {
+
+/// The options that say what a command computes on.
+struct BackendOptions {
+  std::string device = "auto";     ///< auto, cpu, cuda
+  std::string precision = "auto";  ///< auto, float32, bf16
+  bool deterministic = false;
+  bool cuda_graph = true;
+  std::string recompute = "none";  ///< none, mlps, all
+  int64_t bucket_mib = 25;         ///< gradients that ranks sum at once, MiB
+
+  /// @param trains  with the options that only training has
+  void bind(OptionSet& options, bool trains);
+
+  /// Adds the option of commands that repeat a step; training has it already.
+  void bind_cuda_graph(OptionSet& options);
+
+  /// @throws ConfigError  naming option, value and what is allowed
+  void validate() const;
+
+  /// `recompute` as the model takes it.
+  model::Recompute recomputed() const;
+
+  /// Replaces auto: cuda where this machine has a GPU that CUDA_VISIBLE_DEVICES does not hide, and
+  /// this build CUDA; bf16 on a GPU. Then, if
+  /// that asks for a GPU and this program is not t2r_gpu, becomes it and does not return. Call it
+  /// before MPI starts. Local.
+  /// @throws ConfigError  if --device cuda is given to a build without CUDA, or precision does not
+  ///                      fit the device
+  void resolve(const Invocation& invocation);
+};
+
+/// Becomes `program` of this program's folder, with this process's arguments from `first` on.
+/// Local.
+/// @throws ConfigError  if there is none: `what` needs a build with CUDA
+[[noreturn]] void become_gpu_program(const std::string& program,
+                                     const std::vector<std::string>& arguments,
+                                     const std::string& what);
+
+/// Whether this program is t2r_gpu, which alone loads CUDA. Local.
+bool has_gpu_backend();
+
+}  // namespace t2r::launch

@@ -1,0 +1,303 @@
+#include "launch/options/options.h"
+
+#include <algorithm>
+#include <iostream>
+#include <numeric>
+#include <utility>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "base/text.h"
+#include "launch/options/command_line.h"
+#include "launch/options/config_file.h"
+#include "launch/options/option_entry.h"
+#include "launch/options/option_value.h"
+
+namespace t2r::launch {
+namespace {
+
+int64_t edit_distance(const std::string& a, const std::string& b) {
+  std::vector<int64_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), 0);
+  for (size_t i = 1; i <= a.size(); ++i) {
+    int64_t diagonal = std::exchange(row[0], static_cast<int64_t>(i));
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const int64_t substituted = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
+      diagonal = std::exchange(row[j], std::min({row[j] + 1, row[j - 1] + 1, substituted}));
+    }
+  }
+  return row.back();
+}
+
+/// nullptr if an option may have a value of this type.
+const char* type_wanted(const OptionEntry& entry, ConfigValue::Type type) {
+  using Type = ConfigValue::Type;
+  if (entry.is_flag) return type == Type::kBool ? nullptr : "true, false";
+  if (type == Type::kText) return nullptr;
+  if (entry.is_number) return type == Type::kNumber ? nullptr : "a number";
+  return "a text, in quotes";
+}
+
+/// Reads `texts` as the value of `entry`; "", or what would be allowed.
+std::string assign(OptionEntry& entry, const OptionTexts& texts) {
+  const OptionTexts& choices = entry.choices;
+  if (!choices.empty() && std::find(choices.begin(), choices.end(), texts.back()) == choices.end())
+    return joined(choices);
+  return entry.read(texts);
+}
+
+}  // namespace
+
+std::string nearest(const std::string& word, const std::vector<std::string>& candidates) {
+  std::string best;
+  const auto length = static_cast<int64_t>(word.size());
+  int64_t best_distance = std::min(std::max<int64_t>(2, length / 3), length - 1) + 1;
+  for (const std::string& candidate : candidates) {
+    const bool is_beginning = length >= 3 && candidate.starts_with(word);
+    const int64_t distance = is_beginning ? 1 : edit_distance(word, candidate);
+    if (distance < best_distance) {
+      best_distance = distance;
+      best = candidate;
+    }
+  }
+  return best;
+}
+
+struct OptionSet::Implementation {
+  std::string command, description;
+  OptionEntries entries;
+  CommandLine line;
+
+  OptionEntry& at(const std::string& key) {
+    OptionEntry* const entry = find_option(entries, key);
+    require(entry != nullptr, concat("t2r ", command, " has no option ", key));
+    return *entry;
+  }
+
+  bool has_table(const std::string& name) const {
+    return std::any_of(entries.begin(), entries.end(), [&](const OptionEntry& entry) {
+      return entry.key.starts_with(name + ".");
+    });
+  }
+
+  void parse_file() {
+    for (const auto& [key, value] : read_config_file(line.config_file)) {
+      const std::string where = concat(line.config_file, ":", value.line, ": ");
+      const bool is_table = value.type == ConfigValue::Type::kEmptyTable;
+      if (is_table && has_table(key)) continue;
+      OptionEntry* const entry = find_option(entries, key);
+      if (entry == nullptr || is_table) {
+        throw ConfigError(concat(where,
+                                 is_table ? "unknown table \"" : "unknown key \"",
+                                 key,
+                                 "\"",
+                                 suggested_option(entries, key, "")));
+      }
+      if (!entry->is_list && value.is_list)
+        throw ConfigError(
+            concat(where, key, " takes one value, not a list of ", value.texts.size()));
+      const char* const wanted = type_wanted(*entry, value.type);
+      if (wanted != nullptr && !value.texts.empty())
+        throw ConfigError(concat(where, key, " = ", joined(value.texts), ", allowed: ", wanted));
+      entry->in_file = value;
+    }
+  }
+
+  void assign_values() {
+    for (OptionEntry& entry : entries) {
+      const bool from_line = entry.on_command_line.has_value();
+      if (!from_line && !entry.in_file.has_value()) continue;
+      const OptionTexts& texts = from_line ? *entry.on_command_line : entry.in_file->texts;
+      const std::string allowed = assign(entry, texts);
+      if (allowed.empty()) continue;
+      const bool is_bare = entry.is_number || entry.is_flag;
+      const std::string what = concat(entry.key,
+                                      " = ",
+                                      is_bare ? joined(texts) : to_toml(joined(texts)),
+                                      ", allowed: ",
+                                      allowed);
+      if (!from_line)
+        throw ConfigError(concat(line.config_file, ":", entry.in_file->line, ": ", what));
+      if (!entry.choices.empty()) throw ConfigError(what);
+      refuse_command_line(command, what);
+    }
+  }
+
+  void check_dump_goes_back_in() {
+    for (const OptionEntry& entry : entries) {
+      if (is_utf8(entry)) continue;
+      throw ConfigError(concat("--dump-config: ",
+                               entry.key,
+                               " = ",
+                               entry.dump(),
+                               " is not UTF-8, as a TOML file must be; leave it out here and give "
+                               "it on the command line, or rename the file"));
+    }
+  }
+
+  // A key and keys of the table of its name are two answers to one question.
+  void check_exclusions() {
+    for (const OptionEntry& entry : entries) {
+      const std::string table = entry.key.substr(0, entry.key.find('.'));
+      const OptionEntry* const whole = find_option(entries, table);
+      if (whole == nullptr || whole == &entry || whole->is_empty() || !entry.is_asked_for())
+        continue;
+      throw ConfigError(concat("--",
+                               table,
+                               " and [",
+                               table,
+                               "] exclude each other: ",
+                               table,
+                               " = ",
+                               whole->dump(),
+                               " is there already, ",
+                               entry.key,
+                               " = ",
+                               entry.dump(),
+                               " describes another; give one of them"));
+    }
+  }
+};
+
+OptionSet::OptionSet(const std::string& command, const std::string& description)
+    : implementation_(std::make_unique<Implementation>()) {
+  implementation_->command = command;
+  implementation_->description = description;
+}
+
+OptionSet::~OptionSet() = default;
+
+template <class T>
+OptionEntry& OptionSet::bind(const std::string& key, T& value, const std::string& help) {
+  constexpr bool kIsText = std::is_same_v<T, std::string>;
+  constexpr bool kIsList = !kIsText && requires {
+    value.clear();
+  };
+  OptionEntry& entry = implementation_->entries.emplace_back();
+  entry.key = key;
+  entry.help = help;
+  entry.is_list = kIsList;
+  entry.is_flag = std::is_same_v<T, bool>;
+  entry.is_number = !kIsText && !entry.is_flag && !std::is_same_v<T, OptionTexts>;
+  entry.dump = [&value] { return to_toml(value); };
+  entry.default_dump = entry.dump();
+  if constexpr (kIsList) {
+    entry.read = [&value](const OptionTexts& texts) { return read_value(texts, value); };
+  } else {  // of several the last
+    entry.read = [&value](const OptionTexts& texts) { return read_value(texts.back(), value); };
+  }
+  if constexpr (requires { value.empty(); }) {
+    entry.is_empty = [&value] { return value.empty(); };
+  } else {
+    entry.is_empty = [] { return false; };
+  }
+  return entry;
+}
+
+void OptionSet::add(const std::string& key, std::string& value, const std::string& help) {
+  bind(key, value, help);
+}
+void OptionSet::add(const std::string& key, int64_t& value, const std::string& help) {
+  bind(key, value, help);
+}
+void OptionSet::add(const std::string& key, double& value, const std::string& help) {
+  bind(key, value, help);
+}
+void OptionSet::add(const std::string& key, bool& value, const std::string& help) {
+  bind(key, value, help);
+}
+void OptionSet::add(const std::string& key,
+                    std::vector<std::string>& value,
+                    const std::string& help) {
+  bind(key, value, help);
+}
+void OptionSet::add(const std::string& key, std::vector<int64_t>& value, const std::string& help) {
+  bind(key, value, help);
+}
+
+void OptionSet::add_minutes(const std::string& key, double& minutes, const std::string& help) {
+  bind(key, minutes, help).read = [&minutes](const OptionTexts& texts) {
+    return read_minutes(texts.back(), minutes);
+  };
+}
+
+void OptionSet::add_repeated(const std::string& key,
+                             std::vector<std::string>& value,
+                             const std::string& help) {
+  OptionEntry& entry = bind(key, value, help);
+  entry.takes_one = true;
+  entry.read = [&value](const OptionTexts& texts) {
+    value = texts;  // an empty text is one, too
+    return "";
+  };
+}
+
+void OptionSet::add_choice(const std::string& key,
+                           std::string& value,
+                           const std::vector<std::string>& allowed,
+                           const std::string& help) {
+  bind(key, value, help).choices = allowed;
+}
+
+void OptionSet::add_required(const std::string& key, std::string& value, const std::string& help) {
+  bind(key, value, help).is_required = true;
+}
+
+OptionSet::Outcome OptionSet::parse(const std::vector<std::string>& arguments) {
+  Implementation& self = *implementation_;
+  self.line = parse_command_line(arguments, self.entries, self.command);
+  if (self.line.wants_help) {
+    std::cout << help_of_options(self.entries, self.command, self.description);
+    return Outcome::kDone;
+  }
+  if (!self.line.config_file.empty()) self.parse_file();
+  self.assign_values();
+  self.check_exclusions();
+  if (self.line.wants_dump) {
+    self.check_dump_goes_back_in();
+    std::cout << dump();
+    return Outcome::kDone;
+  }
+  for (const OptionEntry& entry : self.entries) {
+    if (entry.is_required && entry.is_empty()) {
+      throw UsageError(concat("--", entry.key, " is required (t2r ", self.command, " --help)"));
+    }
+  }
+  return Outcome::kRun;
+}
+
+bool OptionSet::has(const std::string& key) const {
+  return find_option(implementation_->entries, key) != nullptr;
+}
+
+bool OptionSet::was_given(const std::string& key) const {
+  const OptionEntry& entry = implementation_->at(key);
+  return entry.on_command_line.has_value() || entry.in_file.has_value();
+}
+
+void OptionSet::say_if_idle(const std::string& key, bool is_idle, const std::string& why) const {
+  OptionEntry& entry = implementation_->at(key);
+  if (!is_idle || !entry.is_asked_for() || std::exchange(entry.is_said, true)) return;
+  log::warning_of_first_rank(concat("--", key, " has no effect: ", why));
+}
+
+std::string OptionSet::dump() const {
+  return toml_of_options(implementation_->entries);
+}
+
+void check_at_least(const char* key, int64_t value, int64_t least) {
+  if (value < least) throw ConfigError(concat(key, " = ", value, ", allowed: ", least, " or more"));
+}
+
+void check_within(const char* key, int64_t value, int64_t low, int64_t high) {
+  if (value < low || value > high)
+    throw ConfigError(concat(key, " = ", value, ", allowed: ", low, " to ", high));
+}
+
+void check_within(const char* key, double value, double low, double high) {
+  if (value >= low && value <= high) return;
+  throw ConfigError(concat(
+      key, " = ", number_text(value), ", allowed: ", number_text(low), " to ", number_text(high)));
+}
+
+}  // namespace t2r::launch

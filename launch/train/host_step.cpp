@@ -1,0 +1,92 @@
+#include <cmath>
+
+#include "launch/train/training_step.h"
+
+namespace t2r::launch {
+namespace {
+
+using torch::Tensor;
+
+Tensor view_of(int64_t* data, const data::Batch& batch) {
+  return torch::from_blob(data, {batch.batch_size, batch.length}, torch::kInt64);
+}
+
+class HostStep : public TrainingStep {
+ public:
+  explicit HostStep(const StepParts& parts) : parts_(parts) {}
+
+  StepTotals run(const StepInputs& inputs) override {
+    Local local{.is_stop_requested = inputs.is_stop_requested};
+    parts_.reducer.begin_step();
+    forward_backward(inputs, local);
+    const dist::ReductionReport report = parts_.reducer.finish_step();
+    StepTotals totals = reduce_totals(local);
+    totals.exposed_communication_seconds = report.exposed_seconds;
+    update_parameters(inputs, totals);
+    return totals;
+  }
+
+ private:
+  struct Local {
+    double loss_sum = 0.0;
+    int64_t num_tokens = 0;
+    bool is_stop_requested = false;
+  };
+
+  void forward_backward(const StepInputs& inputs, Local& local) {
+    torch::manual_seed(inputs.dropout_seed);
+    for (size_t i = 0; i < inputs.batches.size(); ++i) {
+      const data::Batch& batch = inputs.batches[i];
+      parts_.reducer.begin_micro_step(/*is_last=*/i + 1 == inputs.batches.size());
+      const Tensor loss = micro_batch_loss(parts_,
+                                           inputs.objective,
+                                           view_of(batch.buffer.inputs, batch),
+                                           view_of(batch.buffer.targets, batch));
+      loss.backward();
+      local.loss_sum += loss.item<double>();
+      local.num_tokens += batch.batch_size * batch.length;
+    }
+  }
+
+  // One small reduction carries everything that ranks have to agree on: sums, a stop signal, and
+  // each rank's mean.
+  StepTotals reduce_totals(const Local& local) {
+    constexpr int kFixed = 3;
+    dist::Communicator& communicator = parts_.communicator;
+    const Tensor values = torch::zeros({kFixed + communicator.size()}, torch::kFloat64);
+    double* value = values.data_ptr<double>();
+    value[0] = local.loss_sum;
+    value[1] = static_cast<double>(local.num_tokens);
+    value[2] = local.is_stop_requested ? 1.0 : 0.0;
+    value[kFixed + communicator.rank()] = local.loss_sum / static_cast<double>(local.num_tokens);
+    communicator.all_reduce(values, dist::Reduction::kSum);
+    return {.loss_sum = value[0],
+            .num_tokens = static_cast<int64_t>(value[1]),
+            .loss_max_rank = values.narrow(0, kFixed, communicator.size()).max().item<double>(),
+            .is_stop_requested = value[2] > 0.0};
+  }
+
+  // All ranks hold the same bits here, so they decide alike without asking each other.
+  void update_parameters(const StepInputs& inputs, StepTotals& totals) {
+    const double normaliser = 1.0 / static_cast<double>(totals.num_tokens);
+    const double norm = model::l2_norm(parts_.arena.gradients()) * normaliser;
+    totals.gradient_norm = norm;
+    totals.is_skipped = !std::isfinite(norm) || !std::isfinite(totals.loss_sum);
+    if (totals.is_skipped) return;
+    const double clip =
+        parts_.clip_norm > 0.0 && norm > parts_.clip_norm ? parts_.clip_norm / norm : 1.0;
+    model::AdamW::Step update = inputs.update;
+    update.gradient_scale = normaliser * clip;
+    parts_.optimizer.update(update);
+  }
+
+  StepParts parts_;
+};
+
+}  // namespace
+
+std::unique_ptr<TrainingStep> make_host_step(const StepParts& parts) {
+  return std::make_unique<HostStep>(parts);
+}
+
+}  // namespace t2r::launch

@@ -1,0 +1,100 @@
+#include "launch/train/run_folder.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <map>
+#include <sstream>
+#include <utility>
+
+#include "base/durable_file.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "launch/agreement.h"
+
+namespace t2r::launch {
+namespace {
+
+// Keeps the descriptor: the lock lives as long as it is open, and dies with the process.
+int lock_folder(const std::filesystem::path& folder) {
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  if (error) throw WriteError(concat(folder.string(), ": cannot create: ", error.message()));
+  const std::filesystem::path file = folder / "lock";
+  const int descriptor = open_regular_file(file, O_RDWR | O_CREAT);
+  if (::flock(descriptor, LOCK_EX | LOCK_NB) != 0) {
+    const int cause = errno;
+    if (cause != EWOULDBLOCK) {  // some network file systems have no locks
+      log::warning(concat(file.string(),
+                          ": cannot be locked (",
+                          std::strerror(cause),
+                          "): a second run on this folder will not be noticed"));
+      ::close(descriptor);
+      return -1;
+    }
+    std::array<char, 256> holder{};
+    const ssize_t size = ::read(descriptor, holder.data(), holder.size() - 1);
+    ::close(descriptor);
+    throw WriteError(concat(folder.string(),
+                            ": another run is using this folder",
+                            size > 0 ? concat(" (", holder.data(), ")") : "",
+                            "; choose another --output"));
+  }
+  std::array<char, 256> host{};
+  ::gethostname(host.data(), host.size() - 1);
+  const std::string holder = concat("process ", ::getpid(), " on ", host.data());
+  if (::ftruncate(descriptor, 0) != 0 || ::write(descriptor, holder.data(), holder.size()) < 0) {
+    const int cause = errno;
+    ::close(descriptor);
+    throw WriteError(concat(file.string(), ": cannot write: ", std::strerror(cause)));
+  }
+  return descriptor;
+}
+
+// "table.key" to value of a file with one option a line, as OptionSet::dump() writes them.
+std::map<std::string, std::string> options_of(const std::string& text) {
+  std::map<std::string, std::string> options;
+  std::istringstream lines(text);
+  std::string table;
+  for (std::string line; std::getline(lines, line);) {
+    const size_t equals = line.find(" = ");
+    if (line.starts_with('[')) {
+      table = line.substr(1, line.find(']') - 1) + ".";
+    } else if (!line.starts_with('#') && equals != std::string::npos) {
+      options[table + line.substr(0, equals)] = line.substr(equals + 3);
+    }
+  }
+  return options;
+}
+
+}  // namespace
+
+RunFolder::RunFolder(std::filesystem::path path, dist::Communicator& communicator)
+    : path_(std::move(path)) {
+  on_first_rank(communicator, [&] { lock_ = lock_folder(path_); });
+}
+
+RunFolder::~RunFolder() {
+  if (lock_ >= 0) ::close(lock_);
+}
+
+std::string replace_config(const std::filesystem::path& folder, const std::string& text) {
+  const std::filesystem::path file = folder / "config.toml";
+  std::string changes;
+  if (std::filesystem::exists(file)) {
+    const std::map<std::string, std::string> before = options_of(read_file(file));
+    for (const auto& [key, value] : options_of(text)) {
+      const auto old = before.find(key);
+      if (old == before.end() || old->second == value) continue;
+      changes += concat(changes.empty() ? "" : "; ", key, ": ", old->second, " -> ", value);
+    }
+  }
+  write_file_durably(file, text);
+  return changes;
+}
+
+}  // namespace t2r::launch

@@ -1,0 +1,94 @@
+#include "launch/train/stop_signal.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <string_view>
+
+#include "base/error.h"
+#include "dist/launcher.h"
+
+namespace t2r::launch {
+namespace {
+
+std::atomic<bool> is_requested{false}, says_stopping{false};
+static_assert(std::atomic<bool>::is_always_lock_free, "set from a signal handler");
+
+// write() alone is allowed here: no allocation, no lock, no stdio.
+void say_stopping(int number) {
+  std::string_view name = number == SIGUSR1   ? "SIGUSR1"
+                          : number == SIGTERM ? "SIGTERM"
+                          : number == SIGINT  ? "SIGINT"
+                                              : "SIGHUP";
+  const int error = errno;
+  for (const std::string_view part :
+       {std::string_view(::isatty(STDERR_FILENO) == 1 ? "\n" : ""),
+        std::string_view("t2r: "),
+        name,
+        std::string_view(": stopping; the step or batch in hand is ended, then all is saved\n")}) {
+    if (::write(STDERR_FILENO, part.data(), part.size()) < 0) break;
+  }
+  errno = error;
+}
+
+void on_signal(int number) {
+  if (!is_requested.exchange(true) && says_stopping.load()) say_stopping(number);
+}
+
+bool is_ignored(int number) {
+  struct sigaction action {};
+  return sigaction(number, nullptr, &action) == 0 && action.sa_handler == SIG_IGN;
+}
+
+void listen(int number, int flags) {
+  struct sigaction action {};
+  action.sa_handler = on_signal;
+  action.sa_flags = SA_RESTART | flags;
+  sigaction(number, &action, nullptr);
+}
+
+}  // namespace
+
+void ignore_file_size_signal() {
+  ::signal(SIGXFSZ, SIG_IGN);
+}
+
+void install_stop_signals(bool says) {
+  says_stopping.store(says);
+  for (const int number : {SIGUSR1, SIGTERM, SIGINT})
+    listen(number, static_cast<int>(SA_RESETHAND));  // the second one finds the default action
+  if (!is_ignored(SIGHUP)) listen(SIGHUP, 0);
+  ::signal(SIGPIPE, SIG_IGN);
+}
+
+bool stop_requested() {
+  return is_requested.load();
+}
+
+std::string how_to_stop(
+    const std::function<std::optional<std::string>(const std::string&)>& environment) {
+  const bool is_slurm_step = environment("PMIX_NAMESPACE").value_or("").starts_with("slurm.") ||
+                             (environment("SLURM_STEP_ID").has_value() &&
+                              !environment("OMPI_COMM_WORLD_SIZE").has_value());
+  if (is_slurm_step) {
+    return concat("scancel --signal=USR1 ",
+                  environment("SLURM_JOB_ID").value_or("JOB"),
+                  ".",
+                  environment("SLURM_STEP_ID").value_or("STEP"),
+                  " stops and saves (exit code 75), and so does SIGTERM within KillWait");
+  }
+  if (environment("OMPI_COMM_WORLD_SIZE").has_value()) {
+    return "SIGUSR1 to mpirun stops and saves (exit code 75); after Ctrl-C or SIGTERM mpirun gives "
+           "one second only";
+  }
+  return concat(
+      "Ctrl-C, or SIGTERM or SIGUSR1 to process ", ::getpid(), ", stops and saves (exit code 75)");
+}
+
+std::string how_to_stop() {
+  return how_to_stop(dist::environment_variable);
+}
+
+}  // namespace t2r::launch

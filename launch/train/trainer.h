@@ -1,0 +1,101 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "data/corpus.h"
+#include "data/loader.h"
+#include "data/sampler.h"
+#include "dist/gradient_reducer.h"
+#include "launch/backend.h"
+#include "launch/checkpoints/checkpoint.h"
+#include "launch/train/evaluator.h"
+#include "launch/train/lr_schedule.h"
+#include "launch/train/run_records.h"
+#include "launch/train/train_config.h"
+#include "launch/train/training_step.h"
+#include "model/files/hugging_face.h"
+#include "model/optim/adamw.h"
+
+namespace t2r::launch {
+
+/// What a run trains and where it writes; made by `t2r train`.
+struct TrainingInputs {
+  model::LoadedModel model;
+  std::unique_ptr<model::DecoderLM> teacher =
+      {};  ///< nullptr: the text is all there is to learn from
+  const data::Corpus& train;
+  const data::Corpus* valid = nullptr;  ///< nullptr: no evaluation
+  std::filesystem::path output;
+  std::string config_text = {};  ///< what config.toml will hold
+  std::vector<std::filesystem::path> tokenizer_files;
+};
+
+/// Data-parallel training: the only place that knows model, data and ranks.
+class Trainer {
+ public:
+  /// Broadcasts rank 0's parameters. Collective: every rank, same order.
+  Trainer(const TrainConfig& config, TrainingInputs inputs, Backend& backend);
+
+  enum class Outcome { kFinished, kStopped };
+
+  /// Trains to the last step, or to a stop signal; a checkpoint is written either way, in front of
+  /// the last evaluation. kFinished: the last step is saved and evaluated, nothing is left to do.
+  /// Collective: every rank, same order.
+  /// @throws NumericError  after max_skipped_steps steps in a row that were not finite
+  /// @throws WriteError    after max_failed_saves checkpoints in a row that could not be written
+  Outcome run();
+
+ private:
+  StepMetrics train_step();
+  std::vector<data::Batch> next_batches();
+  StepInputs step_inputs(const std::vector<data::Batch>& batches) const;
+  void start_finetuning();
+  Objective objective() const;
+  model::AdamW::Step learning_rates() const;
+  void place_teacher(const model::Placement& placement);
+  void check_skipped() const;
+  void evaluate();
+  void evaluate_start();
+  bool is_evaluation_due() const;
+  PerplexityResult score();
+  bool note_evaluation(double loss);
+  bool is_save_due();
+  bool saves_on_the_way() const {
+    return config_.checkpoint_every > 0 || config_.checkpoint_minutes > 0.0;
+  }
+  void save();
+  CheckpointContent checkpoint_content();
+  std::vector<FactDifference> resume();
+  void say_changed_options(const std::vector<FactDifference>& changed);
+
+  TrainConfig config_;
+  TrainingInputs inputs_;
+  dist::Communicator& communicator_;
+  model::DecoderLM& model_;
+  model::ParameterArena arena_;
+  model::AdamW optimizer_;
+  dist::GradientReducer reducer_;
+  LrSchedule schedule_, map_schedule_, transfer_schedule_;
+  std::string teacher_hash_;
+  std::string initial_weights_;  ///< hash of what finetuning began from; empty: [model]
+  data::Sampler sampler_;
+  CheckpointStore checkpoints_;
+  std::unique_ptr<TrainingStep> step_;
+  std::unique_ptr<data::Loader> loader_;
+  Evaluator evaluator_;
+  std::unique_ptr<RunRecords> records_;
+
+  TrainingPosition position_;
+  bool is_stop_requested_ = false;
+  std::optional<double> best_evaluated_loss_ = {};  ///< saved or not
+  int64_t num_skipped_ = 0, num_skipped_in_row_ = 0, num_failed_saves_ = 0;
+  int64_t last_saved_step_ = -1, last_evaluated_step_ = -1;
+  std::chrono::steady_clock::time_point last_save_time_ = std::chrono::steady_clock::now();
+};
+
+}  // namespace t2r::launch

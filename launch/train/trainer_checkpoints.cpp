@@ -1,0 +1,135 @@
+// What a run saves, when, and what it goes on from.
+#include <ATen/Parallel.h>
+
+#include <chrono>
+#include <cmath>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "base/text.h"
+#include "dist/parameter_sync.h"
+#include "launch/train/trainer.h"
+
+namespace t2r::launch {
+
+using Clock = std::chrono::steady_clock;
+
+// Whether this is the best evaluation so far. A checkpoint that is there already learns of it.
+bool Trainer::note_evaluation(double loss) {
+  const TrainingPosition before = position_;
+  position_.evaluated = {position_.step, loss};
+  const bool is_best =
+      std::isfinite(loss) && (!best_evaluated_loss_.has_value() || loss < *best_evaluated_loss_);
+  if (is_best) best_evaluated_loss_ = loss;
+  if (last_saved_step_ != position_.step) return is_best;
+  position_ = position_.as_saved();
+  if (position_ == before) return is_best;  // evaluated again
+  try {
+    checkpoints_.update(checkpoint_content(), position_);
+  } catch (const Error& error) {
+    if (communicator_.rank() == 0)
+      log::warning(concat("the evaluation is not noted in its checkpoint: ", error.what()));
+  }
+  return is_best;
+}
+
+CheckpointContent Trainer::checkpoint_content() {
+  RunFacts identity = config_.resume_identity();
+  identity.emplace_back("train-data", inputs_.train.content_hash());
+  identity.emplace_back("model-weights",
+                        initial_weights_.empty() ? "[model] from the seed" : initial_weights_);
+  if (inputs_.teacher != nullptr) {
+    identity.emplace_back("teacher", teacher_hash_);
+    identity.emplace_back("distillation", number_text(config_.distillation));
+  }
+  RunFacts options = config_.resume_options();
+  options.emplace_back("tokenizer", inputs_.train.tokenizer_hash());  // read by tokenizer_check
+  if (inputs_.valid != nullptr) options.emplace_back("valid-data", inputs_.valid->content_hash());
+  // Sums are cut differently by another number of threads: their last bits depend on it.
+  if (model_.device().is_cpu()) options.emplace_back("threads", concat(at::get_num_threads()));
+  return {.model = model_,
+          .format = inputs_.model.format,
+          .optimizer = optimizer_,
+          .identity = std::move(identity),
+          .options = std::move(options),
+          .copies = inputs_.tokenizer_files};
+}
+
+// Minutes are counted by rank 0's clock; the others hear what it says.
+bool Trainer::is_save_due() {
+  if (config_.checkpoint_every > 0 && position_.step % config_.checkpoint_every == 0) return true;
+  if (config_.checkpoint_minutes <= 0.0) return false;
+  const double minutes = std::chrono::duration<double>(Clock::now() - last_save_time_).count() / 60;
+  torch::Tensor is_due = torch::tensor({int64_t{minutes >= config_.checkpoint_minutes}});
+  communicator_.broadcast(is_due, 0);
+  return is_due.item<int64_t>() != 0;
+}
+
+void Trainer::save() {
+  if (last_saved_step_ == position_.step) return;
+  last_save_time_ = Clock::now();
+  dist::check_replicas_equal(communicator_, arena_.masters(), "parameters");
+  const TrainingPosition position = position_.as_saved();
+  try {
+    checkpoints_.save(checkpoint_content(), position);
+  } catch (const WriteError& error) {
+    ++num_failed_saves_;
+    log::warning_of_first_rank(concat(error.what(),
+                                      " (",
+                                      num_failed_saves_,
+                                      " in a row; the run stops after ",
+                                      config_.max_failed_saves,
+                                      ")"));
+    if (num_failed_saves_ >= config_.max_failed_saves) throw;
+    return;
+  }
+  position_ = position;
+  num_failed_saves_ = 0;
+  last_saved_step_ = position_.step;
+  records_->checkpoint(std::chrono::duration<double>(Clock::now() - last_save_time_).count());
+}
+
+// Which options differ from those of the run that is resumed.
+std::vector<FactDifference> Trainer::resume() {
+  if (!checkpoints_.empty() && !config_.resume) {
+    throw ConfigError(
+        concat(inputs_.output.string(),
+               " holds a run already; continue it with --resume, or choose another --output"));
+  }
+  std::vector<FactDifference> changed;
+  const CheckpointContent content = checkpoint_content();
+  const std::optional<ResumedRun> found = checkpoints_.load(content);
+  if (found.has_value()) {
+    arena_.round_masters();
+    position_ = found->position;
+    last_saved_step_ = position_.step;
+    // The last evaluation is taken again: every start that ends says what was reached.
+    if (position_.evaluated.has_value() && position_.step < config_.total_steps())
+      last_evaluated_step_ = position_.evaluated->step;
+    if (position_.best.has_value()) best_evaluated_loss_ = position_.best->loss;
+    changed = found->changed_options;
+  } else if (config_.resume) {
+    log::warning_of_first_rank(concat("--resume has no effect: ",
+                                      (inputs_.output / "checkpoints").string(),
+                                      " has no checkpoint; the run begins at step 1"));
+  }
+  const int64_t num_steps_left = config_.total_steps() - position_.step;
+  const int64_t num_saves = config_.checkpoint_minutes > 0.0 ? num_steps_left
+                            : config_.checkpoint_every > 0
+                                ? num_steps_left / config_.checkpoint_every
+                                : 0;
+  checkpoints_.warn_if_disk_is_small(content, num_saves + 1);
+  return changed;
+}
+
+void Trainer::say_changed_options(const std::vector<FactDifference>& changed) {
+  if (changed.empty() || communicator_.rank() != 0) return;
+  const std::string text = text_of(changed, "before");
+  log::warning("resumed with other options than before: " + text);
+  records_->metrics()->event("changed_options", {{"changes", text}});
+}
+
+}  // namespace t2r::launch

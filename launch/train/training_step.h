@@ -1,0 +1,84 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "data/batch.h"
+#include "dist/communicator.h"
+#include "dist/gradient_reducer.h"
+#include "launch/options/backend_options.h"
+#include "launch/train/objective.h"
+#include "model/nets/decoder_lm.h"
+#include "model/optim/adamw.h"
+
+namespace t2r::launch {
+
+/// What one optimizer step is told.
+struct StepInputs {
+  const std::vector<data::Batch>& batches;  ///< this rank's micro-batches, in order
+  uint64_t dropout_seed = 0;
+  Objective objective = Objective::kText;
+  bool is_stop_requested = false;  ///< on this rank
+  model::AdamW::Step update;       ///< rates; `number` is the update's, if it is not skipped
+};
+
+/// What it gives: the same bits on every rank.
+struct StepTotals {
+  double loss_sum = 0.0;           ///< over all ranks' tokens
+  int64_t num_tokens = 0;          ///< of all ranks
+  double loss_max_rank = 0.0;      ///< mean loss of the rank with the largest
+  bool is_stop_requested = false;  ///< on any rank
+  double gradient_norm = 0.0;      ///< of the mean loss, before clipping
+  bool is_skipped = false;         ///< loss or gradients were not finite: nothing was updated
+  std::optional<double> exposed_communication_seconds = {};  ///< none: a captured step does not say
+};
+
+/// The objects that a step works on; they outlive it.
+struct StepParts {
+  const model::DecoderLM& model;
+  const model::ParameterArena& arena;
+  model::AdamW& optimizer;
+  dist::GradientReducer& reducer;
+  dist::Communicator& communicator;
+  double dropout = 0.0;
+  model::Recompute recompute = model::Recompute::kNothing;
+  double clip_norm = 0.0;                            ///< 0: no clipping
+  model::DecoderLM::Distillation distillation = {};  ///< of Objective::kDistillation
+};
+
+/// The arena's gradients, as the reducer wants to know them.
+std::vector<dist::GradientSlice> gradient_slices(const model::ParameterArena& arena);
+
+dist::GradientReducerOptions reducer_options(const BackendOptions& backend);
+
+/// What a micro-batch adds to the loss that the step minimises, as a sum over its tokens.
+torch::Tensor micro_batch_loss(const StepParts& parts,
+                               Objective objective,
+                               const torch::Tensor& inputs_BT,
+                               const torch::Tensor& targets_BT);
+
+/// Forward, backward, reduction over the ranks, and AdamW: the tensor work of one optimizer step.
+class TrainingStep {
+ public:
+  virtual ~TrainingStep() = default;
+
+  /// Collective: every rank, same order.
+  virtual StepTotals run(const StepInputs& inputs) = 0;
+
+  struct Phase {
+    const char* name;
+    double seconds;
+  };
+
+  /// Times the parts of a step that run() has taken before, each alone, on inputs of one
+  /// micro-batch; empty where the parts cannot be told apart. Leaves the parameters as they are (at
+  /// rates of zero), the moments not. Collective: every rank, same order.
+  virtual std::vector<Phase> time_phases(const StepInputs&) { return {}; }
+};
+
+/// The step on this host's processors.
+std::unique_ptr<TrainingStep> make_host_step(const StepParts& parts);
+
+}  // namespace t2r::launch

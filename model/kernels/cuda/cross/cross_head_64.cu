@@ -1,0 +1,9 @@
+#include "model/kernels/cuda/cross/cross_launch.cuh"
+
+namespace t2r::kernels::cuda {
+
+T2R_INSTANTIATE_CROSS(64, 32)
+T2R_INSTANTIATE_CROSS(64, 64)
+T2R_INSTANTIATE_CROSS(64, 128)
+
+}  // namespace t2r::kernels::cuda

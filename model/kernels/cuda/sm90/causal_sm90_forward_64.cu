@@ -1,0 +1,8 @@
+#include "model/kernels/cuda/causal/causal_instances.h"
+#include "model/kernels/cuda/sm90/causal_forward_sm90.cuh"
+
+namespace t2r::kernels::cuda::sm90 {
+
+T2R_INSTANTIATE_SM90(launch_forward)
+
+}  // namespace t2r::kernels::cuda::sm90
