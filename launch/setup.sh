@@ -18,7 +18,8 @@ readonly PACKAGES=(
   "libsentencepiece-dev module:sentencepiece" "libpcre2-dev module:libpcre2-8" "libutf8proc-dev module:libutf8proc"
   "libxxhash-dev module:libxxhash"
   "libtomlplusplus-dev module:tomlplusplus" "libgtest-dev header:gtest/gtest.h" "libgmock-dev header:gmock/gmock.h"
-  "libbenchmark-dev header:benchmark/benchmark.h" "ccache optional" "git command:git" "xz-utils command:xz"
+  "libbenchmark-dev header:benchmark/benchmark.h" "ccache optional" "clang-format-14 optional"
+  "git command:git" "xz-utils command:xz"
 )
 # Needed unless LibTorch is the project's own environment, which brings newer ones.
 readonly BUILD_TOOLS=("cmake cmake325" "ninja-build command:ninja")

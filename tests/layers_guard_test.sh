@@ -5,15 +5,16 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
-mkdir -p "$root"/{base,data,dist,model/kernels,launch,tests}
+mkdir -p "$root"/{base,data/unicode,dist,model/{kernels/cuda,layers,ops},launch/train,tests}
 
-check() {  # FOLDER LINE REASON
-  printf '%s\n' "$2" >"$root/$1/violation.cpp"
+check() {  # FOLDER LINE REASON [NAME]
+  local file=$root/$1/${4:-violation.cpp}
+  printf '%s\n' "$2" >"$file"
   if output=$("$here/layers_test.sh" "$root" 2>&1) || ! grep -q "$3" <<<"$output"; then
     echo "not reported: $2 in $1" >&2
     exit 1
   fi
-  rm "$root/$1/violation.cpp"
+  rm "$file"
 }
 
 "$here/layers_test.sh" "$root"
@@ -30,3 +31,9 @@ check dist '#include "model/config.h"' 'dist knows'
 check base '#include "data/corpus.h"' 'base knows'
 check tests '#include <torch/torch.h>' 'half a minute'
 check launch '  assert(x > 0);' 'compiled out'
+check model/kernels/cuda '#include <torch/types.h>' 'see no LibTorch' violation.cuh
+check model/kernels/cuda '#include "model/config.h"' 'kernels include kernels' violation.cu
+check model/ops '#include "model/attention/attention.h"' 'operators include'
+check model/layers '#include "model/nets/decoder_lm.h"' 'model/layers comes before'
+check data/unicode '#include "data/tokenizers/bpe.h"' 'data/unicode comes before'
+check launch/train '#include "launch/cli/prompts.h"' 'launch/train comes before'
