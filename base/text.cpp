@@ -26,4 +26,11 @@ std::string number_text(double value) {
   return text.data();
 }
 
+std::string not_allowed(const std::string& key,
+                        const std::string& value,
+                        const std::string& allowed,
+                        const std::string& where) {
+  return key + " = " + value + ", allowed" + (where.empty() ? "" : " " + where) + ": " + allowed;
+}
+
 }  // namespace t2r

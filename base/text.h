@@ -12,4 +12,11 @@ std::string joined(const std::vector<std::string>& texts, const char* separator 
 /// float64 has six digits, too few for a value that is refused or a limit.
 std::string number_text(double value);
 
+/// How every refusal of a value reads: "KEY = VALUE, allowed: ALLOWED". `where` says what the limit
+/// comes from, if not from the key alone: "KEY = VALUE, allowed on a GPU: ALLOWED".
+std::string not_allowed(const std::string& key,
+                        const std::string& value,
+                        const std::string& allowed,
+                        const std::string& where = "");
+
 }  // namespace t2r

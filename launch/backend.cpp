@@ -3,6 +3,7 @@
 #include <ATen/Context.h>
 
 #include "base/error.h"
+#include "base/text.h"
 #include "model/kernels/cpu/dispatch.h"
 
 namespace t2r::launch {
@@ -81,11 +82,7 @@ void check_model_fits(const model::DecoderConfig& config, const model::Placement
   if (!placement.device.is_cuda() || !config.linear.has_value()) return;
   const auto refuse = [](const char* what, int64_t value, const char* allowed) {
     throw ConfigError(concat("the model's linear attention has ",
-                             what,
-                             " = ",
-                             value,
-                             ", allowed on a GPU: ",
-                             allowed,
+                             not_allowed(what, std::to_string(value), allowed, "on a GPU"),
                              "; run with --device cpu"));
   };
   const int64_t head = config.head_dim, features = config.linear->feature_size;

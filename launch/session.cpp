@@ -7,14 +7,14 @@ namespace t2r::launch {
 
 Session::Session(const Invocation& invocation,
                  const OptionSet& options,
-                 const BackendOptions& backend,
-                 int64_t threads)
-    : world_(invocation.argc, invocation.argv), host_(world_), chooses_threads_(threads == 0) {
+                 const BackendOptions& backend)
+    : world_(invocation.argc, invocation.argv),
+      host_(world_),
+      chooses_threads_(backend.threads == 0) {
   log::set_rank(world_.rank(), world_.size());
   check_same_options(host_, options);
-  check_at_least("threads", threads, 0);
   const int64_t usable = usable_processors(world_, host_);
-  threads_ = set_threads(chooses_threads_ ? usable : threads);
+  threads_ = set_threads(chooses_threads_ ? usable : backend.threads);
   backend_ = make_backend(backend, world_, host_);
 }
 

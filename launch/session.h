@@ -19,13 +19,10 @@ class Session {
   /// Collective: every rank, same order.
   ///
   /// @param backend  resolved (BackendOptions::resolve)
-  /// @param threads  per rank; 0: as many of its share of the processors as fit_threads() finds
-  /// @throws ConfigError  on every rank: options differ between ranks, threads is negative, or what
-  ///                      make_backend() refuses
-  Session(const Invocation& invocation,
-          const OptionSet& options,
-          const BackendOptions& backend,
-          int64_t threads);
+  ///                 threads: 0 as many of the rank's processors as fit_threads() finds
+  /// @throws ConfigError  on every rank: options differ between ranks, or what make_backend()
+  ///                      refuses
+  Session(const Invocation& invocation, const OptionSet& options, const BackendOptions& backend);
 
   const dist::World& world() const { return world_; }
   Backend& backend() { return *backend_; }

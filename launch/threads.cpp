@@ -13,7 +13,7 @@
 #include <numeric>
 #include <sstream>
 
-#include "launch/options/options.h"
+#include "base/error.h"
 
 namespace t2r::launch {
 namespace {
@@ -142,7 +142,7 @@ int64_t threads_for(const StepWork& work, int64_t usable) {
 }
 
 int64_t set_threads(int64_t threads) {
-  check_within("threads", threads, 0, kMostThreads);
+  require(threads >= 0 && threads <= kMostThreads, concat("set_threads: ", threads));
   at::set_num_threads(static_cast<int>(threads));
   return threads;
 }

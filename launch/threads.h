@@ -6,12 +6,10 @@
 #include <string_view>
 #include <vector>
 
+#include "launch/options/backend_options.h"
 #include "model/nets/decoder_lm.h"
 
 namespace t2r::launch {
-
-/// Threads that a process takes at most; a hundred thousand would be made, and hang.
-inline constexpr int64_t kMostThreads = 1024;
 
 /// Processors that this process may run on, by number: its affinity mask.
 std::vector<int> allowed_processors();
@@ -53,7 +51,7 @@ StepWork work_of_step(const model::DecoderLM& model, int64_t tokens, bool trains
 int64_t threads_for(const StepWork& work, int64_t usable);
 
 /// Gives LibTorch so many threads; returns the number. Local.
-/// @throws ConfigError  if they are more than kMostThreads
+/// @throws ContractError  if they are more than kMostThreads
 int64_t set_threads(int64_t threads);
 
 }  // namespace t2r::launch

@@ -27,7 +27,7 @@ struct Everything {
 
   void bind(OptionSet& options) {
     options.add("model", model, "folder");
-    options.add_required("output", output, "to write");
+    options.add("output", output, "to write").required();
     options.add_choice("choice", choice, {"left", "right"}, "side");
     options.add("count", count, "how many");
     options.add("rate", rate, "");
@@ -88,22 +88,47 @@ TEST(OptionValue, WholeNumbersAreDecimalAndMayHaveSuffixes) {
 TEST(OptionValue, RealNumbersAreFinite) {
   for (const char* bad : {"nan", "inf", "-inf", "1e400", "1,5", "0x1p3", ""})
     EXPECT_THAT(parsed({"--rate", bad}), HasSubstr(concat("rate = ", bad, ", allowed: a finite")));
-  EXPECT_THROW(check_within("rate", std::nan(""), 0.0, 1.0), ConfigError);
+}
+
+/// What is said of `text` as the value of an option that `bind` binds.
+template <class T, class Bind>
+std::string refusal(T value, const std::string& text, const Bind& bind) {
+  OptionSet options("test", "");
+  bind(options.add("beta1", value, ""));
+  try {
+    options.parse({"--beta1", text});
+  } catch (const Error& error) {
+    return concat(static_cast<int>(error.exit_code()), " ", error.what());
+  }
+  return "accepted";
 }
 
 TEST(OptionValue, LimitsAndValuesAreShownAsTheyAre) {
-  const auto refusal = [](double value, double low, double high) -> std::string {
-    try {
-      check_within("beta1", value, low, high);
-    } catch (const ConfigError& error) {
-      return error.what();
-    }
-    return "accepted";
+  const auto within = [](const std::string& text, double low, double high) {
+    return refusal(0.5, text, [&](auto option) { option.range(low, high); });
   };
-  EXPECT_EQ(refusal(1.0, 0.0, 0.9999999), "beta1 = 1, allowed: 0 to 0.9999999");
-  EXPECT_EQ(refusal(1.0000001, 1e-30, 1.0), "beta1 = 1.0000001, allowed: 1e-30 to 1");
-  EXPECT_EQ(refusal(1000001.0, 0.0, 1e6), "beta1 = 1000001, allowed: 0 to 1e+06");
-  EXPECT_EQ(refusal(-90.0, 0.0, 1.0), "beta1 = -90, allowed: 0 to 1");
+  EXPECT_EQ(within("1", 0.0, 0.9999999), "78 beta1 = 1, allowed: 0 to 0.9999999");
+  EXPECT_EQ(within("1.0000001", 1e-30, 1.0), "78 beta1 = 1.0000001, allowed: 1e-30 to 1");
+  EXPECT_EQ(within("1000001", 0.0, 1e6), "78 beta1 = 1000001, allowed: 0 to 1e+06");
+  EXPECT_EQ(within("-90", 0.0, 1.0), "78 beta1 = -90, allowed: 0 to 1");
+  EXPECT_EQ(within("0", 0.0, 1.0), "accepted");
+  EXPECT_EQ(within("1", 0.0, 1.0), "accepted");
+}
+
+TEST(OptionValue, EveryKindOfLimitIsWrittenOnce) {
+  const auto at_least = [](auto option) { option.at_least(1); };
+  EXPECT_EQ(refusal(int64_t{5}, "0", at_least), "78 beta1 = 0, allowed: 1 or more");
+  EXPECT_EQ(refusal(int64_t{5}, "1", at_least), "accepted");
+  const auto above = [](auto option) { option.above(0.0); };
+  EXPECT_EQ(refusal(0.5, "0", above), "78 beta1 = 0, allowed: above 0");
+  EXPECT_EQ(refusal(0.5, "1e-300", above), "accepted");
+  const auto share = [](auto option) { option.above(0.0, 1.0); };
+  EXPECT_EQ(refusal(0.5, "0", share), "78 beta1 = 0, allowed: above 0, up to 1");
+  EXPECT_EQ(refusal(0.5, "1.5", share), "78 beta1 = 1.5, allowed: above 0, up to 1");
+  EXPECT_EQ(refusal(0.5, "1", share), "accepted");
+  const auto layers = [](auto option) { option.range(0, 7); };
+  EXPECT_EQ(refusal(std::vector<int64_t>{}, "3,8,9", layers), "78 beta1 = 8, allowed: 0 to 7");
+  EXPECT_EQ(refusal(std::vector<int64_t>{}, "", layers), "accepted");
 }
 
 TEST(OptionValue, TimesHaveUnits) {

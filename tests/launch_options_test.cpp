@@ -3,8 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cmath>
-
 #include "base/error.h"
 #include "base/log.h"
 #include "launch/backend.h"
@@ -87,36 +85,70 @@ TEST(Log, EscapesControlCharacters) {
   EXPECT_THAT(said, testing::EndsWith("a\\nb\\tc \\x1b[2J\\x7f \\x9b \xC3\xA4\\x0d\n"));
 }
 
-TEST(TrainConfig, RefusesWhatDoesNotFitAndWhatIsNoNumber) {
-  const auto refusal = [](const auto& change) -> std::string {
-    TrainConfig config;
-    config.model = "m";
-    config.train_data = {"d"};
-    config.steps = 10;
-    change(config);
-    try {
-      config.validate();
-    } catch (const ConfigError& error) {
-      return error.what();
-    }
-    return "";
-  };
-  EXPECT_EQ(refusal([](TrainConfig&) {}), "");
-  EXPECT_THAT(refusal([](TrainConfig& c) { c.eps = 0.0; }), testing::HasSubstr("eps = 0, allowed"));
-  EXPECT_THAT(refusal([](TrainConfig& c) { c.eps = -1.0; }), testing::HasSubstr("eps = -1"));
-  EXPECT_THAT(refusal([](TrainConfig& c) { c.seed = -1; }), testing::HasSubstr("seed = -1"));
-  EXPECT_THAT(refusal([](TrainConfig& c) { c.learning_rate = std::nan(""); }),
-              testing::HasSubstr("learning-rate = nan"));
-  EXPECT_THAT(refusal([](TrainConfig& c) { c.batch_size = c.sequence_length = int64_t{1} << 32; }),
+/// What `t2r train` says of these arguments behind a model, data and 10 steps.
+std::string train_refusal(std::vector<std::string> arguments) {
+  TrainConfig config;
+  OptionSet options("train", "");
+  config.bind(options);
+  const std::vector<std::string> base{
+      "--output", "o", "--train-data", "d", "--model", "m", "--steps", "10"};
+  arguments.insert(arguments.begin(), base.begin(), base.end());
+  try {
+    options.parse(arguments);
+    config.validate();
+  } catch (const ConfigError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(TrainConfig, RefusesWhatDoesNotFit) {
+  EXPECT_EQ(train_refusal({}), "");
+  EXPECT_EQ(train_refusal({"--eps", "0"}), "eps = 0, allowed: 1e-30 to 1");
+  EXPECT_EQ(train_refusal({"--seed", "-1"}), "seed = -1, allowed: 0 or more");
+  EXPECT_EQ(train_refusal({"--transfer-steps", "10"}),
+            "transfer-steps = 10, allowed: 0 to 9 (steps - 1)");
+  EXPECT_EQ(train_refusal({"--distillation", "0.5"}),
+            "distillation = 0.5, allowed: 1 without a teacher");
+  EXPECT_THAT(train_refusal({"--batch-size", "4294967296", "--sequence-length", "4294967296"}),
               testing::HasSubstr("batch-size x sequence-length is more than"));
-  EXPECT_THAT(refusal([](TrainConfig& c) { c.steps = int64_t{1} << 62; }),
+  EXPECT_THAT(train_refusal({"--steps", "4611686018427387904"}),
               testing::HasSubstr("steps x batch-size x sequence-length is more than"));
-  EXPECT_THAT(refusal([](TrainConfig& c) {
-                c.model.clear();
-                c.new_model.num_layers = 1;
-                c.new_model.hidden_size = int64_t{1} << 60;
-              }),
-              testing::HasSubstr("model.hidden-size = "));
+}
+
+TEST(TrainConfig, SaysWhereItIsBoundWhatAResumedRunMayChange) {
+  TrainConfig config;
+  config.steps = 7;
+  const auto keys = [&](OnResume kind) {
+    std::vector<std::string> found;
+    for (const auto& [key, value] : config.facts(kind)) found.push_back(key);
+    return found;
+  };
+  // Checkpoints hold them in this order.
+  EXPECT_THAT(keys(OnResume::kEqual),
+              testing::ElementsAre("sequence-length", "batch-size", "seed", "transfer-steps"));
+  EXPECT_THAT(keys(OnResume::kSaid),
+              testing::ElementsAre("steps",
+                                   "learning-rate",
+                                   "map-learning-rate",
+                                   "transfer-learning-rate",
+                                   "schedule",
+                                   "warmup-steps",
+                                   "final-lr-ratio",
+                                   "beta1",
+                                   "beta2",
+                                   "eps",
+                                   "weight-decay",
+                                   "clip-norm",
+                                   "dropout",
+                                   "precision",
+                                   "eval-tokens"));
+  const RunFacts said = config.facts(OnResume::kSaid);
+  EXPECT_EQ(said[0].second, "7");
+  EXPECT_EQ(said[1].second, "0.0003");
+  EXPECT_EQ(said[4].second, "cosine");
+  EXPECT_EQ(said[9].second, "1e-08");
+  EXPECT_EQ(said[11].second, "1.0");
 }
 
 TEST(TrainConfig, TokensBecomeWholeSteps) {

@@ -99,8 +99,8 @@ TEST(Threads, AStepsWorkIsItsWeightsTimesItsTokens) {
 }
 
 TEST(Threads, MoreThanAProcessTakesAreRefusedIfTheyAreGiven) {
-  EXPECT_THROW(set_threads(kMostThreads + 1), ConfigError);
-  EXPECT_THROW(set_threads(int64_t{1} << 32), ConfigError);
+  EXPECT_THROW(set_threads(kMostThreads + 1), ContractError);
+  EXPECT_THROW(set_threads(int64_t{1} << 32), ContractError);
 }
 
 }  // namespace

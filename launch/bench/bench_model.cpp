@@ -8,12 +8,8 @@ namespace t2r::launch {
 
 void BenchModel::bind(OptionSet& options) {
   options.add("model", folder, "Hugging Face folder instead of the [model] table");
-  options.add("vocab-size", vocab_size, "of the [model] table's model");
+  options.add("vocab-size", vocab_size, "of the [model] table's model").range(1, 1 << 24);
   table.bind(options);
-}
-
-void BenchModel::validate() const {
-  check_within("vocab-size", vocab_size, 1, 1 << 24);
 }
 
 void BenchModel::say_idle(const OptionSet& options) const {

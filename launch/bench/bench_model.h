@@ -19,9 +19,6 @@ struct BenchModel {
 
   void bind(OptionSet& options);
 
-  /// @throws ConfigError  naming option, value and what is allowed
-  void validate() const;
-
   /// What the model, or the choice between the two, makes idle. Local.
   void say_idle(const OptionSet& options) const;
 

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/text.h"
 #include "launch/backend.h"
 #include "launch/bench/bench_model.h"
 #include "launch/cli/idle_options.h"
@@ -24,41 +25,27 @@ using Clock = std::chrono::steady_clock;
 struct BenchOptions {
   BenchModel model;
   std::vector<int64_t> lengths = {1024, 8192, 65536};
-  int64_t batch_size = 1, steps = 64, warmup_steps = 16, threads = 0;
+  int64_t batch_size = 1, steps = 64, warmup_steps = 16;
   model::SamplingOptions sampling;
   bool json = false;
   BackendOptions backend;
 
   void bind(OptionSet& options) {
     model.bind(options);
-    options.add("lengths", lengths, "tokens that each sequence has seen before the timed ones");
-    options.add("batch-size", batch_size, "sequences at once");
-    options.add("steps", steps, "timed, one token of each sequence");
-    options.add("warmup-steps", warmup_steps, "before them");
+    constexpr int64_t kMost = int64_t{1} << 40;  // their sums and products with sizes fit
+    options.add("lengths", lengths, "tokens that each sequence has seen before the timed ones")
+        .range(1, kMost);
+    options.add("batch-size", batch_size, "sequences at once").range(1, kMost);
+    options.add("steps", steps, "timed, one token of each sequence").range(1, kMost);
+    options.add("warmup-steps", warmup_steps, "before them").range(0, kMost);
     bind_sampling(options, sampling);
-    options.add(
-        "threads", threads, "0: all that it may use, or fewer where a step is too small for them");
     options.add("json", json, "print one JSON object a length");
     backend.bind(options, /*trains=*/false);
     backend.bind_cuda_graph(options);
   }
 
   void validate() const {
-    if (lengths.empty()) throw ConfigError("lengths is empty, allowed: one or more");
-    constexpr int64_t kMost = int64_t{1} << 40;  // their sums and products with sizes fit
-    for (const int64_t length : lengths) {
-      check_at_least("lengths", length, 1);
-      check_within("lengths", length, 1, kMost);
-    }
-    check_at_least("batch-size", batch_size, 1);
-    check_within("batch-size", batch_size, 1, kMost);
-    check_at_least("steps", steps, 1);
-    check_within("steps", steps, 1, kMost);
-    check_at_least("warmup-steps", warmup_steps, 0);
-    check_within("warmup-steps", warmup_steps, 0, kMost);
-    model.validate();
-    check_at_least("threads", threads, 0);
-    sampling.validate();
+    if (lengths.empty()) throw ConfigError(not_allowed("lengths", "[]", "one or more"));
   }
 
   /// Positions that a run at `length` passes.
@@ -164,8 +151,8 @@ int run_bench_generate(const Invocation& invocation) {
   for (const int64_t length : values.lengths) model->check_positions(values.positions(length));
   model->parameters().move_to(placement);
   model->prepare_generation();
-  set_threads(values.threads > 0
-                  ? values.threads
+  set_threads(values.backend.threads > 0
+                  ? values.backend.threads
                   : threads_for(work_of_step(*model, values.batch_size), usable_processors()));
   if (!values.json) {
     std::cout << model->parameters().num_scalars() << " parameters, " << values.batch_size

@@ -7,6 +7,7 @@
 #include <random>
 
 #include "base/error.h"
+#include "base/text.h"
 #include "launch/bench/bench_model.h"
 #include "launch/cli/idle_options.h"
 #include "launch/command.h"
@@ -25,7 +26,7 @@ constexpr size_t kNumListedKernels = 40;
 struct BenchOptions {
   BenchModel model;
   int64_t sequence_length = 1024, batch_size = 64, micro_batch_size = 0;
-  int64_t steps = 50, warmup_steps = 10, threads = 0;
+  int64_t steps = 50, warmup_steps = 10;
   double peak_tflops = 0.0;
   std::string trace;
   bool json = false;
@@ -33,17 +34,16 @@ struct BenchOptions {
 
   void bind(OptionSet& options) {
     model.bind(options);
-    options.add("sequence-length", sequence_length, "tokens per sequence");
-    options.add("batch-size", batch_size, "sequences per step and rank");
-    options.add("micro-batch-size", micro_batch_size, "sequences at once; 0: all");
-    options.add("steps", steps, "timed");
-    options.add("warmup-steps", warmup_steps, "before them");
-    options.add(
-        "peak-tflops", peak_tflops, "of one rank's device, for MFU; 0: the data sheet's, if known");
-    options.add(
-        "threads",
-        threads,
-        "per rank; 0: its share of the processors, or fewer where a step is too small for them");
+    options.add("sequence-length", sequence_length, "tokens per sequence").at_least(1);
+    options.add("batch-size", batch_size, "sequences per step and rank").at_least(1);
+    options.add("micro-batch-size", micro_batch_size, "sequences at once; 0: all").at_least(0);
+    options.add("steps", steps, "timed").at_least(1);
+    options.add("warmup-steps", warmup_steps, "before them").range(0, int64_t{1} << 40);
+    options
+        .add("peak-tflops",
+             peak_tflops,
+             "of one rank's device, for MFU; 0: the data sheet's, if known")
+        .range(0.0, 1e9);
     options.add(
         "trace",
         trace,
@@ -53,22 +53,14 @@ struct BenchOptions {
   }
 
   void validate() const {
-    check_at_least("sequence-length", sequence_length, 1);
-    check_at_least("batch-size", batch_size, 1);
-    check_at_least("steps", steps, 1);
     checked_product("steps x batch-size x sequence-length", {steps, batch_size, sequence_length});
-    check_within("peak-tflops", peak_tflops, 0.0, 1e9);
-    model.validate();
-    check_at_least("warmup-steps", warmup_steps, 0);
-    check_within("warmup-steps", warmup_steps, 0, int64_t{1} << 40);
-    if (micro_batch_size < 0 || micro_batch_size > batch_size) {
-      throw ConfigError(concat(
-          "micro-batch-size = ", micro_batch_size, ", allowed: 0 to batch-size = ", batch_size));
+    if (micro_batch_size > batch_size) {
+      throw ConfigError(not_allowed("micro-batch-size",
+                                    std::to_string(micro_batch_size),
+                                    concat("0 to batch-size = ", batch_size)));
     }
-    backend.validate();
     if (!trace.empty() && backend.device == "cpu")
-      throw ConfigError(
-          concat("trace = ", trace, ", allowed on a CPU: none; it lists a GPU's kernels"));
+      throw ConfigError(not_allowed("trace", trace, "none; it lists a GPU's kernels", "on a CPU"));
   }
 };
 
@@ -275,7 +267,7 @@ int run_bench_train(const Invocation& invocation) {
   values.backend.resolve(invocation);
   values.validate();
 
-  Session session(invocation, options, values.backend, values.threads);
+  Session session(invocation, options, values.backend);
   Backend& backend = session.backend();
   values.model.say_idle(options);
   say_idle_backend_options(options, values.backend, session.world().size());

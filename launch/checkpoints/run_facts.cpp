@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "launch/options/option_value.h"
 
 namespace t2r::launch {
 namespace {
@@ -62,10 +63,6 @@ std::string text_of(const std::vector<FactDifference>& differences, const std::s
   if (differences.size() > num_shown)
     text += concat("; and ", differences.size() - num_shown, " more");
   return text;
-}
-
-std::string fact_text(double value) {
-  return nlohmann::json(value).dump();
 }
 
 RunFacts model_facts(const model::DecoderConfig& config) {

@@ -24,7 +24,4 @@ std::string text_of(const std::vector<FactDifference>& differences, const std::s
 /// Every field of a config that the model's function depends on.
 RunFacts model_facts(const model::DecoderConfig& config);
 
-/// The shortest text that gives the same float64.
-std::string fact_text(double value);
-
 }  // namespace t2r::launch

@@ -37,11 +37,6 @@ model::LinearAttentionConfig linear_config(const ConvertOptions& options,
   if (!options.keep.empty() && options.keep_every > 0) {
     throw ConfigError("--keep-softmax and --keep-softmax-every exclude each other");
   }
-  check_at_least("feature-size", options.feature_size, 0);
-  check_at_least("seed", options.seed, 0);
-  if (options.keep_every < 0)
-    throw ConfigError(
-        concat("keep-softmax-every = ", options.keep_every, ", allowed: 0 (none) or more"));
   linear.softmax_layers = options.keep_every > 0 ? model::every_nth_layer_from_top(
                                                        config.num_layers, options.keep_every)
                                                  : options.keep;
@@ -94,22 +89,28 @@ int run_convert(const Invocation& invocation) {
   OptionSet options(
       "convert",
       "Swap softmax attention for linear attention; every pretrained weight stays as it is.");
-  options.add_required("model", values.model, "Hugging Face folder of a softmax model");
-  options.add_required("output", values.output, "folder to write; must not exist");
+  options.add("model", values.model, "Hugging Face folder of a softmax model").required();
+  options.add("output", values.output, "folder to write; must not exist").required();
   options.add_choice(
       "feature-map", values.feature_map, model::feature_map_names(), "of the linear layers");
-  options.add(
-      "feature-size",
-      values.feature_size,
-      "features per head; 0: 32 for t2r, the head dimension for elu, twice that for hedgehog");
-  options.add("keep-softmax", values.keep, "layers that keep softmax attention, counted from 0");
-  options.add(
-      "keep-softmax-every", values.keep_every, "keep every n-th layer from the top (4: T2R 75 %)");
+  options
+      .add("feature-size",
+           values.feature_size,
+           "features per head; 0: 32 for t2r, the head dimension for elu, twice that for hedgehog")
+      .at_least(0);
+  options.add("keep-softmax", values.keep, "layers that keep softmax attention, counted from 0")
+      .at_least(0);
+  options
+      .add("keep-softmax-every",
+           values.keep_every,
+           "keep every n-th layer from the top (4: T2R 75 %); 0: none")
+      .at_least(0);
   options.add("map-per-query-head",
               values.map_per_query_head,
               "with grouped queries: one map per query head, not per key head");
-  options.add("denominator-floor", values.denominator_floor, "t2r: smallest denominator");
-  options.add("seed", values.seed, "of the new feature maps");
+  options.add("denominator-floor", values.denominator_floor, "t2r: smallest denominator")
+      .above(0.0);
+  options.add("seed", values.seed, "of the new feature maps").at_least(0);
   if (options.parse(invocation.arguments) == OptionSet::Outcome::kDone) return 0;
 
   const fs::path folder = resolve_checkpoint(values.model);

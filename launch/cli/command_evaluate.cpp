@@ -53,12 +53,14 @@ void EvaluateOptions::bind(OptionSet& options) {
   options.add("allow-invalid-utf8",
               allow_invalid_utf8,
               "for --text: take bytes that are not UTF-8 as they are");
-  options.add("context", protocol.context, "tokens that the model sees at once");
-  options.add("scored",
-              protocol.scored,
-              "targets scored per window, the last ones; 0: all (windows side by side)");
-  options.add("batch-size", protocol.batch_size, "windows at once");
-  options.add("max-tokens", protocol.max_tokens, "score at most this many; 0: all");
+  options.add("context", protocol.context, "tokens that the model sees at once").at_least(1);
+  options
+      .add("scored",
+           protocol.scored,
+           "targets scored per window, the last ones; 0: all (windows side by side)")
+      .at_least(0);
+  options.add("batch-size", protocol.batch_size, "windows at once").at_least(1);
+  options.add("max-tokens", protocol.max_tokens, "score at most this many; 0: all").at_least(0);
   options.add("json", json, "print one JSON object");
 }
 
@@ -188,7 +190,7 @@ int run_evaluate(const Invocation& invocation) {
     options.say_if_idle(key, values.text.empty(), "--data are shards, whose tokens are made");
   }
 
-  Session session(invocation, options, values.model.backend, values.model.threads);
+  Session session(invocation, options, values.model.backend);
   dist::Communicator& communicator = session.communicator();
   const model::LoadedModel loaded = made_on_all_ranks(
       communicator, [&] { return model::load_model(values.model.resolved_folder()); });

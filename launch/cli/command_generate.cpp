@@ -35,19 +35,24 @@ struct GenerateOptions {
     model.bind(options);
     model.backend.bind_cuda_graph(options);
     prompts.bind(options);
-    options.add("max-new-tokens", max_new_tokens, "tokens to add to each prompt at most");
+    constexpr int64_t kMost = int64_t{1} << 40;  // its sum with a prompt's tokens fits
+    options.add("max-new-tokens", max_new_tokens, "tokens to add to each prompt at most")
+        .range(1, kMost);
     options.add_repeated(
         "stop", stops, "end a text in front of this string; several: of whichever comes first");
     bind_sampling(options, sampling);
-    options.add(
-        "seed",
-        seed,
-        "of sampling; prompts behind the first are drawn with seed + 1, + 2, ..., those of a "
-        "batch as its rows");
-    options.add("batch-size",
-                batch_size,
-                "sequences at once: prompts of equally many tokens; of a single prompt copies, to "
-                "measure, the first of which is printed");
+    options
+        .add("seed",
+             seed,
+             "of sampling; prompts behind the first are drawn with seed + 1, + 2, ..., those of a "
+             "batch as its rows")
+        .at_least(0);
+    options
+        .add("batch-size",
+             batch_size,
+             "sequences at once: prompts of equally many tokens; of a single prompt copies, to "
+             "measure, the first of which is printed")
+        .at_least(1);
     options.add(
         "ignore-end",
         ignore_end,
@@ -58,12 +63,6 @@ struct GenerateOptions {
 
   void validate(const OptionSet& options) {
     prompts.validate();
-    check_at_least("batch-size", batch_size, 1);
-    constexpr int64_t kMost = int64_t{1} << 40;  // its sum with a prompt's tokens fits
-    check_within("max-new-tokens", max_new_tokens, 1, kMost);
-    check_at_least("seed", seed, 0);
-    check_at_least("threads", model.threads, 0);
-    sampling.validate();
     say_idle_backend_options(options, model.backend, /*num_ranks=*/1);
     say_idle_sampling(options, sampling);
     options.say_if_idle("seed", sampling.temperature == 0.0, "temperature = 0 draws nothing");
@@ -148,8 +147,8 @@ BatchTime Writer::run(model::DecodeLoop& loop,
   for (size_t row = 0; row < rows.size(); ++row) print(row, prompts_[indices[row]].text);
 
   const auto threads_of = [&](int64_t tokens) {
-    return options_.model.threads > 0
-               ? options_.model.threads
+    return options_.model.backend.threads > 0
+               ? options_.model.backend.threads
                : threads_for(work_of_step(model_, std::ssize(rows) * tokens), usable_processors_);
   };
   set_threads(threads_of(std::ssize(prompts_[indices.front()].ids)));

@@ -132,16 +132,21 @@ struct PrepareLmCommand {
 
 void PrepareLmCommand::bind(OptionSet& options) {
   options.add("inputs", inputs, "text files, UTF-8 (required)");
-  options.add_required(
-      "tokenizer", tokenizer, "folder or file: tokenizer.json, vocab.json + merges.txt, *.model");
-  options.add_required("output", output, "folder of the shards");
+  options
+      .add("tokenizer",
+           tokenizer,
+           "folder or file: tokenizer.json, vocab.json + merges.txt, *.model")
+      .required();
+  options.add("output", output, "folder of the shards").required();
   options.add_choice("documents",
                      prepare.document_mode,
                      {"file", "line", "blank-line", "wikitext"},
                      "where a document begins");
-  options.add("tokens-per-shard",
-              prepare.tokens_per_shard,
-              "end a shard with the document that brings it to this many tokens; 0: never");
+  options
+      .add("tokens-per-shard",
+           prepare.tokens_per_shard,
+           "end a shard with the document that brings it to this many tokens; 0: never")
+      .at_least(0);
   options.add_choice("fill-shards",
                      fill_shards,
                      {"auto", "true", "false"},
@@ -192,20 +197,19 @@ int run_prepare_vocab(const Invocation& invocation) {
   double coverage = 0.9995;
   OptionSet options("prepare vocab", "Train a sentencepiece vocabulary on text files.");
   options.add("inputs", inputs, "text files, UTF-8 (required)");
-  options.add_required("output", output, "file to write, e.g. tokenizer.model");
-  options.add("vocab-size", vocab_size, "pieces");
+  options.add("output", output, "file to write, e.g. tokenizer.model").required();
+  options.add("vocab-size", vocab_size, "pieces").range(1, data::kMaxTokenId + 1);
   options.add_choice("type", type, {"unigram", "bpe"}, "algorithm");
-  options.add("character-coverage",
-              coverage,
-              "share of characters that get pieces of their own; the rest is bytes");
-  options.add("seed", seed, "of the sampling of sentences");
-  options.add("threads", threads, "0: all processors");
+  options
+      .add("character-coverage",
+           coverage,
+           "share of characters that get pieces of their own; the rest is bytes")
+      .above(0.0, 1.0);
+  options.add("seed", seed, "of the sampling of sentences").at_least(0);
+  options.add("threads", threads, "0: all processors").range(0, kMostThreads);
   if (options.parse(invocation.arguments) == OptionSet::Outcome::kDone) return 0;
   if (inputs.empty()) throw UsageError("--inputs is required (t2r prepare vocab --help)");
   for (const std::string& input : inputs) data::look_at_input(input, false);
-  check_within("vocab-size", vocab_size, 1, data::kMaxTokenId + 1);
-  check_at_least("seed", seed, 0);
-  check_within("threads", threads, 0, kMostThreads);
   check_can_write(output);
   if (threads == 0) threads = usable_processors();
   data::train_sentencepiece({.inputs = as_paths(inputs),

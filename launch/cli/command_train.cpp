@@ -137,7 +137,7 @@ int run_train(const Invocation& invocation) {
   config.backend.resolve(invocation);
   config.validate();
 
-  Session session(invocation, options, config.backend, config.threads);
+  Session session(invocation, options, config.backend);
   dist::Communicator& communicator = session.communicator();
   if (config.backend.device == "cpu") check_same_kernels(communicator);
   RunFolder folder(config.output, communicator);

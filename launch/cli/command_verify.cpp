@@ -277,18 +277,21 @@ int run_verify(const Invocation& invocation) {
   OptionSet options(
       "verify",
       "Compare a model with what another framework computed; exit 0 only within tolerance.");
-  options.add_required("model", values.model, "Hugging Face folder");
-  options.add_required(
-      "expected",
-      values.expected,
-      "safetensors file with input_ids and any of logits, loss, last_hidden, greedy, grad.NAME");
-  options.add("tolerance", values.tolerance, "largest absolute error of logits, loss, last_hidden");
-  options.add("gradient-tolerance",
-              values.gradient_tolerance,
-              "largest error of a gradient over its largest element");
+  options.add("model", values.model, "Hugging Face folder").required();
+  options
+      .add("expected",
+           values.expected,
+           "safetensors file with input_ids and any of logits, loss, last_hidden, greedy, "
+           "grad.NAME")
+      .required();
+  options.add("tolerance", values.tolerance, "largest absolute error of logits, loss, last_hidden")
+      .range(0.0, 1e9);
+  options
+      .add("gradient-tolerance",
+           values.gradient_tolerance,
+           "largest error of a gradient over its largest element")
+      .range(0.0, 1e9);
   if (options.parse(invocation.arguments) == OptionSet::Outcome::kDone) return 0;
-  check_within("tolerance", values.tolerance, 0.0, 1e9);
-  check_within("gradient-tolerance", values.gradient_tolerance, 0.0, 1e9);
   Report report;
   const model::SafetensorsFile file(values.expected);
   say_idle_options(options, file);

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/text.h"
 #include "launch/train/lr_schedule.h"
 
 namespace t2r::launch {
@@ -82,10 +83,11 @@ void say_idle_train_options(const OptionSet& options,
   say_idle_intervals(options, config);
   const bool has_maps = has_trained_maps(model);
   if (config.transfer_steps > 0 && !has_maps) {
-    throw ConfigError(concat("transfer-steps = ",
-                             config.transfer_steps,
-                             ", allowed with this model: 0; it has no feature maps to train (t2r "
-                             "convert --feature-map t2r or hedgehog gives it some)"));
+    throw ConfigError(not_allowed("transfer-steps",
+                                  std::to_string(config.transfer_steps),
+                                  "0; it has no feature maps to train (t2r convert --feature-map "
+                                  "t2r or hedgehog gives it some)",
+                                  "with this model"));
   }
   options.say_if_idle("map-learning-rate", !has_maps, "the model has no feature maps to train");
   options.say_if_idle(
@@ -119,14 +121,10 @@ void check_length(const char* key,
                   const model::DecoderLM& model,
                   const char* role) {
   if (length > model.num_positions()) {
-    throw ConfigError(concat(key,
-                             " = ",
-                             length,
-                             ", allowed with this ",
-                             role,
-                             ": 1 to ",
-                             model.num_positions(),
-                             ", its learned positions"));
+    throw ConfigError(not_allowed(key,
+                                  std::to_string(length),
+                                  concat("1 to ", model.num_positions(), ", its learned positions"),
+                                  concat("with this ", role)));
   }
   const int64_t trained = model.config().max_positions;
   if (length <= trained) return;

@@ -7,12 +7,8 @@
 namespace t2r::launch {
 
 void ModelOptions::bind(OptionSet& options) {
-  options.add_required("model", folder, "Hugging Face folder");
+  options.add("model", folder, "Hugging Face folder").required();
   options.add("tokenizer", tokenizer, "folder or file [default: the model folder's]");
-  options.add(
-      "threads",
-      threads,
-      "per rank; 0: its share of the processors, or fewer where a step is too small for them");
   backend.bind(options, /*trains=*/false);
 }
 

@@ -14,7 +14,6 @@ namespace t2r::launch {
 /// The options that every command which runs a finished model has.
 struct ModelOptions {
   std::string folder, tokenizer;
-  int64_t threads = 0;  ///< per rank; 0: all that it may use
   BackendOptions backend;
 
   void bind(OptionSet& options);

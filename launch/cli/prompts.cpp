@@ -9,6 +9,7 @@
 #include "base/durable_file.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "base/text.h"
 #include "data/unicode/utf8.h"
 
 namespace t2r::launch {
@@ -93,8 +94,11 @@ std::vector<Prompt> PromptOptions::encode(const std::vector<std::string>& texts,
   const std::optional<int64_t> any = its_own.has_value() ? its_own : models_begin;
   if (begin_of_text == "true" && !any.has_value()) {
     throw ConfigError(
-        "begin-of-text = true, but neither the tokenizer nor the model (bos_token_id) names such a "
-        "token; allowed here: auto, false");
+        not_allowed("begin-of-text",
+                    "true",
+                    "auto, false; neither the tokenizer nor the model (bos_token_id) names such a "
+                    "token",
+                    "here"));
   }
   std::vector<Prompt> prompts;
   for (const std::string& text : texts) {

@@ -4,13 +4,14 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/text.h"
 #include "data/unicode/utf8.h"
 
 namespace t2r::launch {
 
 StopStrings::StopStrings(std::vector<std::string> stops) : stops_(std::move(stops)) {
   for (const std::string& stop : stops_) {
-    if (stop.empty()) throw ConfigError("stop = \"\", allowed: one character or more");
+    if (stop.empty()) throw ConfigError(not_allowed("stop", "\"\"", "one character or more"));
     if (data::find_invalid_utf8(stop) < stop.size())
       throw ConfigError("stop is not valid UTF-8, which generated text always is");
   }

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/folder_manifest.h"
 #include "base/log.h"
+#include "base/text.h"
 #include "launch/cli/model_files.h"
 
 namespace t2r::launch {
@@ -81,9 +82,10 @@ void check_model_tokenizer(const fs::path& model_folder,
 bool adds_begin_of_text(const std::string& choice, const data::Tokenizer& tokenizer) {
   const bool has_token = tokenizer.begin_of_text().has_value();
   if (choice == "true" && !has_token) {
-    throw ConfigError(
-        "begin-of-text = true, but this tokenizer's configuration puts no token in front of a "
-        "text; allowed with it: auto, false");
+    throw ConfigError(not_allowed("begin-of-text",
+                                  "true",
+                                  "auto, false; its configuration puts no token in front of a text",
+                                  "with this tokenizer"));
   }
   return choice != "false" && has_token;
 }

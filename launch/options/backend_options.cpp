@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/text.h"
 
 namespace t2r::launch {
 namespace {
@@ -41,10 +42,17 @@ bool has_gpu() {
 
 void BackendOptions::bind(OptionSet& options, bool trains) {
   options.add_choice("device", device, {"auto", "cpu", "cuda"}, "auto: a GPU if there is one");
-  options.add_choice("precision",
-                     precision,
-                     {"auto", "float32", "bf16"},
-                     "of values and activations; auto: bf16 on a GPU, float32 elsewhere");
+  options
+      .add_choice("precision",
+                  precision,
+                  {"auto", "float32", "bf16"},
+                  "of values and activations; auto: bf16 on a GPU, float32 elsewhere")
+      .said_on_resume();
+  options
+      .add("threads",
+           threads,
+           "per rank; 0: its share of the processors, or fewer where a step is too small for them")
+      .range(0, kMostThreads);
   if (!trains) return;
   options.add("deterministic",
               deterministic,
@@ -55,18 +63,16 @@ void BackendOptions::bind(OptionSet& options, bool trains) {
       recompute,
       {"none", "mlps", "all"},
       "what the backward computes again instead of keeping it: less memory, more time");
-  options.add("bucket-mib",
-              bucket_mib,
-              "MiB of gradients that ranks sum at once: smaller ones begin earlier in backward, "
-              "larger ones disturb it less");
+  options
+      .add("bucket-mib",
+           bucket_mib,
+           "MiB of gradients that ranks sum at once: smaller ones begin earlier in backward, "
+           "larger ones disturb it less")
+      .range(1, 1 << 20);
 }
 
 void BackendOptions::bind_cuda_graph(OptionSet& options) {
   options.add("cuda-graph", cuda_graph, "on a GPU: capture a step once and replay it");
-}
-
-void BackendOptions::validate() const {
-  check_within("bucket-mib", bucket_mib, 1, 1 << 20);
 }
 
 model::Recompute BackendOptions::recomputed() const {
@@ -87,7 +93,7 @@ void BackendOptions::resolve(const Invocation& invocation) {
   }
   if (precision == "auto") precision = device == "cuda" ? "bf16" : "float32";
   if (device == "cpu" && precision == "bf16")
-    throw ConfigError("precision = bf16, allowed on a CPU: float32");
+    throw ConfigError(not_allowed("precision", precision, "float32", "on a CPU"));
   if (device == "cuda" && !is_gpu_program) {
     become_gpu_program(
         kGpuProgram, {*invocation.argv + 1, *invocation.argv + *invocation.argc}, "--device cuda");

@@ -9,10 +9,14 @@
 
 namespace t2r::launch {
 
+/// Threads that a process takes at most; a hundred thousand would be made, and hang.
+inline constexpr int64_t kMostThreads = 1024;
+
 /// The options that say what a command computes on.
 struct BackendOptions {
   std::string device = "auto";     ///< auto, cpu, cuda
   std::string precision = "auto";  ///< auto, float32, bf16
+  int64_t threads = 0;             ///< per rank; 0: as many as its share and the step are worth
   bool deterministic = false;
   bool cuda_graph = true;
   std::string recompute = "none";  ///< none, mlps, all
@@ -23,9 +27,6 @@ struct BackendOptions {
 
   /// Adds the option of commands that repeat a step; training has it already.
   void bind_cuda_graph(OptionSet& options);
-
-  /// @throws ConfigError  naming option, value and what is allowed
-  void validate() const;
 
   /// `recompute` as the model takes it.
   model::Recompute recomputed() const;

@@ -91,7 +91,8 @@ std::string help_of_options(const OptionEntries& entries,
                   concat("  --", entry.key, entry.is_list ? " ..." : ""),
                   concat(help_with_choices(entry),
                          entry.is_required ? " (required)" : "",
-                         has_default ? concat(" [default: ", entry.dump(), "]") : ""));
+                         has_default ? concat(" [default: ", entry.dump(), "]") : "",
+                         entry.limits.empty() ? "" : concat(" [allowed: ", entry.limits, "]")));
   }
   return text;
 }

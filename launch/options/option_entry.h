@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "launch/options/config_file.h"
+#include "launch/options/option.h"
 
 namespace t2r::launch {
 
@@ -21,6 +22,12 @@ struct OptionEntry {
   std::function<std::string(const OptionTexts&)> read;  ///< "", or what would be allowed
   std::function<std::string()> dump;
   std::function<bool()> is_empty;  ///< never of numbers and flags
+
+  std::string limits;                         ///< of a number, "": none
+  std::function<std::string()> first_beyond;  ///< the first value that is not within them, or ""
+
+  OnResume on_resume = OnResume::kFree;
+  std::function<std::string()> fact;  ///< the value as a checkpoint knows it
 
   std::optional<OptionTexts> on_command_line;
   std::optional<ConfigValue> in_file;

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <limits>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "base/error.h"
@@ -224,6 +225,10 @@ std::string to_toml(const std::vector<std::string>& values) {
 
 std::string to_toml(const std::vector<int64_t>& values) {
   return list_to_toml(values);
+}
+
+std::string fact_text(double value) {
+  return nlohmann::json(value).dump();
 }
 
 int64_t checked_product(const std::string& what, const std::vector<int64_t>& factors) {

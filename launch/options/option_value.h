@@ -36,6 +36,9 @@ std::string to_toml(bool value);
 std::string to_toml(const std::vector<std::string>& values);
 std::string to_toml(const std::vector<int64_t>& values);
 
+/// The shortest text that gives the same float64, as checkpoints' facts have it.
+std::string fact_text(double value);
+
 /// a * b * ... of sizes >= 0 that a user gave.
 /// @throws ConfigError  "WHAT is more than ...", if it does not fit 63 bits
 int64_t checked_product(const std::string& what, const std::vector<int64_t>& factors);

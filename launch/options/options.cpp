@@ -38,14 +38,6 @@ const char* type_wanted(const OptionEntry& entry, ConfigValue::Type type) {
   return "a text, in quotes";
 }
 
-/// Reads `texts` as the value of `entry`; "", or what would be allowed.
-std::string assign(OptionEntry& entry, const OptionTexts& texts) {
-  const OptionTexts& choices = entry.choices;
-  if (!choices.empty() && std::find(choices.begin(), choices.end(), texts.back()) == choices.end())
-    return joined(choices);
-  return entry.read(texts);
-}
-
 }  // namespace
 
 std::string nearest(const std::string& word, const std::vector<std::string>& candidates) {
@@ -98,7 +90,7 @@ struct OptionSet::Implementation {
             concat(where, key, " takes one value, not a list of ", value.texts.size()));
       const char* const wanted = type_wanted(*entry, value.type);
       if (wanted != nullptr && !value.texts.empty())
-        throw ConfigError(concat(where, key, " = ", joined(value.texts), ", allowed: ", wanted));
+        throw ConfigError(where + not_allowed(key, joined(value.texts), wanted));
       entry->in_file = value;
     }
   }
@@ -108,18 +100,18 @@ struct OptionSet::Implementation {
       const bool from_line = entry.on_command_line.has_value();
       if (!from_line && !entry.in_file.has_value()) continue;
       const OptionTexts& texts = from_line ? *entry.on_command_line : entry.in_file->texts;
-      const std::string allowed = assign(entry, texts);
-      if (allowed.empty()) continue;
-      const bool is_bare = entry.is_number || entry.is_flag;
-      const std::string what = concat(entry.key,
-                                      " = ",
-                                      is_bare ? joined(texts) : to_toml(joined(texts)),
-                                      ", allowed: ",
-                                      allowed);
-      if (!from_line)
-        throw ConfigError(concat(line.config_file, ":", entry.in_file->line, ": ", what));
-      if (!entry.choices.empty()) throw ConfigError(what);
-      refuse_command_line(command, what);
+      const std::string where =
+          from_line ? "" : concat(line.config_file, ":", entry.in_file->line, ": ");
+      const std::string allowed = entry.read(texts);
+      if (!allowed.empty()) {
+        const bool is_bare = entry.is_number || entry.is_flag;
+        const std::string what =
+            not_allowed(entry.key, is_bare ? joined(texts) : to_toml(joined(texts)), allowed);
+        if (from_line && entry.choices.empty()) refuse_command_line(command, what);
+        throw ConfigError(where + what);
+      }
+      const std::string beyond = entry.limits.empty() ? "" : entry.first_beyond();
+      if (!beyond.empty()) throw ConfigError(where + not_allowed(entry.key, beyond, entry.limits));
     }
   }
 
@@ -167,19 +159,29 @@ OptionSet::OptionSet(const std::string& command, const std::string& description)
 
 OptionSet::~OptionSet() = default;
 
+OptionEntry& OptionSet::add_entry(const std::string& key, const std::string& help) {
+  OptionEntry& entry = implementation_->entries.emplace_back();
+  entry.key = key;
+  entry.help = help;
+  return entry;
+}
+
 template <class T>
 OptionEntry& OptionSet::bind(const std::string& key, T& value, const std::string& help) {
   constexpr bool kIsText = std::is_same_v<T, std::string>;
   constexpr bool kIsList = !kIsText && requires {
     value.clear();
   };
-  OptionEntry& entry = implementation_->entries.emplace_back();
-  entry.key = key;
-  entry.help = help;
+  OptionEntry& entry = add_entry(key, help);
   entry.is_list = kIsList;
   entry.is_flag = std::is_same_v<T, bool>;
   entry.is_number = !kIsText && !entry.is_flag && !std::is_same_v<T, OptionTexts>;
   entry.dump = [&value] { return to_toml(value); };
+  if constexpr (kIsText) {
+    entry.fact = [&value] { return value; };
+  } else {
+    entry.fact = entry.dump;
+  }
   entry.default_dump = entry.dump();
   if constexpr (kIsList) {
     entry.read = [&value](const OptionTexts& texts) { return read_value(texts, value); };
@@ -194,53 +196,84 @@ OptionEntry& OptionSet::bind(const std::string& key, T& value, const std::string
   return entry;
 }
 
-void OptionSet::add(const std::string& key, std::string& value, const std::string& help) {
-  bind(key, value, help);
+Option OptionSet::add(const std::string& key, std::string& value, const std::string& help) {
+  return Option(bind(key, value, help));
 }
-void OptionSet::add(const std::string& key, int64_t& value, const std::string& help) {
-  bind(key, value, help);
+Option OptionSet::add(const std::string& key, bool& value, const std::string& help) {
+  return Option(bind(key, value, help));
 }
-void OptionSet::add(const std::string& key, double& value, const std::string& help) {
-  bind(key, value, help);
+Option OptionSet::add(const std::string& key,
+                      std::vector<std::string>& value,
+                      const std::string& help) {
+  return Option(bind(key, value, help));
 }
-void OptionSet::add(const std::string& key, bool& value, const std::string& help) {
-  bind(key, value, help);
+NumberOption<int64_t> OptionSet::add(const std::string& key,
+                                     int64_t& value,
+                                     const std::string& help) {
+  return {bind(key, value, help), [&value] { return std::vector<int64_t>{value}; }};
 }
-void OptionSet::add(const std::string& key,
-                    std::vector<std::string>& value,
-                    const std::string& help) {
-  bind(key, value, help);
+NumberOption<double> OptionSet::add(const std::string& key,
+                                    double& value,
+                                    const std::string& help) {
+  OptionEntry& entry = bind(key, value, help);
+  entry.fact = [&value] { return fact_text(value); };
+  return {entry, [&value] { return std::vector<double>{value}; }};
 }
-void OptionSet::add(const std::string& key, std::vector<int64_t>& value, const std::string& help) {
-  bind(key, value, help);
+NumberOption<int64_t> OptionSet::add(const std::string& key,
+                                     std::vector<int64_t>& value,
+                                     const std::string& help) {
+  return {bind(key, value, help), [&value] { return value; }};
 }
 
-void OptionSet::add_minutes(const std::string& key, double& minutes, const std::string& help) {
-  bind(key, minutes, help).read = [&minutes](const OptionTexts& texts) {
+NumberOption<double> OptionSet::add_minutes(const std::string& key,
+                                            double& minutes,
+                                            const std::string& help) {
+  NumberOption<double> option = add(key, minutes, help);
+  implementation_->at(key).read = [&minutes](const OptionTexts& texts) {
     return read_minutes(texts.back(), minutes);
   };
+  return option;
 }
 
-void OptionSet::add_repeated(const std::string& key,
-                             std::vector<std::string>& value,
-                             const std::string& help) {
+Option OptionSet::add_repeated(const std::string& key,
+                               std::vector<std::string>& value,
+                               const std::string& help) {
   OptionEntry& entry = bind(key, value, help);
   entry.takes_one = true;
   entry.read = [&value](const OptionTexts& texts) {
     value = texts;  // an empty text is one, too
     return "";
   };
+  return Option(entry);
 }
 
-void OptionSet::add_choice(const std::string& key,
-                           std::string& value,
-                           const std::vector<std::string>& allowed,
-                           const std::string& help) {
-  bind(key, value, help).choices = allowed;
+Option OptionSet::add_choice(const std::string& key,
+                             std::string& value,
+                             const std::vector<std::string>& allowed,
+                             const std::string& help) {
+  return add_named(key,
+                   help,
+                   {.names = allowed,
+                    .read = [&value](const std::string& name) { value = name; },
+                    .name = [&value] { return value; }});
 }
 
-void OptionSet::add_required(const std::string& key, std::string& value, const std::string& help) {
-  bind(key, value, help).is_required = true;
+Option OptionSet::add_named(const std::string& key,
+                            const std::string& help,
+                            const NamedAccess& access) {
+  OptionEntry& entry = add_entry(key, help);
+  entry.choices = access.names;
+  entry.fact = access.name;
+  entry.dump = [name = access.name] { return to_toml(name()); };
+  entry.default_dump = entry.dump();
+  entry.is_empty = [] { return false; };
+  entry.read = [access](const OptionTexts& texts) -> std::string {
+    const OptionTexts& names = access.names;
+    if (std::find(names.begin(), names.end(), texts.back()) == names.end()) return joined(names);
+    access.read(texts.back());
+    return "";
+  };
+  return Option(entry);
 }
 
 OptionSet::Outcome OptionSet::parse(const std::vector<std::string>& arguments) {
@@ -281,23 +314,16 @@ void OptionSet::say_if_idle(const std::string& key, bool is_idle, const std::str
   log::warning_of_first_rank(concat("--", key, " has no effect: ", why));
 }
 
+std::vector<std::pair<std::string, std::string>> OptionSet::facts(OnResume kind) const {
+  std::vector<std::pair<std::string, std::string>> found;
+  for (const OptionEntry& entry : implementation_->entries) {
+    if (entry.on_resume == kind) found.emplace_back(entry.key, entry.fact());
+  }
+  return found;
+}
+
 std::string OptionSet::dump() const {
   return toml_of_options(implementation_->entries);
-}
-
-void check_at_least(const char* key, int64_t value, int64_t least) {
-  if (value < least) throw ConfigError(concat(key, " = ", value, ", allowed: ", least, " or more"));
-}
-
-void check_within(const char* key, int64_t value, int64_t low, int64_t high) {
-  if (value < low || value > high)
-    throw ConfigError(concat(key, " = ", value, ", allowed: ", low, " to ", high));
-}
-
-void check_within(const char* key, double value, double low, double high) {
-  if (value >= low && value <= high) return;
-  throw ConfigError(concat(
-      key, " = ", number_text(value), ", allowed: ", number_text(low), " to ", number_text(high)));
 }
 
 }  // namespace t2r::launch

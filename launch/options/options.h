@@ -3,11 +3,13 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
-namespace t2r::launch {
+#include "launch/options/option.h"
+#include "launch/options/option_names.h"
 
-struct OptionEntry;
+namespace t2r::launch {
 
 /// The options of one sub-command: each is a flag (--batch-size 8) and a key of a TOML file
 /// (batch-size = 8). A key with a dot is a key in a table: --model.layers is layers in [model]. The
@@ -23,38 +25,51 @@ class OptionSet {
   OptionSet(const OptionSet&) = delete;
   OptionSet& operator=(const OptionSet&) = delete;
 
-  /// Binds a key to a variable, whose value is the default.
-  void add(const std::string& key, std::string& value, const std::string& help);
-  void add(const std::string& key, int64_t& value, const std::string& help);
-  void add(const std::string& key, double& value, const std::string& help);
-  void add(const std::string& key, bool& value, const std::string& help);
-  void add(const std::string& key, std::vector<std::string>& value, const std::string& help);
-  void add(const std::string& key, std::vector<int64_t>& value, const std::string& help);
+  /// Binds a key to a variable, whose value is the default. What else is to be said of it (limits,
+  /// whether a resumed run may change it) is said of what these return, there and then.
+  Option add(const std::string& key, std::string& value, const std::string& help);
+  Option add(const std::string& key, bool& value, const std::string& help);
+  Option add(const std::string& key, std::vector<std::string>& value, const std::string& help);
+  NumberOption<int64_t> add(const std::string& key, int64_t& value, const std::string& help);
+  NumberOption<double> add(const std::string& key, double& value, const std::string& help);
+  NumberOption<int64_t> add(const std::string& key,
+                            std::vector<int64_t>& value,
+                            const std::string& help);
+
+  /// One of a type's values, by its name (OptionNames).
+  template <NamedValue T>
+  Option add(const std::string& key, T& value, const std::string& help) {
+    return add_named(key,
+                     help,
+                     {.names = names_of_values<T>(),
+                      .read = [&value](const std::string& name) { value = value_of_name<T>(name); },
+                      .name = [&value] { return name_of(value); }});
+  }
 
   /// A time in minutes, which may be given with its unit: 90s, 30m, 2h, 1h30m, 1d.
-  void add_minutes(const std::string& key, double& minutes, const std::string& help);
+  NumberOption<double> add_minutes(const std::string& key,
+                                   double& minutes,
+                                   const std::string& help);
 
   /// A list to which each use of the flag adds one text, whatever is in it.
-  void add_repeated(const std::string& key,
-                    std::vector<std::string>& value,
-                    const std::string& help);
+  Option add_repeated(const std::string& key,
+                      std::vector<std::string>& value,
+                      const std::string& help);
 
   /// A string that must be one of `allowed`.
-  void add_choice(const std::string& key,
-                  std::string& value,
-                  const std::vector<std::string>& allowed,
-                  const std::string& help);
-
-  /// A key without which the command cannot run.
-  void add_required(const std::string& key, std::string& value, const std::string& help);
+  Option add_choice(const std::string& key,
+                    std::string& value,
+                    const std::vector<std::string>& allowed,
+                    const std::string& help);
 
   enum class Outcome { kRun, kDone };
 
   /// Reads the arguments and --config's file. kDone: --help or --dump-config was printed, nothing
   /// is left to do.
   /// @throws UsageError   unknown or malformed flag, missing required one; suggests the nearest
-  /// @throws ConfigError  unknown key or value in the file, value that is not allowed, a key beside
-  ///                      keys of the table of its name (--model with --model.layers)
+  /// @throws ConfigError  unknown key or value in the file, value that is not allowed (its names,
+  ///                      its limits), a key beside keys of the table of its name (--model with
+  ///                      --model.layers)
   Outcome parse(const std::vector<std::string>& arguments);
 
   /// Whether this command has the option. Local.
@@ -70,6 +85,10 @@ class OptionSet {
   /// @throws ContractError  if there is no such key
   void say_if_idle(const std::string& key, bool is_idle, const std::string& why) const;
 
+  /// Key and value of the options that a resumed run must share with its checkpoint, or that it may
+  /// change, which is said; in the order in which they were added.
+  std::vector<std::pair<std::string, std::string>> facts(OnResume kind) const;
+
   /// The resolved options as TOML, each below its help. Keys without a value, and a table whose
   /// keys are all at their defaults where a key has its name, are comments. So are values that are
   /// not UTF-8, which no TOML file can hold: --dump-config refuses them.
@@ -77,18 +96,19 @@ class OptionSet {
 
  private:
   struct Implementation;
+  struct NamedAccess {
+    std::vector<std::string> names;
+    std::function<void(const std::string&)> read;
+    std::function<std::string()> name;
+  };
+
+  OptionEntry& add_entry(const std::string& key, const std::string& help);
+  Option add_named(const std::string& key, const std::string& help, const NamedAccess& access);
   template <class T>
   OptionEntry& bind(const std::string& key, T& value, const std::string& help);
 
   std::unique_ptr<Implementation> implementation_;
 };
-
-/// @throws ConfigError  "KEY = VALUE, allowed: LEAST or more", if `value` is below `least`
-void check_at_least(const char* key, int64_t value, int64_t least);
-
-/// @throws ConfigError  "KEY = VALUE, allowed: LOW to HIGH", unless it is; NaN is not
-void check_within(const char* key, int64_t value, int64_t low, int64_t high);
-void check_within(const char* key, double value, double low, double high);
 
 /// The candidate that is the fewest edits away from `word`, or begins with it; "" if none is near.
 std::string nearest(const std::string& word, const std::vector<std::string>& candidates);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/text.h"
 #include "launch/agreement.h"
 #include "launch/gpu_memory.h"
 
@@ -86,14 +87,11 @@ int64_t scored_tokens(const std::vector<Window>& windows) {
 }  // namespace
 
 void PerplexityProtocol::validate() const {
-  if (context < 1) throw ConfigError(concat("context = ", context, ", allowed: 1 or more"));
+  require(context >= 1 && max_tokens >= 0 && batch_size >= 1, "PerplexityProtocol: sizes");
   if (scored < 1 || scored > context) {
-    throw ConfigError(concat("scored = ", scored, ", allowed: 1 to context = ", context));
+    throw ConfigError(
+        not_allowed("scored", std::to_string(scored), concat("1 to context = ", context)));
   }
-  if (max_tokens < 0)
-    throw ConfigError(concat("max-tokens = ", max_tokens, ", allowed: 0 (all) or more"));
-  if (batch_size < 1)
-    throw ConfigError(concat("batch-size = ", batch_size, ", allowed: 1 or more"));
 }
 
 PerplexityResult score_corpus(const model::DecoderLM& model,

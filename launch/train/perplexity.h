@@ -18,7 +18,7 @@ struct PerplexityProtocol {
   int64_t batch_size = 8;  ///< windows at once
   int64_t max_tokens = 0;  ///< scored tokens at most; 0: all
 
-  /// @throws ConfigError
+  /// @throws ConfigError  if more is to be scored than a window has
   void validate() const;
 };
 

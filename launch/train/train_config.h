@@ -27,10 +27,8 @@ struct NewModelConfig {
 
   void bind(OptionSet& options);
 
-  /// @throws ConfigError  naming option, value and what is allowed
-  void validate() const;
-
   /// The model's config for a vocabulary and a sequence length.
+  /// @throws ConfigError  if options do not fit each other
   model::DecoderConfig resolve(int64_t vocab_size, int64_t sequence_length) const;
 };
 
@@ -74,21 +72,26 @@ struct TrainConfig {
   int64_t max_skipped_steps = 10;  ///< in a row
   int64_t log_every = 10;
   bool resume = false;
-  int64_t threads = 0;  ///< per rank; 0: the processors of this host divided by its ranks
   BackendOptions backend;
 
   void bind(OptionSet& options);
 
+  /// The rules between options; each option's own are where it is bound.
   /// @throws ConfigError  naming option, value and what is allowed
   void validate() const;
 
   int64_t total_steps() const;
 
-  /// The options that a resumed run must share with its checkpoint.
-  RunFacts resume_identity() const;
+  /// The options that a resumed run must share with its checkpoint, or those that it may change,
+  /// which is said.
+  RunFacts facts(OnResume kind) const;
 
-  /// The others that its result depends on: they may change, and that is said.
-  RunFacts resume_options() const;
+ private:
+  void bind_data(OptionSet& options);
+  void bind_optimizer(OptionSet& options);
+  void bind_stages(OptionSet& options);
+  void bind_evaluation(OptionSet& options);
+  void bind_checkpoints(OptionSet& options);
 };
 
 }  // namespace t2r::launch

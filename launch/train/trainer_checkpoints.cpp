@@ -37,7 +37,7 @@ bool Trainer::note_evaluation(double loss) {
 }
 
 CheckpointContent Trainer::checkpoint_content() {
-  RunFacts identity = config_.resume_identity();
+  RunFacts identity = config_.facts(OnResume::kEqual);
   identity.emplace_back("train-data", inputs_.train.content_hash());
   identity.emplace_back("model-weights",
                         initial_weights_.empty() ? "[model] from the seed" : initial_weights_);
@@ -45,7 +45,7 @@ CheckpointContent Trainer::checkpoint_content() {
     identity.emplace_back("teacher", teacher_hash_);
     identity.emplace_back("distillation", number_text(config_.distillation));
   }
-  RunFacts options = config_.resume_options();
+  RunFacts options = config_.facts(OnResume::kSaid);
   options.emplace_back("tokenizer", inputs_.train.tokenizer_hash());  // read by tokenizer_check
   if (inputs_.valid != nullptr) options.emplace_back("valid-data", inputs_.valid->content_hash());
   // Sums are cut differently by another number of threads: their last bits depend on it.

@@ -13,11 +13,10 @@ using torch::Tensor;
 
 void SamplingOptions::validate() const {
   if (!(temperature >= 0.0))
-    throw ConfigError(
-        concat("temperature = ", number_text(temperature), ", allowed: 0 (greedy) or more"));
-  if (top_k < 0) throw ConfigError(concat("top-k = ", top_k, ", allowed: 0 (all) or more"));
+    throw ConfigError(not_allowed("temperature", number_text(temperature), "0 or more"));
+  if (top_k < 0) throw ConfigError(not_allowed("top-k", std::to_string(top_k), "0 or more"));
   if (!(top_p > 0.0 && top_p <= 1.0))
-    throw ConfigError(concat("top-p = ", number_text(top_p), ", allowed: above 0, up to 1"));
+    throw ConfigError(not_allowed("top-p", number_text(top_p), "above 0, up to 1"));
 }
 
 uint64_t SamplingOptions::stream_seed() const {

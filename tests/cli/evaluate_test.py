@@ -234,7 +234,7 @@ class Evaluate(Case):
     def test_values_that_are_not_allowed(self):
         data = ["--data", self.folder / "valid"]
         for more, text in (
-            (["--max-tokens", -1], "max-tokens = -1, allowed: 0 (all) or more"),
+            (["--max-tokens", -1], "max-tokens = -1, allowed: 0 or more"),
             (["--context", 0], "context = 0, allowed: 1 or more"),
             (["--scored", 33], "scored = 33, allowed: 1 to context = 32"),
             (["--batch-size", 0], "batch-size = 0, allowed: 1 or more"),
