@@ -12,6 +12,7 @@
 #include "data/tokenizers/sentencepiece_tokenizer.h"
 #include "data/tokenizers/tokenizer.h"
 #include "data/unicode/normalizer.h"
+#include "data/unicode/utf8.h"
 #include "tests/data_shards.h"
 #include "tests/support.h"
 
@@ -255,6 +256,31 @@ TEST(SpecialTokens, OfAnUnsupportedTokenizerJsonComeWithTheModelBesideIt) {
   const auto tokenizer = open_tokenizer(folder.path());
   EXPECT_EQ(tokenizer->files().front().filename(), "spiece.model");
   EXPECT_EQ(tokenizer->encode("<unk>"), std::vector<int32_t>{0});
+}
+
+// Source: tokenizers 0.23.3, Tokenizer.decode of these tokens. What is written in the byte alphabet
+// alone is read as bytes, which one letter beyond ASCII rarely is.
+TEST(SpecialTokens, GoThroughTheByteLevelDecoderLikeAnyToken) {
+  const std::vector<std::pair<std::string, std::string>> texts = {
+      {"\u0120\u0120x", "  x"},
+      {"\u00C3\u00A8", "\u00E8"},
+      {"\u00E9\u00E9", "\uFFFD\uFFFD"},
+      {"a \u00E9", "a \u00E9"},
+      {"\u65E5\u672C", "\u65E5\u672C"},
+      {"<x>", "<x>"},
+  };
+  const TemporaryFolder folder;
+  const auto tokenizer = open_byte_level(folder, Json::object(), [&](Json& json) {
+    for (const auto& [content, text] : texts) {
+      const size_t next = json["model"]["vocab"].size() + json["added_tokens"].size() - 1;
+      json["added_tokens"].push_back({{"id", next}, {"content", content}});
+    }
+  });
+  for (const auto& [content, text] : texts) {
+    const std::vector<int32_t> ids = tokenizer->encode(content);
+    ASSERT_EQ(ids.size(), 1u) << content;
+    EXPECT_EQ(replace_invalid_utf8(tokenizer->decode(ids)), text) << content;
+  }
 }
 
 TEST(OpenTokenizer, FindsSentencePieceModelsOfAnyName) {

@@ -166,10 +166,6 @@ void Bpe::Rules::index_pieces() {
       piece.text = definition.decodes_spaces ? normalize({to_spaces}, token) : token;
     }
   }
-  if (!definition.byte_level) return;
-  for (const AddedToken& token : definition.added_tokens) {
-    pieces[static_cast<size_t>(token.id)].text = token.content;
-  }
 }
 
 /// Merges the bytes or characters of pieces and remembers the outcome. One thread at a time.
