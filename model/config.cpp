@@ -129,6 +129,18 @@ void DecoderConfig::validate() const {
   if (linear.has_value()) validate_linear(*linear, *this);
 }
 
+std::vector<int64_t> kept_softmax_layers(std::vector<int64_t> layers,
+                                         int64_t num_layers,
+                                         const std::string& remedy) {
+  std::ranges::sort(layers);
+  layers.erase(std::unique(layers.begin(), layers.end()), layers.end());
+  const int64_t num_kept = std::ranges::count_if(
+      layers, [&](int64_t layer) { return layer >= 0 && layer < num_layers; });
+  if (num_layers > 0 && num_kept == num_layers)
+    throw ConfigError(concat("all ", num_layers, " layers keep softmax attention: ", remedy));
+  return layers;
+}
+
 std::vector<int64_t> every_nth_layer_from_top(int64_t num_layers, int64_t n) {
   require(n >= 1, "every_nth_layer_from_top: n must be 1 or more");
   std::vector<int64_t> layers;

@@ -78,6 +78,13 @@ struct DecoderConfig {
   bool operator==(const DecoderConfig&) const = default;
 };
 
+/// Layers that a user wants to keep softmax, as a config has them: ascending, each once.
+/// @param remedy  of the message "all N layers keep softmax attention: REMEDY"
+/// @throws ConfigError  if they are all of the model's, so that none would be linear
+std::vector<int64_t> kept_softmax_layers(std::vector<int64_t> layers,
+                                         int64_t num_layers,
+                                         const std::string& remedy);
+
 /// Layers that keep softmax when every n-th is kept, counted from the top (T2R 75 %: n = 4).
 std::vector<int64_t> every_nth_layer_from_top(int64_t num_layers, int64_t n);
 

@@ -37,18 +37,12 @@ model::LinearAttentionConfig linear_config(const ConvertOptions& options,
   if (!options.keep.empty() && options.keep_every > 0) {
     throw ConfigError("--keep-softmax and --keep-softmax-every exclude each other");
   }
-  linear.softmax_layers = options.keep_every > 0 ? model::every_nth_layer_from_top(
-                                                       config.num_layers, options.keep_every)
-                                                 : options.keep;
-  std::vector<int64_t>& kept = linear.softmax_layers;
-  std::sort(kept.begin(), kept.end());
-  kept.erase(std::unique(kept.begin(), kept.end()), kept.end());
-  if (static_cast<int64_t>(kept.size()) == config.num_layers) {
-    throw ConfigError(concat("all ",
-                             config.num_layers,
-                             " layers keep softmax attention: there is nothing to convert; keep "
-                             "fewer (--keep-softmax, --keep-softmax-every)"));
-  }
+  linear.softmax_layers = model::kept_softmax_layers(
+      options.keep_every > 0
+          ? model::every_nth_layer_from_top(config.num_layers, options.keep_every)
+          : options.keep,
+      config.num_layers,
+      "there is nothing to convert; keep fewer (--keep-softmax, --keep-softmax-every)");
   return linear;
 }
 

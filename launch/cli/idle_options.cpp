@@ -96,6 +96,13 @@ void say_idle_train_options(const OptionSet& options,
   options.say_if_idle("teacher",
                       config.distillation == 0.0,
                       "distillation = 0 leaves it no share of the loss; it costs time alone");
+  if (config.clip_norm > 0.0 && config.clip_norm < config.eps)
+    log::warning_of_first_rank(concat("--clip-norm = ",
+                                      number_text(config.clip_norm),
+                                      " is below --eps = ",
+                                      number_text(config.eps),
+                                      ": what AdamW divides by is never less than eps, so steps "
+                                      "are much smaller than the learning rate"));
   if (config.learning_rate == 0.0 && (config.map_learning_rate == 0.0 || !has_maps))
     log::warning_of_first_rank("--learning-rate = 0: the run changes no parameter");
   const int64_t share = (config.batch_size + num_ranks - 1) / num_ranks;

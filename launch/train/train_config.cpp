@@ -18,6 +18,7 @@ constexpr int64_t kLargestSize = int64_t{1} << 24;
 constexpr int64_t kMostLayers = 10000;
 constexpr double kLargestRate = 100.0;
 constexpr double kLargestBeta = 0.9999999;  // moments must forget
+constexpr double kLeastClipNorm = 1e-30;
 
 }  // namespace
 
@@ -62,10 +63,12 @@ model::DecoderConfig NewModelConfig::resolve(int64_t vocab_size, int64_t sequenc
         .feature_size = attention == "elu" || feature_size == 0
                             ? model::default_feature_size(attention, config.head_dim)
                             : feature_size,
-        .softmax_layers = softmax_layers};
-    std::vector<int64_t>& kept = config.linear->softmax_layers;
-    std::sort(kept.begin(), kept.end());
-    kept.erase(std::unique(kept.begin(), kept.end()), kept.end());
+        .softmax_layers = model::kept_softmax_layers(
+            softmax_layers,
+            num_layers,
+            concat("none is left for model.attention = \"",
+                   attention,
+                   "\"; name fewer in model.softmax-layers, or give model.attention = softmax"))};
   }
   config.validate();
   return config;
@@ -244,6 +247,13 @@ void TrainConfig::validate() const {
         "distillation",
         number_text(distillation),
         "1 without a teacher");
+  // Below, what is left of a gradient is nothing in float32.
+  if (clip_norm != 0.0 && clip_norm < kLeastClipNorm)
+    throw ConfigError(concat("clip-norm = ",
+                             number_text(clip_norm),
+                             ", allowed: 0 (no clipping), or ",
+                             number_text(kLeastClipNorm),
+                             " to 1e+09"));
 }
 
 int64_t TrainConfig::total_steps() const {

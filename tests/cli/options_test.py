@@ -136,6 +136,10 @@ class Commands(unittest.TestCase):
                 "distillation = 0.5, allowed: 1 without a teacher",
             ),
             (["--steps", 2, "--beta1", 1], "beta1 = 1, allowed: 0 to 0.9999999"),
+            (
+                ["--steps", 2, "--clip-norm", "1e-45"],
+                "clip-norm = 1e-45, allowed: 0 (no clipping), or 1e-30 to 1e+09",
+            ),
         ):
             with self.subTest(arguments):
                 self.fails(run(*base, *arguments), 78, text)
@@ -468,6 +472,24 @@ class IdleOptions(Case):
             self.run_training(*table, "--model", self.softmax, "--steps", 1),
             78,
             "--model and [model] exclude each other",
+        )
+        self.fails(
+            self.run_training(
+                *table, "--model.attention", "t2r", "--model.softmax-layers", "1,0,1", "--steps", 1
+            ),
+            78,
+            'all 2 layers keep softmax attention: none is left for model.attention = "t2r"',
+        )
+        self.fails(
+            self.run_training(
+                *table, "--model.attention", "t2r", "--model.softmax-layers", "0,2", "--steps", 1
+            ),
+            78,
+            "softmax_layers = 2",
+        )
+        self.assertIn(
+            "--clip-norm = 1e-20 is below --eps = 1e-08",
+            self.run_training(*table, "--clip-norm", "1e-20", "--steps", 1).stderr,
         )
 
     def convert(self, *arguments):
