@@ -24,8 +24,9 @@ struct Command {
   std::vector<std::string> words;
   const char* summary;
   int (*run)(const launch::Invocation&);
-  bool runs_on_ranks = false;      ///< shares its work among mpirun's processes
-  std::string memory_option = {};  ///< that takes less memory if it is smaller
+  bool runs_on_ranks = false;       ///< shares its work among mpirun's processes
+  std::string memory_option = {};   ///< that takes less memory if it is smaller
+  bool saves_when_stopped = false;  ///< a signal that stops it is heard, from its first lines on
 };
 
 const std::vector<Command> kCommands = {
@@ -46,7 +47,8 @@ const std::vector<Command> kCommands = {
      "pretrain or finetune a model, alone or under mpirun",
      launch::run_train,
      /*runs_on_ranks=*/true,
-     "--micro-batch-size"},
+     "--micro-batch-size",
+     /*saves_when_stopped=*/true},
     {{"evaluate"},
      "perplexity of a model, per token and per word",
      launch::run_evaluate,
@@ -135,6 +137,20 @@ std::string memory_hint(int argc, char** argv) {
   return concat("; try a smaller ", command->memory_option);
 }
 
+/// What the launcher says before MPI has started.
+dist::LauncherPlace place() {
+  return dist::launcher_place(dist::environment_variable).value_or(dist::LauncherPlace{});
+}
+
+bool is_first_rank() {
+  return place().rank.value_or(0) == 0;
+}
+
+/// The log knows its rank before MPI has started, so that one line is said once.
+void set_rank_of_log() {
+  if (place().size > 1) log::set_rank(place().rank.value_or(0), place().size);
+}
+
 int dispatch(int argc, char** argv) {
   std::vector<std::string> arguments(argv + 1, argv + argc);
   if (arguments.empty()) throw UsageError("no command; t2r --help lists them");
@@ -157,15 +173,10 @@ int dispatch(int argc, char** argv) {
   if (command == nullptr) refuse_unknown(arguments);
   if (!command->runs_on_ranks)
     dist::check_started_alone(dist::environment_variable, name_of(*command));
+  if (command->saves_when_stopped) launch::install_stop_signals(/*says=*/is_first_rank());
   arguments.erase(arguments.begin(),
                   arguments.begin() + static_cast<std::ptrdiff_t>(command->words.size()));
   return command->run({arguments, &argc, &argv});
-}
-
-/// The log knows its rank before MPI has started, so that one line is said once.
-void set_rank_of_log() {
-  const std::optional<dist::LauncherPlace> place = dist::launcher_place(dist::environment_variable);
-  if (place.has_value() && place->size > 1) log::set_rank(place->rank.value_or(0), place->size);
 }
 
 // What was printed is buffered: that a disk is full may show at the end only.

@@ -6,10 +6,16 @@
 // the variable set, from the one place that runs before libraries set themselves up: that costs
 // 20 ms, where doing it in main() would cost 200. Whoever sets one of the two variables decides.
 // Figures: docs/results/threads.md.
+//
+// The same place holds back the signals that stop a run of `t2r train` until main() listens to them
+// (launch/train/stop_signal.h): libraries take a tenth of a second to load, and far longer from a
+// network.
+#include <signal.h>
 #include <unistd.h>
 
 #include <climits>
 #include <cstddef>
+#include <initializer_list>
 
 #if defined(__has_feature)
 #if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || \
@@ -41,7 +47,20 @@ bool is_loader(const char* program) {
   return begins_with(name, "ld-") || begins_with(name, "ld.so");
 }
 
+bool is_training(char** argv) {
+  return argv[0] != nullptr && argv[1] != nullptr && begins_with(argv[1], "train") &&
+         argv[1][5] == '\0';
+}
+
+void hold_stop_signals() {
+  sigset_t stops;
+  ::sigemptyset(&stops);
+  for (const int number : {SIGUSR1, SIGTERM, SIGINT, SIGHUP}) ::sigaddset(&stops, number);
+  ::sigprocmask(SIG_BLOCK, &stops, nullptr);
+}
+
 void start_again_with_short_waits(int, char** argv, char** environment) {
+  if (is_training(argv)) hold_stop_signals();
   constexpr size_t kMostVariables = 4096;
   static char* variables[kMostVariables + 2];
   size_t count = 0;

@@ -136,12 +136,14 @@ int run_train(const Invocation& invocation) {
   if (options.parse(invocation.arguments) == OptionSet::Outcome::kDone) return 0;
   config.backend.resolve(invocation);
   config.validate();
+  end_if_stop_requested();  // MPI may take long to start
 
   Session session(invocation, options, config.backend);
   dist::Communicator& communicator = session.communicator();
   if (config.backend.device == "cpu") check_same_kernels(communicator);
+  const auto end_if_any_stops = [&] { on_all_ranks(communicator, end_if_stop_requested); };
+  end_if_any_stops();
   RunFolder folder(config.output, communicator);
-  install_stop_signals(/*says=*/communicator.rank() == 0);
 
   const data::Corpus train = open_corpus(config.train_data, session.world(), communicator);
   std::optional<data::Corpus> valid;
@@ -150,6 +152,7 @@ int run_train(const Invocation& invocation) {
   if (valid.has_value() && valid->tokenizer_hash() != train.tokenizer_hash()) {
     throw ConfigError("train-data and valid-data were made with different tokenizers");
   }
+  end_if_any_stops();
   TrainingInputs inputs{
       .model = made_on_all_ranks(communicator, [&] { return make_model(config, train); }),
       .train = train,
@@ -178,6 +181,8 @@ int run_train(const Invocation& invocation) {
   session.fit_threads(
       work_of_step(*inputs.model.model, config.sequence_length * at_once, /*trains=*/true));
   log_start(session, config, inputs);
+  note_training_begins(/*says=*/communicator.rank() == 0);
+  end_if_any_stops();
   Trainer::Outcome outcome;
   {
     Trainer trainer(config, std::move(inputs), session.backend());

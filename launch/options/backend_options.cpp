@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/text.h"
+#include "launch/train/stop_signal.h"
 
 namespace t2r::launch {
 namespace {
@@ -113,6 +114,7 @@ void become_gpu_program(const std::string& program,
   std::vector<char*> argv{const_cast<char*>(path.c_str())};
   for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
   argv.push_back(nullptr);
+  hold_stops_for_next_program();
   ::execv(path.c_str(), argv.data());
   throw ContractError(concat("cannot run ", path.string(), ": ", std::strerror(errno)));
 }

@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <string_view>
@@ -13,7 +14,10 @@
 namespace t2r::launch {
 namespace {
 
-std::atomic<bool> is_requested{false}, says_stopping{false};
+constexpr std::array<int, 4> kStopSignals{SIGUSR1, SIGTERM, SIGINT, SIGHUP};
+
+bool listens = false;
+std::atomic<bool> is_requested{false}, says_stopping{false}, is_training{false};
 static_assert(std::atomic<bool>::is_always_lock_free, "set from a signal handler");
 
 // write() alone is allowed here: no allocation, no lock, no stdio.
@@ -27,7 +31,9 @@ void say_stopping(int number) {
        {std::string_view(::isatty(STDERR_FILENO) == 1 ? "\n" : ""),
         std::string_view("t2r: "),
         name,
-        std::string_view(": stopping; the step or batch in hand is ended, then all is saved\n")}) {
+        std::string_view(is_training.load()
+                             ? ": stopping; the step or batch in hand is ended, then all is saved\n"
+                             : ": stopping before the first step\n")}) {
     if (::write(STDERR_FILENO, part.data(), part.size()) < 0) break;
   }
   errno = error;
@@ -35,6 +41,13 @@ void say_stopping(int number) {
 
 void on_signal(int number) {
   if (!is_requested.exchange(true) && says_stopping.load()) say_stopping(number);
+}
+
+sigset_t stop_signals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  for (const int number : kStopSignals) sigaddset(&signals, number);
+  return signals;
 }
 
 bool is_ignored(int number) {
@@ -61,10 +74,32 @@ void install_stop_signals(bool says) {
     listen(number, static_cast<int>(SA_RESETHAND));  // the second one finds the default action
   if (!is_ignored(SIGHUP)) listen(SIGHUP, 0);
   ::signal(SIGPIPE, SIG_IGN);
+  listens = true;
+  const sigset_t held = stop_signals();
+  pthread_sigmask(SIG_UNBLOCK, &held, nullptr);
+}
+
+void note_training_begins(bool says) {
+  says_stopping.store(says);
+  is_training.store(true);
 }
 
 bool stop_requested() {
   return is_requested.load();
+}
+
+void end_if_stop_requested() {
+  if (!stop_requested()) return;
+  throw Error(ExitCode::kSavedRequeue,
+              "stopped by a signal before the first step: nothing was trained, and what was saved "
+              "before is as it was; start it again");
+}
+
+void hold_stops_for_next_program() {
+  if (!listens) return;
+  const sigset_t stops = stop_signals();
+  pthread_sigmask(SIG_BLOCK, &stops, nullptr);
+  end_if_stop_requested();
 }
 
 std::string how_to_stop(

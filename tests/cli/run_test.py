@@ -113,6 +113,51 @@ class SignalsInEvaluations(RunCase):
         self.assertEqual(steps_of(output, "evaluation"), [2, 4])
 
 
+class SignalsAtTheStart(RunCase):
+    """A file of options that is a pipe holds a run in its first lines, before MPI is up."""
+
+    def stop_at_the_start(self, command, number, *more):
+        pipe = self.folder / f"options-{command}-{number.name}"
+        os.mkfifo(pipe)
+        process = start(command, "--config", pipe, *more)
+        with open(pipe, "w"):  # waits until t2r has it open
+            process.send_signal(number)
+            time.sleep(0.1)
+        return process.wait(60), process.communicate()[0]
+
+    def test_a_run_that_has_not_begun_asks_to_be_started_again(self):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+            output = self.folder / f"start-{number.name}"
+            code, text = self.stop_at_the_start(
+                "train", number, *self.train_arguments(output, "--steps", 2)[1:]
+            )
+            self.assertEqual(code, 75, text)
+            self.assertIn(f"t2r: {number.name}: stopping before the first step", text)
+            self.assertIn("stopped by a signal before the first step: nothing was trained", text)
+            self.assertFalse(output.exists())
+
+    def test_a_stop_is_not_lost_while_libraries_load(self):
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            process = start(
+                *self.train_arguments(self.folder / f"load-{number.name}", "--steps", 1000000)
+            )
+            status = pathlib.Path(f"/proc/{process.pid}/status")
+
+            def is_held_or_heard():
+                masks = re.findall(r"^Sig(?:Blk|Cgt):\s*(\w+)", status.read_text(), re.MULTILINE)
+                return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
+
+            wait_for(is_held_or_heard)
+            text = self.stop(process, number)
+            self.assertEqual(process.returncode, 75, text)
+            self.assertIn("stopping before the first step", text)
+
+    def test_other_commands_end_as_ever(self):
+        for command in ("evaluate", "convert", "generate"):
+            code, text = self.stop_at_the_start(command, signal.SIGINT)
+            self.assertEqual((code, text), (-signal.SIGINT, ""))
+
+
 class Signals(RunCase):
     def begin(self, output, *more, **options):
         process = start(*self.train_arguments(output, "--steps", 1000000, *more), **options)
