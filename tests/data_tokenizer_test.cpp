@@ -251,6 +251,37 @@ TEST(Bpe, DropsBytesWithoutTokenAsHuggingFaceDoes) {
   EXPECT_EQ(tokenizer->encode("..").size(), 1u);
 }
 
+// Source: tokenizers 0.23.3. The model makes only tokens of its own vocabulary, and bytes of
+// upper-case names.
+TEST(Bpe, MakesNoAddedTokenThatItsVocabularyLacks) {
+  const Json word = {{"id", 973}, {"content", "zebra"}, {"single_word", true}};
+  const auto whole = open_changed([&](Json& json) {
+    json["model"]["ignore_merges"] = true;
+    json["added_tokens"].push_back(word);
+  });
+  EXPECT_EQ(whole->encode("zebra"), (std::vector<int32_t>{973}));
+  EXPECT_EQ(whole->encode("zebra1"), (std::vector<int32_t>{90, 69, 66, 82, 65, 17}));
+  const auto open_llama = [](const std::function<void(Json&)>& change) {
+    const TemporaryFolder folder;
+    Json json = read_json(kGoldens / "tiny_llama/tokenizer.json");
+    change(json);
+    return open_tokenizer(folder.write("tokenizer.json", json.dump()));
+  };
+  const auto original = open_llama([](Json&) {});
+  const auto letter = open_llama([](Json& json) {
+    json["added_tokens"].push_back({{"id", 320}, {"content", "\u0139"}, {"single_word", true}});
+  });
+  EXPECT_EQ(letter->encode("\u0139"), (std::vector<int32_t>{320}));
+  EXPECT_EQ(letter->encode("a\u0139"), (std::vector<int32_t>{296, 302, 199, 188}));
+  const auto lower = open_llama([](Json& json) {
+    Json& vocabulary = json["model"]["vocab"];
+    vocabulary["<0xc3>"] = vocabulary["<0xC3>"];
+    vocabulary.erase("<0xC3>");
+  });
+  EXPECT_EQ(lower->encode("\u00C9"), (std::vector<int32_t>{296}));
+  EXPECT_NE(lower->hash(), original->hash());
+}
+
 TEST(Bpe, AllowsHolesBetweenIds) {
   int32_t hole = 0;
   const auto tokenizer = open_changed([&](Json& json) {

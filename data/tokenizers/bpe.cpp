@@ -112,6 +112,11 @@ std::optional<uint8_t> named_byte(std::string_view token) {
   return error == std::errc() && end == token.data() + 5 ? std::optional(byte) : std::nullopt;
 }
 
+/// Whether the name of a byte is the one that encoding looks up; decoding takes <0xe6> as well.
+bool is_upper_case(std::string_view name) {
+  return std::ranges::none_of(name.substr(3, 2), [](char c) { return c >= 'a' && c <= 'f'; });
+}
+
 }  // namespace
 
 Bpe::Rules::Rules(BpeDefinition given)
@@ -135,9 +140,9 @@ void Bpe::Rules::index_tokens() {
   byte_ids.fill(kNoToken);
   for (int32_t id = 0; id < std::ssize(definition.vocabulary); ++id) {
     const std::string& token = definition.vocabulary[static_cast<size_t>(id)];
-    if (token.empty()) continue;
+    if (token.empty() || definition.beside_vocabulary.contains(id)) continue;
     if (!definition.byte_level) {
-      if (const auto byte = named_byte(token)) byte_ids[*byte] = id;
+      if (const auto byte = named_byte(token); byte && is_upper_case(token)) byte_ids[*byte] = id;
       if (read_utf8(token, 0).num_bytes == token.size()) characters.emplace(token, id);
       if (definition.ignore_merges) whole_pieces.emplace(token, id);
       continue;

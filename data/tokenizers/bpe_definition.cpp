@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/hash.h"
 #include "data/tokenizers/pre_tokenizer.h"
+#include "data/unicode/utf8.h"
 
 namespace t2r::data {
 namespace {
@@ -22,6 +23,24 @@ void hash_characters(const BpeDefinition& definition, Hasher* hasher) {
                      definition.fuse_unknown ? " fused " : " ",
                      definition.unknown.value_or(-1)),
               hasher);
+}
+
+/// Earlier versions let the model make added tokens that it lacks, and bytes with lower-case names:
+/// what either changes has another hash.
+bool differs_from_before(const BpeDefinition& definition) {
+  const auto was_made = [&](const AddedToken& token) {
+    const bool is_one_character = read_utf8(token.content, 0).num_bytes == token.content.size();
+    return definition.beside_vocabulary.contains(token.id) &&
+           (token.single_word || !definition.normalizer.empty()) &&
+           (is_one_character || definition.ignore_merges);
+  };
+  const auto is_lower_case_byte = [](const std::string& token) {
+    return token.size() == 6 && token.starts_with("<0x") && token.ends_with('>') &&
+           token.find_first_of("abcdef") != token.npos;
+  };
+  return std::ranges::any_of(definition.added_tokens, was_made) ||
+         (definition.byte_fallback &&
+          std::ranges::any_of(definition.vocabulary, is_lower_case_byte));
 }
 
 }  // namespace
@@ -60,6 +79,7 @@ std::string hash_of(const BpeDefinition& definition) {
                        two_passes && token.normalized ? " second" : ""),
                 &hasher);
   }
+  if (differs_from_before(definition)) update_with("of the vocabulary alone", &hasher);
   return hasher.hex();
 }
 

@@ -36,6 +36,8 @@ struct BpeDefinition {
   std::vector<std::string> vocabulary;  ///< by id, as in the files; "" = no token
   std::vector<BpeMerge> merges;         ///< the first is preferred
   std::vector<AddedToken> added_tokens;
+  std::set<int32_t>
+      beside_vocabulary;  ///< added tokens that the model lacks: it makes none of them
   std::vector<NormalizerStep> normalizer;
   std::optional<Metaspace> metaspace;  ///< the first stage of the pre-tokenizer
   std::vector<std::string> patterns;   ///< of the stages behind it

@@ -370,7 +370,7 @@ void apply_config(const TokenizerConfig& config, BpeDefinition* definition) {
                                                 : concat("the next free id is ", next)));
     }
     place_token(file, token.content, token.id, &definition->vocabulary);
-    ids.emplace(token.content, token.id);
+    if (ids.emplace(token.content, token.id).second) definition->beside_vocabulary.insert(token.id);
     const auto entry =
         std::ranges::find(definition->added_tokens, token.content, &AddedToken::content);
     if (entry == definition->added_tokens.end()) {

@@ -329,6 +329,7 @@ void read_added_tokens(const fs::path& path,
     }
     next_id = std::max(next_id, token.id + 1);
     place_token(path, token.content, token.id, &definition->vocabulary);
+    if (known == ids.end()) definition->beside_vocabulary.insert(token.id);
     definition->added_tokens.push_back(token);
   }
 }
