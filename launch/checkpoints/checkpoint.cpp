@@ -75,8 +75,8 @@ void write_checkpoint_manifest(const fs::path& folder, const CheckpointManifest&
   }
 }
 
-void copy_beside(const std::vector<fs::path>& files, const fs::path& folder) {
-  for (const fs::path& file : files) write_file_durably(folder / file.filename(), read_file(file));
+void write_beside(const std::vector<CompanionFile>& files, const fs::path& folder) {
+  for (const CompanionFile& file : files) write_file_durably(folder / file.name, file.content);
 }
 
 /// Refuses a checkpoint of another run. Manifests of version 1 do not have every fact.
@@ -132,7 +132,7 @@ void CheckpointStore::save(const CheckpointContent& content, const TrainingPosit
                       write_optimizer_part(temporary, content.optimizer, rank, world);
                       if (rank == 0) {
                         model::save_model(content.model, content.format, temporary);
-                        copy_beside(content.copies, temporary);
+                        write_beside(content.companions, temporary);
                       }
                     }));
   }
@@ -292,10 +292,8 @@ void CheckpointStore::warn_if_disk_is_small(const CheckpointContent& content,
   if (communicator_.rank() != 0) return;
   std::error_code error;
   double one = 12.0 * static_cast<double>(content.model.parameters().num_scalars());
-  for (const fs::path& file : content.copies) {
-    const uint64_t size = fs::file_size(file, error);
-    if (!error) one += static_cast<double>(size);
-  }
+  for (const CompanionFile& file : content.companions)
+    one += static_cast<double>(file.content.size());
   // The newest, the best, and the one that is being written.
   const double most = static_cast<double>(num_kept_) + 2.0;
   const double num_there = static_cast<double>(folder_.steps().size());

@@ -11,6 +11,7 @@
 #include "launch/checkpoints/checkpoint_manifest.h"
 #include "launch/checkpoints/run_facts.h"
 #include "launch/checkpoints/training_position.h"
+#include "launch/cli/model_files.h"
 #include "model/files/hugging_face.h"
 #include "model/optim/adamw.h"
 
@@ -23,7 +24,7 @@ struct CheckpointContent {
   model::AdamW& optimizer;
   RunFacts identity;  ///< what must be equal on resume, besides the model's config
   RunFacts options;   ///< what may differ on resume, and is said then
-  std::vector<std::filesystem::path> copies;  ///< files to put beside the model: the tokenizer's
+  const std::vector<CompanionFile>& companions;  ///< put beside the model: the tokenizer's
 };
 
 /// A run that goes on.

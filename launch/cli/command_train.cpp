@@ -27,8 +27,10 @@ namespace {
 namespace fs = std::filesystem;
 
 // What goes along with the run's checkpoints: the tokenizer's files, after a check that it is the
-// one the shards were made with, and how the model asks to be generated from.
-std::vector<fs::path> companions_of_run(const TrainConfig& config, const data::Corpus& corpus) {
+// one the shards were made with, and how the model asks to be generated from. They are read here:
+// the files may be gone, or others, when a checkpoint is written.
+std::vector<CompanionFile> companions_of_run(const TrainConfig& config,
+                                             const data::Corpus& corpus) {
   const fs::path folder = resolve_checkpoint(config.model);
   const std::string path =
       (config.tokenizer.empty() ? folder : resolve_checkpoint(config.tokenizer)).string();
@@ -41,7 +43,7 @@ std::vector<fs::path> companions_of_run(const TrainConfig& config, const data::C
   }
   if (!config.model.empty())
     for (fs::path& file : generation_companions(folder)) files.push_back(std::move(file));
-  return files;
+  return read_companions(files);
 }
 
 model::LoadedModel make_model(const TrainConfig& config, const data::Corpus& train) {
@@ -159,7 +161,7 @@ int run_train(const Invocation& invocation) {
       .valid = valid.has_value() ? &*valid : nullptr,
       .output = folder.path(),
       .config_text = options.dump(),
-      .tokenizer_files = companions_of_run(config, train)};
+      .companions = companions_of_run(config, train)};
   if (!config.model.empty())
     check_same_model(communicator, session.world(), *inputs.model.model, config.model);
   inputs.teacher = made_on_all_ranks(
@@ -168,10 +170,10 @@ int run_train(const Invocation& invocation) {
     check_same_model(communicator, session.world(), *inputs.teacher, config.teacher);
   say_idle_train_options(options, config, inputs.model.model->config(), session.world().size());
   check_length("sequence-length", config.sequence_length, *inputs.model.model);
-  const auto is_of_tokenizer = [](const fs::path& file) {
-    return file.filename() != model::kGenerationConfigFile;
+  const auto is_of_tokenizer = [](const CompanionFile& file) {
+    return file.name != model::kGenerationConfigFile;
   };
-  if (std::ranges::none_of(inputs.tokenizer_files, is_of_tokenizer)) {
+  if (std::ranges::none_of(inputs.companions, is_of_tokenizer)) {
     log::warning_of_first_rank(
         "no --tokenizer: the run's checkpoints will have none, and t2r generate needs one");
   }

@@ -52,6 +52,12 @@ std::vector<fs::path> companion_files(const fs::path& folder) {
   return files;
 }
 
+std::vector<CompanionFile> read_companions(const std::vector<fs::path>& files) {
+  std::vector<CompanionFile> read;
+  for (const fs::path& file : files) read.push_back({file.filename().string(), read_file(file)});
+  return read;
+}
+
 void make_folder(const fs::path& output, const std::function<void(const fs::path&)>& fill) {
   if (fs::exists(output))
     throw ConfigError(concat(output.string(), " exists already; choose another --output"));

@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <functional>
+#include <string>
 #include <vector>
 
 namespace t2r::launch {
@@ -17,6 +18,16 @@ std::vector<std::filesystem::path> generation_companions(const std::filesystem::
 
 /// Files of a Hugging Face folder that go along with a model: both of these.
 std::vector<std::filesystem::path> companion_files(const std::filesystem::path& folder);
+
+/// A file that goes along with a model, as it was when it was read.
+struct CompanionFile {
+  std::string name;
+  std::string content;
+};
+
+/// Takes files into memory.
+/// @throws DataError, UnreadableError  if one cannot be read
+std::vector<CompanionFile> read_companions(const std::vector<std::filesystem::path>& files);
 
 /// Makes `output` appear only when it is complete: `fill` writes into a temporary folder beside it.
 /// @throws ConfigError  if `output` exists

@@ -13,6 +13,7 @@
 #include "dist/gradient_reducer.h"
 #include "launch/backend.h"
 #include "launch/checkpoints/checkpoint.h"
+#include "launch/cli/model_files.h"
 #include "launch/train/evaluator.h"
 #include "launch/train/lr_schedule.h"
 #include "launch/train/run_records.h"
@@ -31,8 +32,8 @@ struct TrainingInputs {
   const data::Corpus& train;
   const data::Corpus* valid = nullptr;  ///< nullptr: no evaluation
   std::filesystem::path output;
-  std::string config_text = {};  ///< what config.toml will hold
-  std::vector<std::filesystem::path> tokenizer_files;
+  std::string config_text = {};           ///< what config.toml will hold
+  std::vector<CompanionFile> companions;  ///< of the model: the tokenizer's files
 };
 
 /// Data-parallel training: the only place that knows model, data and ranks.

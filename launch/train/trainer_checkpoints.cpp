@@ -55,7 +55,7 @@ CheckpointContent Trainer::checkpoint_content() {
           .optimizer = optimizer_,
           .identity = std::move(identity),
           .options = std::move(options),
-          .copies = inputs_.tokenizer_files};
+          .companions = inputs_.companions};
 }
 
 // Minutes are counted by rank 0's clock; the others hear what it says.

@@ -75,6 +75,24 @@ class NotFinite(Run):
         self.assertEqual(weights(output), weights(self.eight))
 
 
+class Companions(RunCase):
+    def test_a_tokenizer_that_goes_or_changes_while_a_run_trains_is_saved_as_it_was(self):
+        tokenizer, before = self.folder / "goes.model", self.tokenizer.read_bytes()
+        for number, change in enumerate(
+            (tokenizer.unlink, lambda: tokenizer.write_bytes(b"another"))
+        ):
+            output = self.folder / f"companions-{number}"
+            tokenizer.write_bytes(before)
+            process = start(
+                *self.train_arguments(output, "--steps", 1000000, "--tokenizer", tokenizer)
+            )
+            wait_for(lambda: steps_of(output, "step"))
+            change()
+            text = self.stop(process, signal.SIGTERM)
+            self.assertEqual(process.returncode, 75, text)
+            self.assertEqual((output / "checkpoints/latest" / tokenizer.name).read_bytes(), before)
+
+
 class LastSave(RunCase):
     def test_a_disk_with_room_again_behind_the_last_evaluation_gets_the_checkpoint(self):
         output = self.folder / "again"
