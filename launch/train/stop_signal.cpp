@@ -1,11 +1,13 @@
 #include "launch/train/stop_signal.h"
 
 #include <signal.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <cstdint>
 #include <string_view>
 
 #include "base/error.h"
@@ -19,6 +21,27 @@ constexpr std::array<int, 4> kStopSignals{SIGUSR1, SIGTERM, SIGINT, SIGHUP};
 bool listens = false;
 std::atomic<bool> is_requested{false}, says_stopping{false}, is_training{false};
 static_assert(std::atomic<bool>::is_always_lock_free, "set from a signal handler");
+
+// Who signals mpirun and its ranks together (pkill, systemctl stop) signals the ranks twice, since
+// mpirun passes on what it gets. Nobody repeats by hand what came so shortly before.
+constexpr int64_t kOneSignalMs = 500;
+
+// When a signal came first, in ms; by its number.
+std::array<std::atomic<int64_t>, NSIG> first_ms{};
+static_assert(std::atomic<int64_t>::is_always_lock_free, "set from a signal handler");
+
+int64_t now_ms() {
+  timespec now{};
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  return int64_t{now.tv_sec} * 1000 + now.tv_nsec / 1'000'000;
+}
+
+// Whether it comes once more, and not as an echo of the first.
+bool is_repeated(int number) {
+  int64_t first = 0;
+  const int64_t now = now_ms();
+  return !first_ms[number].compare_exchange_strong(first, now) && now - first > kOneSignalMs;
+}
 
 // write() alone is allowed here: no allocation, no lock, no stdio.
 void say_stopping(int number) {
@@ -40,6 +63,11 @@ void say_stopping(int number) {
 }
 
 void on_signal(int number) {
+  if (number != SIGHUP && is_repeated(number)) {
+    ::signal(number, SIG_DFL);
+    ::raise(number);  // ends the process when this handler returns
+    return;
+  }
   if (!is_requested.exchange(true) && says_stopping.load()) say_stopping(number);
 }
 
@@ -55,10 +83,10 @@ bool is_ignored(int number) {
   return sigaction(number, nullptr, &action) == 0 && action.sa_handler == SIG_IGN;
 }
 
-void listen(int number, int flags) {
+void listen(int number) {
   struct sigaction action {};
   action.sa_handler = on_signal;
-  action.sa_flags = SA_RESTART | flags;
+  action.sa_flags = SA_RESTART;
   sigaction(number, &action, nullptr);
 }
 
@@ -70,9 +98,8 @@ void ignore_file_size_signal() {
 
 void install_stop_signals(bool says) {
   says_stopping.store(says);
-  for (const int number : {SIGUSR1, SIGTERM, SIGINT})
-    listen(number, static_cast<int>(SA_RESETHAND));  // the second one finds the default action
-  if (!is_ignored(SIGHUP)) listen(SIGHUP, 0);
+  for (const int number : {SIGUSR1, SIGTERM, SIGINT}) listen(number);
+  if (!is_ignored(SIGHUP)) listen(SIGHUP);
   ::signal(SIGPIPE, SIG_IGN);
   listens = true;
   const sigset_t held = stop_signals();

@@ -13,10 +13,10 @@ void ignore_file_size_signal();
 /// For a command that saves: called from its first lines on, so that a stop during its start is not
 /// the death of the process either.
 ///
-/// Turns SIGUSR1, SIGTERM, SIGINT and SIGHUP into a request to save and stop. A second one of the
-/// same kind ends the process at once, as the system's default would; not SIGHUP, which a closed
-/// terminal sends twice, and which stays ignored where it was (nohup). SIGPIPE is ignored: who
-/// reads the log may leave, the run stays.
+/// Turns SIGUSR1, SIGTERM, SIGINT and SIGHUP into a request to save and stop. Another one of the
+/// same kind, half a second after the first or later, ends the process at once, as the system's
+/// default would; not SIGHUP, which a closed terminal sends twice, and which stays ignored where it
+/// was (nohup). SIGPIPE is ignored: who reads the log may leave, the run stays.
 /// Those that were held back until now (launch/short_waits.cpp, hold_stops_for_next_program()) come
 /// through.
 /// @param says  whether this process writes "stopping" to stderr when it hears the first one

@@ -35,6 +35,13 @@ def steps_of(run_folder, event):
     return [record["step"] for record in records(run_folder, event)]
 
 
+def read_or_nothing(file):
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""
+
+
 def wait_for(condition, timeout=90):
     deadline = time.time() + timeout
     while time.time() < deadline:
@@ -204,6 +211,20 @@ class Signals(RunCase):
             self.assertTrue(
                 any(self.is_saved_under_mpirun(number, attempt) for attempt in range(3)), number
             )
+
+    def test_a_signal_to_mpirun_and_its_ranks_at_once_is_one(self):
+        output = (
+            self.folder / "everybody"
+        )  # as pkill and systemctl stop do it; mpirun passes its own on
+        process = self.begin(output, ranks=2)
+        for folder in pathlib.Path("/proc").iterdir():
+            if folder.name.isdigit() and str(output).encode() in read_or_nothing(
+                folder / "cmdline"
+            ):
+                os.kill(int(folder.name), signal.SIGUSR1)
+        text = process.communicate(timeout=60)[0]
+        self.assertEqual(process.returncode, 75, text)
+        self.assertEqual(steps_of(output, "checkpoint"), [max(step_losses(output))])
 
     def test_a_stop_that_cannot_be_saved_is_not_called_saved(self):
         output = self.folder / "unsaved"

@@ -521,7 +521,7 @@ class Signals(Case):
             time.sleep(0.02)
         time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.1)
+        time.sleep(0.7)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=10)
         self.assertEqual(process.returncode, -signal.SIGTERM)
