@@ -72,6 +72,7 @@ class Trainer {
   void save();
   CheckpointContent checkpoint_content();
   std::vector<FactDifference> resume();
+  void check_steps_left() const;
   void say_changed_options(const std::vector<FactDifference>& changed);
 
   TrainConfig config_;

@@ -105,6 +105,7 @@ std::vector<FactDifference> Trainer::resume() {
   if (found.has_value()) {
     arena_.round_masters();
     position_ = found->position;
+    check_steps_left();
     last_saved_step_ = position_.step;
     // The last evaluation is taken again: every start that ends says what was reached.
     if (position_.evaluated.has_value() && position_.step < config_.total_steps())
@@ -123,6 +124,20 @@ std::vector<FactDifference> Trainer::resume() {
                                 : 0;
   checkpoints_.warn_if_disk_is_small(content, num_saves + 1);
   return changed;
+}
+
+// A run cannot end at a step that it is past: it would ask to be started again for ever.
+void Trainer::check_steps_left() const {
+  if (position_.step <= config_.total_steps()) return;
+  const int64_t unit = config_.steps > 0 ? 1 : config_.batch_size * config_.sequence_length;
+  throw ConfigError(
+      concat(config_.steps > 0 ? "steps = " : "tokens = ",
+             config_.steps > 0 ? config_.steps : config_.tokens,
+             ", allowed: ",
+             position_.step * unit,
+             " or more, which ",
+             inputs_.output.string(),
+             " has already; an older checkpoint can be had by its name in checkpoints"));
 }
 
 void Trainer::say_changed_options(const std::vector<FactDifference>& changed) {

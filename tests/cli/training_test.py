@@ -249,6 +249,21 @@ class Resume(Case):
             "seed = 9",
         )
 
+    def test_fewer_steps_than_it_has_are_refused(self):
+        output = self.folder / "fewer"
+        self.must(*self.train_arguments(output, "--steps", 4, "--checkpoint-every", 2))
+        self.fails(
+            run(*self.train_arguments(output, "--steps", 3, "--resume")),
+            78,
+            "steps = 3, allowed: 4 or more",
+            str(output),
+        )
+        arguments = self.train_arguments(output, "--tokens", 3 * 8 * 32, "--resume")
+        self.fails(
+            run(*arguments, ranks=2), 78, f"tokens = {3 * 8 * 32}, allowed: {4 * 8 * 32} or more"
+        )
+        self.must(*self.train_arguments(output, "--steps", 4, "--resume"))
+
     def test_damaged_checkpoint_is_left_for_the_older_one(self):
         output, whole = self.folder / "damaged", self.folder / "undamaged"
         options = ["--schedule", "constant", "--checkpoint-every", 3]
