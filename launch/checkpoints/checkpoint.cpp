@@ -143,7 +143,8 @@ void CheckpointStore::save(const CheckpointContent& content, const TrainingPosit
                           temporary, {position, world, content.identity, content.options});
                       const bool is_durable = folder_.publish(temporary, position.step);
                       folder_.point_links(position);
-                      if (is_durable) folder_.remove_old(position, num_kept_);
+                      if (is_durable && !content.keeps_older)
+                        folder_.remove_old(position, num_kept_);
                     }));
   }
   if (outcome.exit_code != 0) {
@@ -166,7 +167,8 @@ void CheckpointStore::update(const CheckpointContent& content, const TrainingPos
     manifest.fields = checkpoint.to_fields();
     replace_folder_manifest(folder, manifest);
     folder_.point_links(position);
-    folder_.remove_old(position, num_kept_);  // the best until now may have stayed as that alone
+    // The best until now may have stayed as that alone.
+    if (!content.keeps_older) folder_.remove_old(position, num_kept_);
   });
 }
 

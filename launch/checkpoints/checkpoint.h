@@ -25,6 +25,7 @@ struct CheckpointContent {
   RunFacts identity;  ///< what must be equal on resume, besides the model's config
   RunFacts options;   ///< what may differ on resume, and is said then
   const std::vector<CompanionFile>& companions;  ///< put beside the model: the tokenizer's
+  bool keeps_older = false;  ///< what is saved may have diverged: no older one is removed
 };
 
 /// A run that goes on.

@@ -138,15 +138,23 @@ Trainer::Outcome Trainer::run() {
   return is_complete ? Outcome::kFinished : Outcome::kStopped;
 }
 
-void Trainer::check_skipped() const {
+void Trainer::check_skipped() {
   if (num_skipped_in_row_ <= config_.max_skipped_steps) return;
-  throw NumericError(concat("step ",
-                            position_.step,
-                            ": loss or gradients were not finite in ",
-                            num_skipped_in_row_,
-                            " steps in a row (max-skipped-steps = ",
-                            config_.max_skipped_steps,
-                            "); try a smaller learning-rate or a longer warm-up"));
+  try {
+    save();                      // the updates until then may be good
+  } catch (const WriteError&) {  // it is said, and not why the run ends
+  }
+  throw NumericError(
+      concat("step ",
+             position_.step,
+             ": loss or gradients were not finite in ",
+             num_skipped_in_row_,
+             " steps in a row (max-skipped-steps = ",
+             config_.max_skipped_steps,
+             "); try a smaller learning-rate or a longer warm-up; --resume goes on from the "
+             "newest in ",
+             (inputs_.output / "checkpoints").string(),
+             ": move out those that have diverged"));
 }
 
 StepMetrics Trainer::train_step() {

@@ -59,13 +59,14 @@ class Trainer {
   Objective objective() const;
   model::AdamW::Step learning_rates() const;
   void place_teacher(const model::Placement& placement);
-  void check_skipped() const;
+  void check_skipped();
   void evaluate();
   void evaluate_start();
   bool is_evaluation_due() const;
   PerplexityResult score();
   bool note_evaluation(double loss);
   bool is_save_due();
+  bool is_time_to_save();
   bool saves_on_the_way() const {
     return config_.checkpoint_every > 0 || config_.checkpoint_minutes > 0.0;
   }
@@ -94,6 +95,7 @@ class Trainer {
 
   TrainingPosition position_;
   bool is_stop_requested_ = false;
+  bool is_save_waiting_ = false;
   std::optional<double> best_evaluated_loss_ = {};  ///< saved or not
   int64_t num_skipped_ = 0, num_skipped_in_row_ = 0, num_failed_saves_ = 0;
   int64_t last_saved_step_ = -1, last_evaluated_step_ = -1;

@@ -55,11 +55,19 @@ CheckpointContent Trainer::checkpoint_content() {
           .optimizer = optimizer_,
           .identity = std::move(identity),
           .options = std::move(options),
-          .companions = inputs_.companions};
+          .companions = inputs_.companions,
+          .keeps_older = num_skipped_in_row_ > 0};
+}
+
+// What may be diverging pushes no checkpoint out: a save waits for a step that was not skipped, and
+// nothing is lost by that, since skipped ones change nothing.
+bool Trainer::is_save_due() {
+  is_save_waiting_ = is_save_waiting_ || is_time_to_save();
+  return is_save_waiting_ && num_skipped_in_row_ == 0;
 }
 
 // Minutes are counted by rank 0's clock; the others hear what it says.
-bool Trainer::is_save_due() {
+bool Trainer::is_time_to_save() {
   if (config_.checkpoint_every > 0 && position_.step % config_.checkpoint_every == 0) return true;
   if (config_.checkpoint_minutes <= 0.0) return false;
   const double minutes = std::chrono::duration<double>(Clock::now() - last_save_time_).count() / 60;
@@ -71,6 +79,7 @@ bool Trainer::is_save_due() {
 void Trainer::save() {
   if (last_saved_step_ == position_.step) return;
   last_save_time_ = Clock::now();
+  is_save_waiting_ = false;
   dist::check_replicas_equal(communicator_, arena_.masters(), "parameters");
   const TrainingPosition position = position_.as_saved();
   try {

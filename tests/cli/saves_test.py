@@ -3,13 +3,14 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import struct
 import unittest
 
 from checkpoints_test import Run, manifest, names
 from run_test import RunCase, records, start_limited, steps_of, wait_for
-from support import run, start, weights
+from support import run, start, step_losses, weights
 import xxh3
 
 
@@ -91,6 +92,52 @@ class Companions(RunCase):
             text = self.stop(process, signal.SIGTERM)
             self.assertEqual(process.returncode, 75, text)
             self.assertEqual((output / "checkpoints/latest" / tokenizer.name).read_bytes(), before)
+
+
+class Diverging(RunCase):
+    RUN_AWAY = [
+        "--learning-rate",
+        100,
+        "--weight-decay",
+        100,
+        "--clip-norm",
+        0,
+        "--max-skipped-steps",
+        5,
+        "--steps",
+        90,
+    ]
+
+    def arguments(self, output, *more):
+        """Without validation data: nothing is the best."""
+        arguments = self.train_arguments(
+            output, "--schedule", "constant", "--keep-checkpoints", 2, *more
+        )
+        at = arguments.index("--valid-data")
+        return arguments[:at] + arguments[at + 2 :]
+
+    def test_skipped_steps_push_no_good_checkpoint_out(self):
+        output = self.folder / "diverging"
+        self.must(*self.arguments(output, "--steps", 3))
+        for _ in range(3):  # as a script starts it again
+            self.fails(
+                run(*self.arguments(output, *self.RUN_AWAY, "--checkpoint-every", 3, "--resume")),
+                74,
+                "not finite in 6 steps in a row",
+                "move out those that have diverged",
+            )
+        self.assertIn("step-00000003", names(output))
+        for name in names(output):
+            if name.startswith("step-") and name != "step-00000003":
+                shutil.rmtree(output / "checkpoints" / name)
+        self.must(*self.arguments(output, "--steps", 5, "--resume"))
+
+    def test_what_was_trained_before_is_saved(self):
+        output = self.folder / "diverged"
+        self.fails(
+            run(*self.arguments(output, *self.RUN_AWAY)), 74, "not finite in 6 steps in a row"
+        )
+        self.assertEqual(steps_of(output, "checkpoint"), [max(step_losses(output))])
 
 
 class LastSave(RunCase):
