@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <charconv>
 #include <cstdio>
+#include <fstream>
 #include <set>
 #include <system_error>
 
@@ -35,8 +36,19 @@ std::optional<int64_t> number_of(std::string_view digits) {
   return value;
 }
 
+/// Whether a process is dead and its parent has not asked for it yet: in a container that may never
+/// happen.
+bool is_zombie(int64_t process) {
+  std::ifstream file(concat("/proc/", process, "/stat"));
+  std::string text;
+  std::getline(file, text);
+  const size_t name_end = text.rfind(')');  // the name may hold anything
+  return name_end != std::string::npos && text.compare(name_end, 3, ") Z") == 0;
+}
+
 bool is_alive(int64_t process) {
-  return process != ::getpid() && (::kill(static_cast<pid_t>(process), 0) == 0 || errno == EPERM);
+  return process != ::getpid() && (::kill(static_cast<pid_t>(process), 0) == 0 || errno == EPERM) &&
+         !is_zombie(process);
 }
 
 /// Whether a name is temporary_sibling() of `stem`, made by a process that is gone.

@@ -5,6 +5,8 @@ import os
 import pathlib
 import shutil
 import signal
+import subprocess
+import time
 import unittest
 
 from support import Case, run, start, step_losses, weights
@@ -203,6 +205,19 @@ class Damage(Run):
             sorted([*theirs, "best", "latest", "step-00000008", "step-00000010", "step-00000012"]),
         )
         self.assertEqual({name: contents(checkpoints / name) for name in theirs}, before)
+
+    def test_what_a_dead_process_left_goes_though_nobody_has_waited_for_it(self):
+        output = self.copy("zombie")
+        zombie = subprocess.Popen(
+            ["true"]
+        )  # as in a container whose first process asks for no child
+        while "Z" not in pathlib.Path(f"/proc/{zombie.pid}/stat").read_text().rsplit(")")[-1]:
+            time.sleep(0.01)
+        (output / f"checkpoints/step-00000007.tmp.{zombie.pid}").mkdir()
+        result = self.resume(output)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual([name for name in names(output) if ".tmp." in name], [])
+        zombie.wait()
 
     def test_a_manifest_of_an_earlier_version_is_taken_and_said(self):
         output = self.copy("earlier")
