@@ -19,12 +19,33 @@
 namespace t2r::launch {
 namespace {
 
+constexpr const char* kLockFile = "lock";
+
+[[noreturn]] void refuse_second_run(const std::filesystem::path& folder) {
+  std::array<char, 256> holder{};
+  const int descriptor = ::open((folder / kLockFile).c_str(), O_RDONLY | O_CLOEXEC);
+  const ssize_t size = ::read(descriptor, holder.data(), holder.size() - 1);
+  ::close(descriptor);
+  throw WriteError(concat(folder.string(),
+                          ": another run is using this folder",
+                          size > 0 ? concat(" (", holder.data(), ")") : "",
+                          "; choose another --output"));
+}
+
+// A lock on the folder itself: unlike the file's it stays where somebody removes the file. Not
+// every file system has it, and then the file's alone counts.
+int lock_itself(const std::filesystem::path& folder) {
+  const int descriptor = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (descriptor < 0 || ::flock(descriptor, LOCK_EX | LOCK_NB) == 0) return descriptor;
+  const bool is_held = errno == EWOULDBLOCK;
+  ::close(descriptor);
+  if (is_held) refuse_second_run(folder);
+  return -1;
+}
+
 // Keeps the descriptor: the lock lives as long as it is open, and dies with the process.
-int lock_folder(const std::filesystem::path& folder) {
-  std::error_code error;
-  std::filesystem::create_directories(folder, error);
-  if (error) throw WriteError(concat(folder.string(), ": cannot create: ", error.message()));
-  const std::filesystem::path file = folder / "lock";
+int lock_file(const std::filesystem::path& folder) {
+  const std::filesystem::path file = folder / kLockFile;
   const int descriptor = open_regular_file(file, O_RDWR | O_CREAT);
   if (::flock(descriptor, LOCK_EX | LOCK_NB) != 0) {
     const int cause = errno;
@@ -36,13 +57,8 @@ int lock_folder(const std::filesystem::path& folder) {
       ::close(descriptor);
       return -1;
     }
-    std::array<char, 256> holder{};
-    const ssize_t size = ::read(descriptor, holder.data(), holder.size() - 1);
     ::close(descriptor);
-    throw WriteError(concat(folder.string(),
-                            ": another run is using this folder",
-                            size > 0 ? concat(" (", holder.data(), ")") : "",
-                            "; choose another --output"));
+    refuse_second_run(folder);
   }
   std::array<char, 256> host{};
   ::gethostname(host.data(), host.size() - 1);
@@ -75,11 +91,18 @@ std::map<std::string, std::string> options_of(const std::string& text) {
 
 RunFolder::RunFolder(std::filesystem::path path, dist::Communicator& communicator)
     : path_(std::move(path)) {
-  on_first_rank(communicator, [&] { lock_ = lock_folder(path_); });
+  on_first_rank(communicator, [&] {
+    std::error_code error;
+    std::filesystem::create_directories(path_, error);
+    if (error) throw WriteError(concat(path_.string(), ": cannot create: ", error.message()));
+    locks_[0] = lock_itself(path_);
+    locks_[1] = lock_file(path_);
+  });
 }
 
 RunFolder::~RunFolder() {
-  if (lock_ >= 0) ::close(lock_);
+  for (const int lock : locks_)
+    if (lock >= 0) ::close(lock);
 }
 
 std::string replace_config(const std::filesystem::path& folder, const std::string& text) {

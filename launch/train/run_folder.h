@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <filesystem>
 #include <string>
 
@@ -23,7 +24,7 @@ class RunFolder {
 
  private:
   std::filesystem::path path_;
-  int lock_ = -1;
+  std::array<int, 2> locks_ = {-1, -1};  ///< of the folder itself, and of the file `lock`
 };
 
 /// Writes `text`, options as TOML, to config.toml in a run's folder. Local.
