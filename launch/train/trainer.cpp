@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <vector>
 
 #include "base/error.h"
@@ -264,9 +265,14 @@ void Trainer::evaluate() {
   const PerplexityResult result = score();
   if (is_stop_requested_) return;
   last_evaluated_step_ = position_.step;
-  const bool is_best = note_evaluation(result.loss());
-  if (is_best && last_saved_step_ != position_.step && saves_on_the_way()) save();
+  const double loss = result.loss();
+  const bool is_best =
+      std::isfinite(loss) && (!best_evaluated_loss_.has_value() || loss < *best_evaluated_loss_);
+  if (is_best) best_evaluated_loss_ = loss;
+  // In front of the checkpoint: after a kill in between it is evaluated again, and not forgotten.
   records_->evaluation(position_, result, evaluator_.seconds(), is_best);
+  note_evaluation(loss);
+  if (is_best && last_saved_step_ != position_.step && saves_on_the_way()) save();
 }
 
 PerplexityResult Trainer::score() {

@@ -64,7 +64,7 @@ class Trainer {
   void evaluate_start();
   bool is_evaluation_due() const;
   PerplexityResult score();
-  bool note_evaluation(double loss);
+  void note_evaluation(double loss);
   bool is_save_due();
   bool is_time_to_save();
   bool saves_on_the_way() const {

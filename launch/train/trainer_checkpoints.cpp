@@ -2,7 +2,6 @@
 #include <ATen/Parallel.h>
 
 #include <chrono>
-#include <cmath>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -17,23 +16,19 @@ namespace t2r::launch {
 
 using Clock = std::chrono::steady_clock;
 
-// Whether this is the best evaluation so far. A checkpoint that is there already learns of it.
-bool Trainer::note_evaluation(double loss) {
+// A checkpoint that is there already learns of it.
+void Trainer::note_evaluation(double loss) {
   const TrainingPosition before = position_;
   position_.evaluated = {position_.step, loss};
-  const bool is_best =
-      std::isfinite(loss) && (!best_evaluated_loss_.has_value() || loss < *best_evaluated_loss_);
-  if (is_best) best_evaluated_loss_ = loss;
-  if (last_saved_step_ != position_.step) return is_best;
+  if (last_saved_step_ != position_.step) return;
   position_ = position_.as_saved();
-  if (position_ == before) return is_best;  // evaluated again
+  if (position_ == before) return;  // evaluated again
   try {
     checkpoints_.update(checkpoint_content(), position_);
   } catch (const Error& error) {
     if (communicator_.rank() == 0)
       log::warning(concat("the evaluation is not noted in its checkpoint: ", error.what()));
   }
-  return is_best;
 }
 
 CheckpointContent Trainer::checkpoint_content() {
