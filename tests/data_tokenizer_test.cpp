@@ -365,6 +365,45 @@ TEST(Bpe, RefusesByNameWhatItDoesNotDo) {
   expect_mentions(set_pre_tokenizer(sequence({split, byte_level})), {"(x", "without )"});
 }
 
+TEST(Bpe, RefusesDecodersInAnOrderThatMeansSomethingElse) {
+  const auto open = [](const Json& decoders, const Json& metaspace = nullptr) {
+    const TemporaryFolder folder;
+    Json json = read_json(kGoldens / "tiny_llama/tokenizer.json");
+    json["decoder"] = {{"type", "Sequence"}, {"decoders", decoders}};
+    if (!metaspace.is_null()) json["pre_tokenizer"].update(metaspace);
+    return open_tokenizer(folder.write("tokenizer.json", json.dump()));
+  };
+  const auto refusal = [&](const Json& decoders, const Json& metaspace = nullptr) {
+    return message_of<DataError>([&] { open(decoders, metaspace); });
+  };
+  const Json replace = {{"type", "Replace"}, {"pattern", {{"String", "\u2581"}}}, {"content", " "}};
+  const Json strip = {{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}};
+  const Json metaspace = {{"type", "Metaspace"}, {"replacement", "\u2581"}};
+  const Json fuse = {{"type", "Fuse"}}, bytes = {{"type", "ByteFallback"}};
+  EXPECT_NE(open({replace, bytes, fuse, strip}), nullptr);
+  EXPECT_NE(open({fuse, replace}), nullptr);
+  expect_mentions(refusal({fuse, bytes}), {"ByteFallback", "behind Fuse", "in this order"});
+  expect_mentions(refusal({fuse, metaspace}), {"Metaspace", "behind Fuse"});
+  expect_mentions(refusal({fuse, strip, replace}), {"Replace", "behind Strip"});
+  expect_mentions(refusal({replace, fuse, strip, strip}), {"Strip", "behind Strip"});
+  const Json decoders = {replace, bytes, fuse};
+  EXPECT_NE(open(decoders, {{"add_prefix_space", true}, {"prepend_scheme", "never"}}), nullptr);
+  expect_mentions(refusal(decoders, {{"add_prefix_space", false}}),
+                  {"add_prefix_space false", "\"first\"", "one of the two"});
+}
+
+TEST(Bpe, RefusesAnAddedTokenOfWhichTheNormalizerLeavesNothing) {
+  const auto change = [](bool normalized) {
+    return [=](Json& json) {
+      json["normalizer"] = {{"type", "Replace"}, {"pattern", {{"String", " "}}}, {"content", ""}};
+      json["added_tokens"].push_back({{"id", 973}, {"content", "  "}, {"normalized", normalized}});
+    };
+  };
+  expect_mentions(refusal_of(change(true)),
+                  {"tokenizer.json", "\"  \"", "973", "normalized false"});
+  EXPECT_EQ(open_changed(change(false))->encode("a  b").at(1), 973);
+}
+
 TEST(Bpe, RefusesBadMergeLines) {
   const TemporaryFolder folder;
   folder.write("vocab.json", R"({"a": 0, "b": 1, "ab": 2})");

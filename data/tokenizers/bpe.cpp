@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/quoted_name.h"
 #include "data/tokenizers/added_tokens.h"
 #include "data/tokenizers/bpe_files.h"
 #include "data/tokenizers/pre_tokenizer.h"
@@ -99,7 +100,18 @@ void split_words(const Metaspace& metaspace,
 std::vector<AddedToken> with_sought_texts(const BpeDefinition& definition) {
   std::vector<AddedToken> tokens = definition.added_tokens;
   for (AddedToken& token : tokens) {
-    if (token.normalized) token.sought = normalize(definition.normalizer, token.content);
+    if (!token.normalized) continue;
+    token.sought = normalize(definition.normalizer, token.content);
+    if (token.sought.empty()) {
+      throw DataError(
+          concat(definition.files.empty() ? "" : definition.files.front().string() + ": ",
+                 "added token ",
+                 quoted_name(token.content),
+                 " with id ",
+                 token.id,
+                 " is empty once it is normalized; allowed: normalized false, or a "
+                 "normalizer that leaves something of it"));
+    }
   }
   return tokens;
 }

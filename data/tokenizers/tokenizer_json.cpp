@@ -135,6 +135,11 @@ Metaspace read_metaspace(const fs::path& path, const Json& stage) {
   }
   const Json& scheme = find(stage, "prepend_scheme");
   const Json& prefix = find(stage, "add_prefix_space");  // of older files
+  if (!scheme.is_null() && prefix == false && scheme != "never") {
+    refuse(path,
+           concat("Metaspace with add_prefix_space ", shown(prefix), " beside ", shown(scheme)),
+           "one of the two");
+  }
   Metaspace metaspace;
   if (scheme == "first") {
     metaspace.prefix = Prefix::kFirst;
@@ -184,29 +189,34 @@ void read_pre_tokenizer(const fs::path& path, const Json& json, BpeDefinition* d
 // ---- decoder, of a tokenizer on characters ----
 
 void read_decoder(const fs::path& path, const Json& json, BpeDefinition* definition) {
-  bool fused = false;
+  bool fused = false, stripped = false;
   for (const Json* part : parts_of(path, json, "decoder", "decoders")) {
     const std::string type = type_of(path, *part, "decoder");
-    if (type == "Replace" && find(find(*part, "pattern"), "String") == kSpace &&
+    if (type == "Replace" && !stripped && find(find(*part, "pattern"), "String") == kSpace &&
         find(*part, "content") == " ") {
       definition->decodes_spaces = true;
-    } else if (type == "Metaspace" && find(*part, "replacement") == kSpace) {
+    } else if (type == "Metaspace" && !fused && find(*part, "replacement") == kSpace) {
       definition->decodes_spaces = true;
       definition->text_rules.strips_first_space =
           find(*part, "prepend_scheme") != "never" && find(*part, "add_prefix_space") != false;
-    } else if (type == "ByteFallback") {
+    } else if (type == "ByteFallback" && !fused) {
       definition->decodes_bytes = true;
       definition->text_rules.judges_byte_runs_whole = true;
     } else if (type == "Fuse") {
       fused = true;
-    } else if (type == "Strip" && fused && find(*part, "content") == " " &&
+    } else if (type == "Strip" && fused && !stripped && find(*part, "content") == " " &&
                find(*part, "stop") == 0 &&
                (find(*part, "start") == 0 || find(*part, "start") == 1)) {
       definition->text_rules.strips_first_space = find(*part, "start") == 1;
+      stripped = true;
     } else {
       refuse(path,
-             "decoder " + shown(*part),
-             "Replace of U+2581, Metaspace, ByteFallback, Fuse and Strip behind it");
+             concat("decoder ",
+                    shown(*part),
+                    stripped ? " behind Strip"
+                    : fused  ? " behind Fuse"
+                             : ""),
+             "Replace of U+2581, Metaspace, ByteFallback, Fuse and one Strip, in this order");
     }
   }
   if (json.is_null())
