@@ -199,9 +199,10 @@ int run_evaluate(const Invocation& invocation) {
   loaded.model->parameters().move_to(session.backend().placement());
   session.fit_threads(work_of_step(*loaded.model, batch_tokens));
   const data::Corpus corpus = open_data(values, session);
-  // Windows are no longer than the data.
-  check_length(
-      "context", std::min(values.protocol.context, corpus.num_tokens() - 1), *loaded.model);
+  // Windows are no longer than the data: a short text fits whatever the context is.
+  const int64_t window = std::min(values.protocol.context, corpus.num_tokens() - 1);
+  if (window > std::min(loaded.model->num_positions(), loaded.model->config().max_positions))
+    check_length("context", values.protocol.context, *loaded.model);
   if (corpus.vocab_size() > loaded.model->config().vocab_size) {
     throw ConfigError(concat("the data have token ids up to ",
                              corpus.vocab_size() - 1,

@@ -283,13 +283,18 @@ class Evaluate(Case):
             "--steps",
             1,
         )
-        self.fails(
-            self.evaluate(
-                "--data", self.folder / "valid", model=self.folder / "gpt2/checkpoints/latest"
-            ),
-            78,
-            "context = 32, allowed with this model: 1 to 16, its learned positions",
-        )
+        for context in (32, 100000):  # longer than the text, too
+            self.fails(
+                self.evaluate(
+                    "--data",
+                    self.folder / "valid",
+                    "--context",
+                    context,
+                    model=self.folder / "gpt2/checkpoints/latest",
+                ),
+                78,
+                f"context = {context}, allowed with this model: 1 to 16, its learned positions",
+            )
 
 
 if __name__ == "__main__":
