@@ -109,7 +109,7 @@ int run_convert(const Invocation& invocation) {
 
   const fs::path folder = resolve_checkpoint(values.model);
   const model::ModelSource source(folder);
-  if (has_tokenizer(folder)) data::verify_tokenizer_files(folder);
+  data::verify_tokenizer_files(folder);
   say_idle_options(options, values, source.config());
   const model::Conversion conversion = model::convert_to_linear(
       source, linear_config(values, source.config()), static_cast<uint64_t>(values.seed));

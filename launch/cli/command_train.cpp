@@ -36,6 +36,7 @@ std::vector<CompanionFile> companions_of_run(const TrainConfig& config,
       (config.tokenizer.empty() ? folder : resolve_checkpoint(config.tokenizer)).string();
   const bool is_folder = fs::is_directory(path);
   std::vector<fs::path> files;
+  if (config.tokenizer.empty() && is_folder) data::verify_tokenizer_files(path);
   if (!config.tokenizer.empty() || (is_folder && has_tokenizer(path))) {
     const auto tokenizer = data::open_tokenizer(path);
     check_tokenizer(*tokenizer, path, corpus);

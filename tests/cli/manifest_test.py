@@ -199,6 +199,19 @@ class Manifest(Case):
         )
         self.assertFalse(output.exists())
 
+    def test_what_is_to_be_made_with_a_tokenizer_is_not_made_without_it(self):
+        folder = self.copy("without")
+        (folder / "tokenizer.model").unlink()
+        for name in ("convert", "train"):
+            self.fails(
+                run(*self.commands(folder)[name]),
+                65,
+                "without/tokenizer.model: missing, and the manifest lists it",
+            )
+        self.assertFalse((self.folder / "never/checkpoints").exists())
+        (folder / "manifest.json").unlink()
+        self.must("convert", "--model", folder, "--output", self.folder / "allowed")
+
     def test_another_programs_manifest_and_none_at_all_are_no_obstacle(self):
         folder = self.copy("foreign")
         for text in ('{"name": "a page", "icons": []}', "[1, 2]", "not JSON at all"):
