@@ -11,18 +11,15 @@
 
 #include <string>
 
-#include "base/error.h"
 #include "model/files/config_json.h"
 #include "model/files/generation_defaults.h"
+#include "tests/fuzz/fuzz_target.h"
 
 namespace {
 
+using t2r::fuzz::demand;
+using t2r::fuzz::read_or_refuse;
 using t2r::model::DecoderConfig;
-
-/// Stops the fuzzer, which keeps the input, when a promise is broken.
-void demand(bool condition) {
-  if (!condition) __builtin_trap();
-}
 
 /// Bytes of all parameters of the largest kind; traps if they do not fit in 63 bits.
 void check_sizes(const DecoderConfig& config) {
@@ -59,15 +56,8 @@ void check_config(const std::string& text) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string text(reinterpret_cast<const char*>(data), size);
-  const auto accept = [](const auto& action) {
-    try {
-      action();
-    } catch (const t2r::DataError&) {
-      // These two are the right ways to refuse; anything else ends the fuzzer.
-    } catch (const t2r::ConfigError&) {
-    }
-  };
-  accept([&] { check_config(text); });
-  accept([&] { t2r::model::parse_generation_config(text, "fuzz", {}); });
+  read_or_refuse<t2r::DataError, t2r::ConfigError>([&] { check_config(text); });
+  read_or_refuse<t2r::DataError, t2r::ConfigError>(
+      [&] { t2r::model::parse_generation_config(text, "fuzz", {}); });
   return 0;
 }

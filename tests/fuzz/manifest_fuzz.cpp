@@ -11,22 +11,20 @@
 #include <string>
 #include <string_view>
 
-#include "base/error.h"
 #include "base/folder_manifest.h"
 #include "base/hash.h"
 #include "launch/checkpoints/checkpoint_manifest.h"
+#include "tests/fuzz/fuzz_target.h"
 
 extern "C" size_t LLVMFuzzerMutate(uint8_t* data, size_t size, size_t max_size);
 
 namespace {
 
+using t2r::fuzz::demand;
+using t2r::fuzz::read_or_refuse;
+
 constexpr std::string_view kHashKey = "\"manifest_xxh3_128\": \"";
 constexpr size_t kHashDigits = 32;
-
-/// Stops the fuzzer, which keeps the input, when a promise is broken.
-void demand(bool condition) {
-  if (!condition) __builtin_trap();
-}
 
 void read_checkpoint(const t2r::FolderManifest& manifest) {
   const auto step = manifest.fields.find("step");
@@ -46,7 +44,7 @@ void read_checkpoint(const t2r::FolderManifest& manifest) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string_view text(reinterpret_cast<const char*>(data), size);
   const bool is_ours = t2r::is_folder_manifest(text);
-  try {
+  read_or_refuse<t2r::DataError>([&] {
     const t2r::FolderManifest manifest = t2r::parse_folder_manifest(text, "fuzz");
     demand(!manifest.has_own_hash || is_ours);
     for (const auto& [name, record] : manifest.files)
@@ -56,9 +54,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       demand(t2r::parse_folder_manifest(again, "again").files == manifest.files);
     }
     read_checkpoint(manifest);
-  } catch (const t2r::DataError&) {
-    // The one right way to refuse; anything else ends the fuzzer.
-  }
+  });
   return 0;
 }
 

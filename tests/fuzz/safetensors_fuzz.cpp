@@ -20,23 +20,20 @@
 #include <string>
 
 #include "base/durable_file.h"
-#include "base/error.h"
 #include "model/files/safetensors.h"
 #include "model/files/safetensors_index.h"
+#include "tests/fuzz/fuzz_target.h"
 
 extern "C" size_t LLVMFuzzerMutate(uint8_t* data, size_t size, size_t max_size);
 
 namespace {
 
+using t2r::fuzz::demand;
+using t2r::fuzz::read_or_refuse;
 using t2r::model::SafetensorsContent;
 using t2r::model::TensorView;
 
 constexpr size_t kPrefixBytes = 8;
-
-/// Stops the fuzzer, which keeps the input, when a promise is broken.
-void demand(bool condition) {
-  if (!condition) __builtin_trap();
-}
 
 std::span<const std::byte> span_of(const std::string& text) {
   return std::as_bytes(std::span(text));
@@ -95,14 +92,12 @@ void read_safetensors(std::span<const std::byte> bytes) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  try {
+  read_or_refuse<t2r::DataError>([&] {
     if (size > 0 && data[0] == '{')
       read_index(std::string(reinterpret_cast<const char*>(data), size));
     else
       read_safetensors({reinterpret_cast<const std::byte*>(data), size});
-  } catch (const t2r::DataError&) {
-    // The one right way to refuse; anything else ends the fuzzer.
-  }
+  });
   return 0;
 }
 

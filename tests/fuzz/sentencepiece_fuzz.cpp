@@ -12,15 +12,13 @@
 #include <string_view>
 #include <vector>
 
-#include "base/error.h"
 #include "data/tokenizers/sentencepiece_model.h"
+#include "tests/fuzz/fuzz_target.h"
 
 namespace {
 
-/// Stops the fuzzer, which keeps the input, when a promise is broken.
-void demand(bool condition) {
-  if (!condition) __builtin_trap();
-}
+using t2r::fuzz::demand;
+using t2r::fuzz::read_or_refuse;
 
 void use(const std::string& content, const t2r::data::SentencePieceModel& model) {
   sentencepiece::SentencePieceProcessor processor;
@@ -42,10 +40,7 @@ void use(const std::string& content, const t2r::data::SentencePieceModel& model)
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string content(reinterpret_cast<const char*>(data), size);
-  try {
-    use(content, t2r::data::read_sentencepiece_model(content, "fuzz"));
-  } catch (const t2r::DataError&) {
-    // The one right way to refuse; anything else ends the fuzzer.
-  }
+  read_or_refuse<t2r::DataError>(
+      [&] { use(content, t2r::data::read_sentencepiece_model(content, "fuzz")); });
   return 0;
 }

@@ -13,22 +13,19 @@
 #include <string_view>
 #include <vector>
 
-#include "base/error.h"
 #include "base/log.h"
 #include "data/tokenizers/bpe.h"
 #include "data/tokenizers/bpe_files.h"
 #include "data/tokenizers/stream_decoder.h"
 #include "data/tokenizers/tokenizer_json.h"
 #include "data/unicode/utf8.h"
+#include "tests/fuzz/fuzz_target.h"
 
 namespace {
 
+using t2r::fuzz::demand;
+using t2r::fuzz::read_or_refuse;
 using namespace t2r::data;
-
-/// Stops the fuzzer, which keeps the input, when a promise is broken.
-void demand(bool condition) {
-  if (!condition) __builtin_trap();
-}
 
 BpeDefinition parse(std::string_view text) {
   constexpr std::string_view kPair = "pair\n";
@@ -57,14 +54,12 @@ void check(const Bpe& tokenizer, std::string_view text) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   t2r::log::set_level(t2r::log::Level::kError);
   const std::string_view text(reinterpret_cast<const char*>(data), size);
-  try {
+  read_or_refuse<t2r::DataError>([&] {
     const Bpe tokenizer(parse(text));
     check(tokenizer, "The <s> caf\xC3\xA9  12345 don't\n\n \xE6\xBC\xA2\xF0\x9F\x98\x80 \xFF</s>");
     check(tokenizer, text.substr(0, 200));
     if (const auto id = tokenizer.end_of_document()) demand(*id < tokenizer.vocab_size());
     if (const auto id = tokenizer.begin_of_text()) demand(*id < tokenizer.vocab_size());
-  } catch (const t2r::DataError&) {
-    // The one right way to refuse; anything else ends the fuzzer.
-  }
+  });
   return 0;
 }
