@@ -11,7 +11,6 @@
 #include "base/log.h"
 #include "base/quoted_name.h"
 #include "data/tokenizers/pre_tokenizer.h"
-#include "data/tokenizers/sentencepiece_model.h"
 #include "data/unicode/utf8.h"
 
 namespace t2r::data {
@@ -57,55 +56,6 @@ std::vector<BpeMerge> read_merge_lines(std::string_view content,
   return merges;
 }
 
-/// Pairs of pieces that make a piece: those of the first piece first, shorter left parts first.
-/// Source: transformers 5.24 tokenization_utils_base.py (generate_merges)
-std::vector<BpeMerge> generate_merges(const std::vector<std::string>& vocabulary,
-                                      const TokenIds& ids) {
-  // A look-up reads a whole part, and a file that somebody sent may have pieces of 64 KiB: only
-  // where both parts are as long as some piece is there anything to look up.
-  std::vector<bool> has_length;
-  for (const std::string& piece : vocabulary) {
-    if (piece.size() >= has_length.size()) has_length.resize(piece.size() + 1);
-    has_length[piece.size()] = true;
-  }
-  std::vector<BpeMerge> merges;
-  for (int32_t id = 0; id < std::ssize(vocabulary); ++id) {
-    const std::string& piece = vocabulary[static_cast<size_t>(id)];
-    if (piece.empty() || ids.at(piece) != id) continue;
-    for (size_t cut = read_utf8(piece, 0).num_bytes; cut < piece.size();) {
-      if (has_length[cut] && has_length[piece.size() - cut]) {
-        const auto left = ids.find(piece.substr(0, cut));
-        const auto right = left == ids.end() ? left : ids.find(piece.substr(cut));
-        if (right != ids.end()) merges.push_back({left->second, right->second, id});
-      }
-      cut += read_utf8(piece, cut).num_bytes;
-    }
-  }
-  return merges;
-}
-
-TokenIds index_of(const std::vector<std::string>& vocabulary) {
-  TokenIds ids;
-  for (int32_t id = 0; id < std::ssize(vocabulary); ++id) {
-    const std::string& token = vocabulary[static_cast<size_t>(id)];
-    if (!token.empty()) ids[token] = id;
-  }
-  return ids;
-}
-
-std::optional<int32_t> find_token(const fs::path& file,
-                                  const std::optional<std::string>& name,
-                                  const TokenIds& ids) {
-  if (!name) return std::nullopt;
-  const auto found = ids.find(*name);
-  if (found != ids.end()) return found->second;
-  log::info(concat(file.string(),
-                   ": the tokenizer's configuration names ",
-                   quoted_name(*name),
-                   ", which the vocabulary lacks; it is ignored"));
-  return std::nullopt;
-}
-
 constexpr std::string_view kQwen2Pattern =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*)"
     R"(|\s*[\r\n]+|\s+(?!\S)|\s+)";
@@ -143,6 +93,28 @@ void apply_class(const fs::path& vocabulary,
 }
 
 }  // namespace
+
+TokenIds index_of(const std::vector<std::string>& vocabulary) {
+  TokenIds ids;
+  for (int32_t id = 0; id < std::ssize(vocabulary); ++id) {
+    const std::string& token = vocabulary[static_cast<size_t>(id)];
+    if (!token.empty()) ids[token] = id;
+  }
+  return ids;
+}
+
+std::optional<int32_t> find_token(const fs::path& file,
+                                  const std::optional<std::string>& name,
+                                  const TokenIds& ids) {
+  if (!name) return std::nullopt;
+  const auto found = ids.find(*name);
+  if (found != ids.end()) return found->second;
+  log::info(concat(file.string(),
+                   ": the tokenizer's configuration names ",
+                   quoted_name(*name),
+                   ", which the vocabulary lacks; it is ignored"));
+  return std::nullopt;
+}
 
 TokenIds read_vocabulary(const fs::path& path,
                          const Json& json,
@@ -301,56 +273,6 @@ BpeDefinition read_vocabulary_and_merges(const fs::path& vocabulary, const fs::p
                                           index_of(definition.vocabulary));
   }
   return definition;
-}
-
-BpeDefinition read_llama_model(const fs::path& path, const TokenizerConfig& config) {
-  using Type = SentencePieceModel::Type;
-  const SentencePieceModel model = read_sentencepiece_model(read_file(path), path.string());
-  BpeDefinition definition;
-  for (const auto& piece : model.pieces) definition.vocabulary.push_back(piece.text);
-  const TokenIds ids = index_of(definition.vocabulary);
-  if (ids.size() != definition.vocabulary.size()) {
-    throw DataError(path.string() + ": a piece occurs twice; allowed: each once");
-  }
-  definition.merges = generate_merges(definition.vocabulary, ids);
-  for (const auto& [piece, id] : ids) {
-    const Type type = model.pieces[static_cast<size_t>(id)].type;
-    const bool named = piece == config.unknown.value_or("<unk>") ||
-                       piece == config.begin_of_text.value_or("<s>") ||
-                       piece == config.end_of_text.value_or("</s>");
-    if (type == Type::kControl || type == Type::kUserDefined || named) {
-      definition.added_tokens.push_back(
-          {.content = piece, .id = id, .special = type != Type::kUserDefined || named});
-    }
-  }
-  definition.files = {path};
-  apply_llama_rules(config, &definition);
-  apply_config(config, &definition);
-  const TokenIds all = index_of(definition.vocabulary);
-  if (config.adds_begin_of_text.value_or(false)) {
-    definition.begin_of_text = find_token(path, config.begin_of_text.value_or("<s>"), all);
-  }
-  if (!config.end_of_text && all.contains("</s>")) definition.end_of_document = all.at("</s>");
-  return definition;
-}
-
-void apply_llama_rules(const TokenizerConfig& config, BpeDefinition* definition) {
-  const bool prefix = config.adds_prefix_space.value_or(true);
-  definition->normalizer.clear();
-  definition->patterns.clear();
-  definition->metaspace =
-      Metaspace{.prefix = !prefix                         ? Metaspace::Prefix::kNever
-                          : config.legacy.value_or(false) ? Metaspace::Prefix::kAlways
-                                                          : Metaspace::Prefix::kFirst,
-                .splits = false};
-  definition->byte_level = false;
-  definition->ignore_merges = false;
-  definition->byte_fallback = true;
-  definition->fuse_unknown = true;
-  definition->unknown.reset();
-  definition->decodes_bytes = true;
-  definition->decodes_spaces = true;
-  definition->text_rules = {.strips_first_space = prefix, .judges_byte_runs_whole = true};
 }
 
 void apply_config(const TokenizerConfig& config, BpeDefinition* definition) {

@@ -30,15 +30,6 @@ BpeDefinition parse_vocabulary_and_merges(std::string_view vocabulary_text,
                                           const std::filesystem::path& vocabulary,
                                           const std::filesystem::path& merges);
 
-/// The tokenizer that transformers makes of a sentencepiece BPE model for LlamaTokenizer: the
-/// pieces are its vocabulary, and its merges are all pairs of pieces that make a piece, in the
-/// order of ids. Control and user-defined pieces, <unk>, <s> and </s> are found in the text.
-/// @throws DataError  if the model or the configuration breaks its format
-BpeDefinition read_llama_model(const std::filesystem::path& model, const TokenizerConfig& config);
-
-/// What LlamaTokenizer does around its vocabulary and merges, whatever tokenizer.json says.
-void apply_llama_rules(const TokenizerConfig& config, BpeDefinition* definition);
-
 /// Takes over the configuration's added tokens and its names of the tokens that begin and end a
 /// text. Tokens that are new must have the next free ids, as transformers gives them.
 /// @throws DataError  names file, token and id
@@ -50,6 +41,16 @@ void apply_config(const TokenizerConfig& config, BpeDefinition* definition);
 TokenIds read_vocabulary(const std::filesystem::path& path,
                          const nlohmann::ordered_json& json,
                          std::vector<std::string>* vocabulary);
+
+/// Ids by token; those without a token are left out.
+TokenIds index_of(const std::vector<std::string>& vocabulary);
+
+/// The id of a token that the configuration names; none, which is logged, if the vocabulary lacks
+/// it.
+/// @param file  for the message
+std::optional<int32_t> find_token(const std::filesystem::path& file,
+                                  const std::optional<std::string>& name,
+                                  const TokenIds& ids);
 
 /// Puts a token into the vocabulary.
 /// @throws DataError  if the id is out of range or another token's

@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "data/tokenizers/bpe.h"
 #include "data/tokenizers/bpe_files.h"
+#include "data/tokenizers/llama_tokenizer.h"
 #include "data/tokenizers/sentencepiece_model.h"
 #include "data/tokenizers/sentencepiece_tokenizer.h"
 #include "data/tokenizers/tokenizer_config.h"

@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "base/quoted_name.h"
 #include "data/tokenizers/bpe_files.h"
+#include "data/tokenizers/llama_tokenizer.h"
 #include "data/tokenizers/pre_tokenizer.h"
 #include "data/unicode/utf8.h"
 
