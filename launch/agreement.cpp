@@ -16,4 +16,9 @@ LocalOutcome agree(dist::Communicator& communicator, const LocalOutcome& outcome
   return {};
 }
 
+void throw_first_failure(dist::Communicator& communicator, const LocalOutcome& outcome) {
+  const LocalOutcome first = agree(communicator, outcome);
+  if (first.exit_code != 0) throw Error(static_cast<ExitCode>(first.exit_code), first.message);
+}
+
 }  // namespace t2r::launch

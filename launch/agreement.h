@@ -45,12 +45,15 @@ LocalOutcome attempt(const Action& action) {
 /// order.
 LocalOutcome agree(dist::Communicator& communicator, const LocalOutcome& outcome);
 
+/// Throws the first rank's failure on every rank, if any rank has one. Collective: every rank, same
+/// order.
+void throw_first_failure(dist::Communicator& communicator, const LocalOutcome& outcome);
+
 /// Runs `action` on every rank and throws on all of them if it throws on any. Collective: every
 /// rank, same order.
 template <class Action>
 void on_all_ranks(dist::Communicator& communicator, const Action& action) {
-  const LocalOutcome first = agree(communicator, attempt(action));
-  if (first.exit_code != 0) throw Error(static_cast<ExitCode>(first.exit_code), first.message);
+  throw_first_failure(communicator, attempt(action));
 }
 
 /// What `make` returns, if it does on every rank; else throws on all of them. Collective: every

@@ -11,6 +11,7 @@
 #include "base/hash.h"
 #include "base/log.h"
 #include "launch/agreement.h"
+#include "launch/checkpoints/checkpoint_folder.h"
 #include "launch/threads.h"
 #include "model/files/hugging_face.h"
 #include "model/kernels/cpu/dispatch.h"
@@ -104,6 +105,13 @@ void check_same_model(dist::Communicator& communicator,
                       "config and weights of hash " + hasher.hex(),
                       concat("the model at ", folder),
                       "give every host the same model folder");
+}
+
+std::filesystem::path resolve_on_first_rank(dist::Communicator& communicator,
+                                            const std::string& folder) {
+  std::string found;
+  on_first_rank(communicator, [&] { found = resolve_checkpoint(folder).string(); });
+  return communicator.all_gather(found).front();
 }
 
 data::Corpus open_corpus(const std::vector<std::string>& names,

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -41,6 +42,12 @@ void check_same_model(dist::Communicator& communicator,
                       const dist::World& world,
                       const model::DecoderLM& model,
                       const std::string& folder);
+
+/// What `folder` means (resolve_checkpoint), found by rank 0 alone: `latest` and `best` may move
+/// while a command starts, and all ranks are to read one model. Collective: every rank, same order.
+/// @throws UnreadableError  on every rank, as there
+std::filesystem::path resolve_on_first_rank(dist::Communicator& communicator,
+                                            const std::string& folder);
 
 /// Opens the same shards on every rank; one rank of each host reads them whole and verifies them
 /// for all of that host. Collective: every rank, same order.

@@ -74,7 +74,7 @@ data::Corpus open_data(const EvaluateOptions& options, Session& session) {
       if (!tokenizer.empty())
         check_tokenizer(*options.model.open_tokenizer(), tokenizer, corpus);
       else
-        check_model_tokenizer(options.model.resolved_folder(),
+        check_model_tokenizer(options.model.model_path,
                               corpus.tokenizer_hash(),
                               concat("the shards in ", options.data.front(), " were made with"));
     });
@@ -84,7 +84,8 @@ data::Corpus open_data(const EvaluateOptions& options, Session& session) {
   data::PrepareLmOptions prepare;
   on_all_ranks(communicator, [&] {
     tokenizer = options.model.open_tokenizer();
-    prepare.add_begin_of_text = adds_begin_of_text(options.begin_of_text, *tokenizer);
+    prepare.add_begin_of_text =
+        begin_of_text(options.begin_of_text, *tokenizer).of_text.has_value();
   });
   if (options.end_of_document && !tokenizer->end_of_document().has_value() &&
       communicator.rank() == 0) {
@@ -192,8 +193,9 @@ int run_evaluate(const Invocation& invocation) {
 
   Session session(invocation, options, values.model.backend);
   dist::Communicator& communicator = session.communicator();
-  const model::LoadedModel loaded = made_on_all_ranks(
-      communicator, [&] { return model::load_model(values.model.resolved_folder()); });
+  values.model.resolve(communicator);
+  const model::LoadedModel loaded =
+      made_on_all_ranks(communicator, [&] { return model::load_model(values.model.model_path); });
   check_same_model(communicator, session.world(), *loaded.model, values.model.folder);
   check_model_fits(loaded.model->config(), session.backend().placement());
   loaded.model->parameters().move_to(session.backend().placement());

@@ -258,12 +258,13 @@ int run_generate(const Invocation& invocation) {
   values.validate(options);
   StopStrings checked(values.stops);
 
+  values.model.resolve();
   const auto tokenizer = values.model.open_tokenizer();
   const std::vector<std::string> texts = values.prompts.read();
-  const model::LoadedModel loaded = model::load_model(values.model.resolved_folder());
+  const model::LoadedModel loaded = model::load_model(values.model.model_path);
   model::DecoderLM& model = *loaded.model;
   const model::GenerationDefaults defaults =
-      model::read_generation_config(values.model.resolved_folder(), model.config());
+      model::read_generation_config(values.model.model_path, model.config());
   say_sampling_defaults(options, defaults);
   const std::vector<Prompt> prompts =
       values.prompts.encode(texts, *tokenizer, model.config().vocab_size, defaults.bos_token_id);

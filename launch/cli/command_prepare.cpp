@@ -244,7 +244,8 @@ int run_prepare_lm(const Invocation& invocation) {
   data::LmPlan plan;
   on_all_ranks(communicator, [&] {
     tokenizer = data::open_tokenizer(command.tokenizer);
-    prepare.add_begin_of_text = adds_begin_of_text(command.begin_of_text, *tokenizer);
+    prepare.add_begin_of_text =
+        begin_of_text(command.begin_of_text, *tokenizer).of_text.has_value();
     plan = data::plan_lm(prepare);
   });
   on_first_rank(communicator, [&] { data::clear_lm_output(plan); });

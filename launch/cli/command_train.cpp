@@ -7,7 +7,6 @@
 #include "data/corpus.h"
 #include "data/tokenizers/tokenizer.h"
 #include "launch/agreement.h"
-#include "launch/checkpoints/checkpoint_folder.h"
 #include "launch/cli/idle_options.h"
 #include "launch/cli/model_files.h"
 #include "launch/cli/tokenizer_check.h"
@@ -26,14 +25,24 @@ namespace {
 
 namespace fs = std::filesystem;
 
+/// What the run's folders mean, the same on every rank.
+struct SourceFolders {
+  fs::path model, tokenizer, teacher;
+};
+
+SourceFolders find_sources(const TrainConfig& config, dist::Communicator& communicator) {
+  return {.model = resolve_on_first_rank(communicator, config.model),
+          .tokenizer = resolve_on_first_rank(communicator, config.tokenizer),
+          .teacher = resolve_on_first_rank(communicator, config.teacher)};
+}
+
 // What goes along with the run's checkpoints: the tokenizer's files, after a check that it is the
 // one the shards were made with, and how the model asks to be generated from. They are read here:
 // the files may be gone, or others, when a checkpoint is written.
 std::vector<CompanionFile> companions_of_run(const TrainConfig& config,
+                                             const SourceFolders& sources,
                                              const data::Corpus& corpus) {
-  const fs::path folder = resolve_checkpoint(config.model);
-  const std::string path =
-      (config.tokenizer.empty() ? folder : resolve_checkpoint(config.tokenizer)).string();
+  const std::string path = (config.tokenizer.empty() ? sources.model : sources.tokenizer).string();
   const bool is_folder = fs::is_directory(path);
   std::vector<fs::path> files;
   if (config.tokenizer.empty() && is_folder) data::verify_tokenizer_files(path);
@@ -43,13 +52,15 @@ std::vector<CompanionFile> companions_of_run(const TrainConfig& config,
     files = is_folder ? tokenizer_companions(path) : tokenizer->files();
   }
   if (!config.model.empty())
-    for (fs::path& file : generation_companions(folder)) files.push_back(std::move(file));
+    for (fs::path& file : generation_companions(sources.model)) files.push_back(std::move(file));
   return read_companions(files);
 }
 
-model::LoadedModel make_model(const TrainConfig& config, const data::Corpus& train) {
+model::LoadedModel make_model(const TrainConfig& config,
+                              const SourceFolders& sources,
+                              const data::Corpus& train) {
   if (!config.model.empty()) {
-    model::LoadedModel loaded = model::load_model(resolve_checkpoint(config.model));
+    model::LoadedModel loaded = model::load_model(sources.model);
     const int64_t vocab_size = loaded.model->config().vocab_size;
     if (train.vocab_size() > vocab_size) {
       throw ConfigError(concat("the shards have token ids up to ",
@@ -68,11 +79,11 @@ model::LoadedModel make_model(const TrainConfig& config, const data::Corpus& tra
 }
 
 std::unique_ptr<model::DecoderLM> load_teacher(const TrainConfig& config,
+                                               const SourceFolders& sources,
                                                const model::DecoderLM& student,
                                                const data::Corpus& train) {
   if (config.teacher.empty()) return nullptr;
-  std::unique_ptr<model::DecoderLM> teacher =
-      model::load_model(resolve_checkpoint(config.teacher)).model;
+  std::unique_ptr<model::DecoderLM> teacher = model::load_model(sources.teacher).model;
   const int64_t vocab_size = teacher->config().vocab_size;
   if (vocab_size != student.config().vocab_size) {
     throw ConfigError(concat("the teacher's vocabulary has ",
@@ -82,9 +93,19 @@ std::unique_ptr<model::DecoderLM> load_teacher(const TrainConfig& config,
                              ": a teacher must have the model's tokenizer"));
   }
   check_length("sequence-length", config.sequence_length, *teacher, "teacher");
-  const fs::path folder = resolve_checkpoint(config.teacher);
-  if (has_tokenizer(folder)) check_tokenizer(*data::open_tokenizer(folder), config.teacher, train);
+  if (has_tokenizer(sources.teacher))
+    check_tokenizer(*data::open_tokenizer(sources.teacher), config.teacher, train);
   return teacher;
+}
+
+void say_missing_tokenizer(const TrainingInputs& inputs) {
+  const auto is_of_tokenizer = [](const CompanionFile& file) {
+    return file.name != model::kGenerationConfigFile;
+  };
+  if (std::ranges::none_of(inputs.companions, is_of_tokenizer)) {
+    log::warning_of_first_rank(
+        "no --tokenizer: the run's checkpoints will have none, and t2r generate needs one");
+  }
 }
 
 void log_start(Session& session, const TrainConfig& config, const TrainingInputs& inputs) {
@@ -156,28 +177,23 @@ int run_train(const Invocation& invocation) {
     throw ConfigError("train-data and valid-data were made with different tokenizers");
   }
   end_if_any_stops();
+  const SourceFolders sources = find_sources(config, communicator);
   TrainingInputs inputs{
-      .model = made_on_all_ranks(communicator, [&] { return make_model(config, train); }),
+      .model = made_on_all_ranks(communicator, [&] { return make_model(config, sources, train); }),
       .train = train,
       .valid = valid.has_value() ? &*valid : nullptr,
       .output = folder.path(),
       .config_text = options.dump(),
-      .companions = companions_of_run(config, train)};
+      .companions = companions_of_run(config, sources, train)};
   if (!config.model.empty())
     check_same_model(communicator, session.world(), *inputs.model.model, config.model);
   inputs.teacher = made_on_all_ranks(
-      communicator, [&] { return load_teacher(config, *inputs.model.model, train); });
+      communicator, [&] { return load_teacher(config, sources, *inputs.model.model, train); });
   if (inputs.teacher != nullptr)
     check_same_model(communicator, session.world(), *inputs.teacher, config.teacher);
   say_idle_train_options(options, config, inputs.model.model->config(), session.world().size());
   check_length("sequence-length", config.sequence_length, *inputs.model.model);
-  const auto is_of_tokenizer = [](const CompanionFile& file) {
-    return file.name != model::kGenerationConfigFile;
-  };
-  if (std::ranges::none_of(inputs.companions, is_of_tokenizer)) {
-    log::warning_of_first_rank(
-        "no --tokenizer: the run's checkpoints will have none, and t2r generate needs one");
-  }
+  say_missing_tokenizer(inputs);
   const int64_t share = (config.batch_size + session.world().size() - 1) / session.world().size();
   const int64_t at_once =
       config.micro_batch_size > 0 ? std::min(config.micro_batch_size, share) : share;

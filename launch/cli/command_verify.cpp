@@ -227,7 +227,8 @@ void verify_entries(const VerifyOptions& options,
   }
   if (file.find("input_ids") == nullptr)
     throw DataError(concat(options.expected, ": tensor \"input_ids\" is missing"));
-  model::LoadedModel loaded = model::load_model(resolve_checkpoint(options.model));
+  const std::filesystem::path folder = resolve_checkpoint(options.model);
+  model::LoadedModel loaded = model::load_model(folder);
   model::DecoderLM& model = *loaded.model;
   const Tensor input_ids = load(file, "input_ids");
   if (input_ids.dim() != 2 || input_ids.numel() == 0 || input_ids.is_floating_point())
@@ -264,8 +265,7 @@ void verify_entries(const VerifyOptions& options,
   if (file.find("greedy") != nullptr) {
     model.prepare_generation();
     const std::vector<int64_t> ends =
-        model::read_generation_config(resolve_checkpoint(options.model), model.config())
-            .eos_token_ids;
+        model::read_generation_config(folder, model.config()).eos_token_ids;
     verify_greedy(model, ends, input_ids, load(file, "greedy"), report);
   }
 }

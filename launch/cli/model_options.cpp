@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "launch/checkpoints/checkpoint_folder.h"
 #include "launch/cli/tokenizer_check.h"
+#include "launch/ranks.h"
 
 namespace t2r::launch {
 
@@ -12,15 +13,21 @@ void ModelOptions::bind(OptionSet& options) {
   backend.bind(options, /*trains=*/false);
 }
 
-std::filesystem::path ModelOptions::resolved_folder() const {
-  return resolve_checkpoint(folder);
+void ModelOptions::resolve() {
+  model_path = resolve_checkpoint(folder);
+  tokenizer_path = resolve_checkpoint(tokenizer);
+}
+
+void ModelOptions::resolve(dist::Communicator& communicator) {
+  model_path = resolve_on_first_rank(communicator, folder);
+  tokenizer_path = resolve_on_first_rank(communicator, tokenizer);
 }
 
 std::unique_ptr<data::Tokenizer> ModelOptions::open_tokenizer() const {
-  const std::filesystem::path model_folder = resolved_folder();
-  if (tokenizer.empty()) return data::open_tokenizer(model_folder);
-  std::unique_ptr<data::Tokenizer> opened = data::open_tokenizer(resolve_checkpoint(tokenizer));
-  check_model_tokenizer(model_folder, opened->hash(), concat("--tokenizer ", tokenizer, " is"));
+  require(!model_path.empty(), "ModelOptions::resolve() comes first");
+  if (tokenizer.empty()) return data::open_tokenizer(model_path);
+  std::unique_ptr<data::Tokenizer> opened = data::open_tokenizer(tokenizer_path);
+  check_model_tokenizer(model_path, opened->hash(), concat("--tokenizer ", tokenizer, " is"));
   return opened;
 }
 

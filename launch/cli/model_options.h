@@ -6,6 +6,7 @@
 #include <string>
 
 #include "data/tokenizers/tokenizer.h"
+#include "dist/communicator.h"
 #include "launch/options/backend_options.h"
 #include "launch/options/options.h"
 
@@ -15,11 +16,15 @@ namespace t2r::launch {
 struct ModelOptions {
   std::string folder, tokenizer;
   BackendOptions backend;
+  std::filesystem::path model_path, tokenizer_path;  ///< after resolve()
 
   void bind(OptionSet& options);
 
-  /// The model folder, where it is `latest` or `best` the checkpoint that it means.
-  std::filesystem::path resolved_folder() const;
+  /// Finds once for the command what the two names mean (resolve_checkpoint). Local.
+  void resolve();
+
+  /// The same by rank 0, for all ranks. Collective: every rank, same order.
+  void resolve(dist::Communicator& communicator);
 
   /// The one that --tokenizer names, else the model folder's.
   /// @throws ConfigError  if --tokenizer is not the model's (check_model_tokenizer)

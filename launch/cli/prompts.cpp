@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "base/text.h"
 #include "data/unicode/utf8.h"
+#include "launch/cli/tokenizer_check.h"
 
 namespace t2r::launch {
 namespace {
@@ -90,23 +91,12 @@ std::vector<Prompt> PromptOptions::encode(const std::vector<std::string>& texts,
                                           const data::Tokenizer& tokenizer,
                                           int64_t vocab_size,
                                           std::optional<int64_t> models_begin) const {
-  const std::optional<int64_t> its_own = tokenizer.begin_of_text();
-  const std::optional<int64_t> any = its_own.has_value() ? its_own : models_begin;
-  if (begin_of_text == "true" && !any.has_value()) {
-    throw ConfigError(
-        not_allowed("begin-of-text",
-                    "true",
-                    "auto, false; neither the tokenizer nor the model (bos_token_id) names such a "
-                    "token",
-                    "here"));
-  }
+  const BeginOfText begin = launch::begin_of_text(begin_of_text, tokenizer, models_begin);
   std::vector<Prompt> prompts;
   for (const std::string& text : texts) {
     Prompt& prompt = prompts.emplace_back(Prompt{text, {}, false});
     const std::vector<int32_t> ids = tokenizer.encode(text);
-    const std::optional<int64_t> first = begin_of_text == "false"                 ? std::nullopt
-                                         : begin_of_text == "true" || ids.empty() ? any
-                                                                                  : its_own;
+    const std::optional<int64_t> first = ids.empty() ? begin.of_empty_text : begin.of_text;
     if (first.has_value()) prompt.ids.push_back(*first);
     prompt.has_begin_of_text = first.has_value();
     prompt.ids.insert(prompt.ids.end(), ids.begin(), ids.end());

@@ -32,9 +32,7 @@ struct PromptOptions {
   /// @throws DataError  naming the prompt or the file
   std::vector<std::string> read() const;
 
-  /// `texts` as tokens. With begin_of_text = auto the token that begins a text goes in front where
-  /// the tokenizer says so; in front of an empty text, which needs one, the model's if the
-  /// tokenizer has none.
+  /// `texts` as tokens, behind what launch::begin_of_text() puts in front of them.
   /// @param vocab_size    rows of the model
   /// @param models_begin  the token with which the model's folder says that a text begins
   /// @throws DataError    if a prompt has no tokens, or one that the model does not have

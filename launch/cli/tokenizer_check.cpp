@@ -79,15 +79,22 @@ void check_model_tokenizer(const fs::path& model_folder,
                            "): they do not belong together"));
 }
 
-bool adds_begin_of_text(const std::string& choice, const data::Tokenizer& tokenizer) {
-  const bool has_token = tokenizer.begin_of_text().has_value();
-  if (choice == "true" && !has_token) {
-    throw ConfigError(not_allowed("begin-of-text",
-                                  "true",
-                                  "auto, false; its configuration puts no token in front of a text",
-                                  "with this tokenizer"));
+BeginOfText begin_of_text(const std::string& choice,
+                          const data::Tokenizer& tokenizer,
+                          std::optional<int64_t> models_begin) {
+  if (choice == "false") return {};
+  const std::optional<int64_t> its_own = tokenizer.begin_of_text();
+  const std::optional<int64_t> any = its_own.has_value() ? its_own : models_begin;
+  if (choice != "true") return {its_own, any};
+  if (!any.has_value()) {
+    throw ConfigError(
+        not_allowed("begin-of-text",
+                    "true",
+                    "auto, false; neither the tokenizer's configuration nor a model to continue "
+                    "with (bos_token_id) names such a token",
+                    "here"));
   }
-  return choice != "false" && has_token;
+  return {any, any};
 }
 
 }  // namespace t2r::launch

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 
 #include "data/corpus.h"
@@ -24,9 +26,20 @@ void check_model_tokenizer(const std::filesystem::path& model_folder,
                            const std::string& hash,
                            const std::string& whose);
 
-/// Whether documents begin with the token that a tokenizer's configuration puts in front of a text.
-/// @param choice  of --begin-of-text: auto, true or false
-/// @throws ConfigError  if it is true and the tokenizer has no such token
-bool adds_begin_of_text(const std::string& choice, const data::Tokenizer& tokenizer);
+/// What --begin-of-text puts in front of a text.
+struct BeginOfText {
+  std::optional<int64_t> of_text;
+  std::optional<int64_t> of_empty_text;  ///< which has no other token
+};
+
+/// With auto the token that the tokenizer's configuration puts there, and in front of an empty text
+/// the model's where the tokenizer has none.
+/// @param choice        of --begin-of-text: auto, true or false
+/// @param models_begin  the token with which the folder of a model to continue with says that a
+///                      text begins
+/// @throws ConfigError  if it is true and nobody names such a token
+BeginOfText begin_of_text(const std::string& choice,
+                          const data::Tokenizer& tokenizer,
+                          std::optional<int64_t> models_begin = std::nullopt);
 
 }  // namespace t2r::launch

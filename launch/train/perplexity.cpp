@@ -141,9 +141,7 @@ PerplexityResult score_corpus(const model::DecoderLM& model,
       hooks.on_progress(all_tokens * static_cast<int64_t>(round + 1) / static_cast<int64_t>(rounds),
                         all_tokens);
   }
-  outcome = agree(communicator, outcome);
-  if (outcome.exit_code != 0)
-    throw Error(static_cast<ExitCode>(outcome.exit_code), outcome.message);
+  throw_first_failure(communicator, outcome);
   communicator.all_reduce(totals, dist::Reduction::kSum);
   return {total[0], static_cast<int64_t>(total[1]), is_stopped};
 }
