@@ -13,7 +13,7 @@
 #include "launch/command.h"
 #include "launch/gpu_memory.h"
 #include "launch/options/options.h"
-#include "launch/train/stop_signal.h"
+#include "launch/stop_signal.h"
 #include "launch/version.h"
 
 namespace {

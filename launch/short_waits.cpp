@@ -8,7 +8,7 @@
 // Figures: docs/results/threads.md.
 //
 // The same place holds back the signals that stop a run of `t2r train` until main() listens to them
-// (launch/train/stop_signal.h): libraries take a tenth of a second to load, and far longer from a
+// (launch/stop_signal.h): libraries take a tenth of a second to load, and far longer from a
 // network.
 #include <signal.h>
 #include <unistd.h>

@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "launch/train/stop_signal.h"
+#include "launch/stop_signal.h"
 #include "tests/support.h"
 
 namespace t2r::launch {

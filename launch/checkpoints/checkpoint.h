@@ -11,7 +11,7 @@
 #include "launch/checkpoints/checkpoint_manifest.h"
 #include "launch/checkpoints/run_facts.h"
 #include "launch/checkpoints/training_position.h"
-#include "launch/cli/model_files.h"
+#include "launch/model_files.h"
 #include "model/files/hugging_face.h"
 #include "model/optim/adamw.h"
 

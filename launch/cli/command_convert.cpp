@@ -7,8 +7,8 @@
 #include "base/folder_manifest.h"
 #include "data/tokenizers/tokenizer.h"
 #include "launch/checkpoints/checkpoint_folder.h"
-#include "launch/cli/model_files.h"
 #include "launch/command.h"
+#include "launch/model_files.h"
 #include "launch/options/options.h"
 #include "model/files/convert.h"
 

@@ -7,7 +7,7 @@
 #include "base/folder_manifest.h"
 #include "base/log.h"
 #include "base/text.h"
-#include "launch/cli/model_files.h"
+#include "launch/model_files.h"
 
 namespace t2r::launch {
 namespace {

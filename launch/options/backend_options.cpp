@@ -10,7 +10,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/text.h"
-#include "launch/train/stop_signal.h"
+#include "launch/stop_signal.h"
 
 namespace t2r::launch {
 namespace {

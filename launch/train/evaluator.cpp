@@ -4,7 +4,7 @@
 #include <optional>
 
 #include "base/error.h"
-#include "launch/train/stop_signal.h"
+#include "launch/stop_signal.h"
 
 namespace t2r::launch {
 

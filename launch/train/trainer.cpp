@@ -9,7 +9,7 @@
 #include "base/seed.h"
 #include "dist/parameter_sync.h"
 #include "launch/agreement.h"
-#include "launch/train/stop_signal.h"
+#include "launch/stop_signal.h"
 
 namespace t2r::launch {
 namespace {

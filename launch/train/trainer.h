@@ -13,7 +13,7 @@
 #include "dist/gradient_reducer.h"
 #include "launch/backend.h"
 #include "launch/checkpoints/checkpoint.h"
-#include "launch/cli/model_files.h"
+#include "launch/model_files.h"
 #include "launch/train/evaluator.h"
 #include "launch/train/lr_schedule.h"
 #include "launch/train/run_records.h"

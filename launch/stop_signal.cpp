@@ -1,4 +1,4 @@
-#include "launch/train/stop_signal.h"
+#include "launch/stop_signal.h"
 
 #include <signal.h>
 #include <time.h>

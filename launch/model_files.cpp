@@ -1,4 +1,4 @@
-#include "launch/cli/model_files.h"
+#include "launch/model_files.h"
 
 #include <algorithm>
 
