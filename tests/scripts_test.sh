@@ -54,7 +54,7 @@ fake_machine() {
 #!/bin/sh
 for package in g++ pkg-config libopenmpi-dev openmpi-bin libhdf5-dev nlohmann-json3-dev libspdlog-dev \
   libsentencepiece-dev libpcre2-dev libutf8proc-dev libxxhash-dev libtomlplusplus-dev libgtest-dev libgmock-dev libbenchmark-dev \
-  ccache git xz-utils cmake ninja-build python3-venv; do echo "ii  $package"; done
+  ccache clang-format-14 git xz-utils cmake ninja-build python3-venv; do echo "ii  $package"; done
 FAKE
   printf '#!/bin/sh\necho "apt-get $*" >>%s/apt.log\n' "$TMP" >"$bin/apt-get"
   printf '#!/bin/sh\necho "Cuda compilation tools, release %s, V%s.1"\n' "$1" "$1" >"$bin/nvcc"

@@ -251,7 +251,7 @@ class BadInput(Case):
         self.fails(
             run("bench", "train", "--device", "cpu", "--threads", -1),
             78,
-            "threads = -1, allowed: 0 or more",
+            "threads = -1, allowed: 0 to 1024",
         )
         self.fails(
             run("bench", "train", "--device", "cpu", "--precision", "bf16"),
@@ -307,11 +307,11 @@ class BadInput(Case):
             2,
         ]
         for more, text in (
-            (["--lengths", 0], "lengths = 0, allowed: 1 or more"),
-            (["--batch-size", 0], "batch-size = 0, allowed: 1 or more"),
-            (["--steps", 0], "steps = 0, allowed: 1 or more"),
-            (["--warmup-steps", -1], "warmup-steps = -1, allowed: 0 or more"),
-            (["--threads", -1], "threads = -1, allowed: 0 or more"),
+            (["--lengths", 0], "lengths = 0, allowed: 1 to 1099511627776"),
+            (["--batch-size", 0], "batch-size = 0, allowed: 1 to 1099511627776"),
+            (["--steps", 0], "steps = 0, allowed: 1 to 1099511627776"),
+            (["--warmup-steps", -1], "warmup-steps = -1, allowed: 0 to 1099511627776"),
+            (["--threads", -1], "threads = -1, allowed: 0 to 1024"),
             (["--vocab-size", 0], "vocab-size = 0"),
             (["--temperature", -1], "temperature = -1, allowed: 0 or more"),
             (["--top-k", -1], "top-k = -1, allowed: 0 or more"),
