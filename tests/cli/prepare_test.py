@@ -317,7 +317,7 @@ class Prepare(Case):
             lm("bare-out3", bare, "--begin-of-text", "true"),
             78,
             "begin-of-text = true",
-            "allowed with it: auto, false",
+            "allowed here: auto, false",
         )
         self.assertEqual(self.names("bare-out3"), [])
 
