@@ -21,19 +21,19 @@ bool is_wikitext_title(std::string_view line) {
 /// Finds the lines that begin documents.
 class DocumentRule {
  public:
-  explicit DocumentRule(std::string_view mode) : mode_(mode) {}
+  explicit DocumentRule(DocumentMode mode) : mode_(mode) {}
 
   /// To be asked for every line of a file once, in order.
   bool begins_document(std::string_view line) {
     const bool follows_blank = std::exchange(follows_blank_, strip_ascii_space(line).empty());
     if (follows_blank_) return false;
-    if (mode_ == "line") return true;
-    if (mode_ == "blank-line") return follows_blank;
-    return mode_ == "wikitext" && follows_blank && is_wikitext_title(line);
+    if (mode_ == DocumentMode::kLine) return true;
+    if (mode_ == DocumentMode::kBlankLine) return follows_blank;
+    return mode_ == DocumentMode::kWikitext && follows_blank && is_wikitext_title(line);
   }
 
  private:
-  std::string_view mode_;
+  DocumentMode mode_;
   bool follows_blank_ = true;
 };
 

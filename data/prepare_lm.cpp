@@ -1,7 +1,6 @@
 #include "data/prepare_lm.h"
 
 #include <algorithm>
-#include <array>
 #include <set>
 #include <string_view>
 #include <system_error>
@@ -17,18 +16,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::array<std::string_view, 4> kDocumentModes = {
-    "file", "line", "blank-line", "wikitext"};
 constexpr std::string_view kStagingPrefix = "prepare-rank-";
 constexpr const char* kReplacedFolder = "replaced";
 
 void check_options(const PrepareLmOptions& options) {
-  if (std::find(kDocumentModes.begin(), kDocumentModes.end(), options.document_mode) ==
-      kDocumentModes.end()) {
-    throw ConfigError(concat("document_mode is \"",
-                             options.document_mode,
-                             "\", allowed are file, line, blank-line, wikitext"));
-  }
   if (options.tokens_per_shard < 0) {
     throw ConfigError(concat(
         "tokens_per_shard is ", options.tokens_per_shard, ", must be positive, or 0 for no limit"));

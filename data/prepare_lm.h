@@ -15,18 +15,21 @@ namespace t2r::data {
 /// More inputs than this share shards unless told otherwise.
 inline constexpr size_t kMaxSeparateInputs = 1024;
 
+/// Where a document begins; blank lines before the first belong to it, other text there is a
+/// document of its own.
+enum class DocumentMode {
+  kFile,       ///< with the file
+  kLine,       ///< with every line that is not blank
+  kBlankLine,  ///< with every line after a blank one
+  kWikitext,   ///< with every line " = Title = " after a blank one (or at the start of the file);
+               ///< " = = Section = = " does not count
+};
+
 struct PrepareLmOptions {
   std::vector<std::filesystem::path> inputs = {};  // text files
   std::filesystem::path output = {};               // folder of the shards; made if missing
 
-  /// Where a document begins; blank lines before the first belong to it, other text there is a
-  /// document of its own:
-  ///   file        with the file
-  ///   line        with every line that is not blank
-  ///   blank-line  with every line after a blank one
-  ///   wikitext    with every line " = Title = " after a blank one (or at the start of the file);
-  ///               " = = Section = = " does not count
-  std::string document_mode = "file";
+  DocumentMode document_mode = DocumentMode::kFile;
 
   /// A shard ends with the first document that brings it to this many tokens; 0: never.
   int64_t tokens_per_shard = 0;

@@ -38,7 +38,7 @@ std::vector<KernelTime> Backend::trace(const std::filesystem::path&, const std::
 std::unique_ptr<Backend> make_backend(const BackendOptions& options,
                                       dist::World& world,
                                       dist::MpiCommunicator& communicator) {
-  if (options.device == "cpu") return std::make_unique<HostBackend>(communicator);
+  if (options.device == Device::kCpu) return std::make_unique<HostBackend>(communicator);
   require(gpu_backend_factory != nullptr, "a GPU backend is asked of a program without one");
   return gpu_backend_factory(options, world, communicator);
 }
@@ -66,11 +66,11 @@ bool has_gpu_backend() {
 
 model::Placement gpu_placement(const BackendOptions& options, int device) {
   return {torch::Device(torch::kCUDA, static_cast<c10::DeviceIndex>(device)),
-          options.precision == "bf16" ? torch::kBFloat16 : torch::kFloat32};
+          options.precision == Precision::kBf16 ? torch::kBFloat16 : torch::kFloat32};
 }
 
 model::Placement single_placement(const BackendOptions& options) {
-  if (options.device == "cpu") return {};
+  if (options.device == Device::kCpu) return {};
   if (!at::hasCUDA()) {
     throw ConfigError(
         "no GPU was found: LibTorch sees no CUDA device or no driver; run with --device cpu");

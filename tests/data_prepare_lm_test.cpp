@@ -61,16 +61,17 @@ std::vector<std::string> cut(const std::string& text, PrepareLmOptions options) 
 }
 
 TEST(PrepareLm, MakesOneDocumentOfAFile) {
-  EXPECT_THAT(cut("a b\n\nc\n", {.document_mode = "file"}), ElementsAre("a b\n\nc\n|"));
+  EXPECT_THAT(cut("a b\n\nc\n", {.document_mode = DocumentMode::kFile}),
+              ElementsAre("a b\n\nc\n|"));
 }
 
 TEST(PrepareLm, MakesADocumentOfEveryLine) {
-  EXPECT_THAT(cut("\na\n \nb\nc", {.document_mode = "line"}),
+  EXPECT_THAT(cut("\na\n \nb\nc", {.document_mode = DocumentMode::kLine}),
               ElementsAre("\na\n \n|", "b\n|", "c|"));
 }
 
 TEST(PrepareLm, BeginsDocumentsAfterBlankLines) {
-  EXPECT_THAT(cut("a\nb\n\n \t\nc\n\r\nd", {.document_mode = "blank-line"}),
+  EXPECT_THAT(cut("a\nb\n\n \t\nc\n\r\nd", {.document_mode = DocumentMode::kBlankLine}),
               ElementsAre("a\nb\n\n \t\n|", "c\n\r\n|", "d|"));
 }
 
@@ -79,15 +80,16 @@ TEST(PrepareLm, BeginsDocumentsAtWikitextTitles) {
       " \n = First = \n \n text \n \n = = Section = = \n \n more \n = no title = \n \n"
       " = Second <unk> = \n \n end \n";
   EXPECT_THAT(
-      cut(text, {.document_mode = "wikitext"}),
+      cut(text, {.document_mode = DocumentMode::kWikitext}),
       ElementsAre(
           " \n = First = \n \n text \n \n = = Section = = \n \n more \n = no title = \n \n|",
           " = Second <unk> = \n \n end \n|"));
 }
 
 TEST(PrepareLm, LeavesOutTheEndTokenWhenTold) {
-  EXPECT_THAT(cut("a\nb\n", {.document_mode = "line", .append_end_of_document = false}),
-              ElementsAre("a\n", "b\n"));
+  EXPECT_THAT(
+      cut("a\nb\n", {.document_mode = DocumentMode::kLine, .append_end_of_document = false}),
+      ElementsAre("a\n", "b\n"));
 }
 
 TEST(PrepareLm, GivesTheSameTextForEveryPieceSize) {
@@ -138,7 +140,7 @@ TEST(PrepareLm, CountsWordsAndBytesOfTheText) {
     const PrepareSummary summary = prepare_lm(kBytes,
                                               {.inputs = {folder / "in.txt"},
                                                .output = folder / "out",
-                                               .document_mode = "line",
+                                               .document_mode = DocumentMode::kLine,
                                                .overwrite = true,
                                                .max_piece_bytes = piece_bytes});
     EXPECT_EQ(summary.num_words, 5);
@@ -161,7 +163,7 @@ TEST(PrepareLm, EndsAShardAfterTheDocumentThatFillsIt) {
   const PrepareSummary summary = prepare_lm(kBytes,
                                             {.inputs = {folder / "in.txt"},
                                              .output = folder / "out",
-                                             .document_mode = "line",
+                                             .document_mode = DocumentMode::kLine,
                                              .tokens_per_shard = 7});
   ASSERT_EQ(summary.shards.size(), 2u);
   EXPECT_THAT(documents_of(Corpus({summary.shards[0]})), ElementsAre("aaaa\n|", "bb\n|"));
@@ -206,8 +208,9 @@ std::vector<PrepareSummary> prepare_on_ranks(const PrepareLmOptions& options, in
 
 TEST(PrepareLm, WritesTheSameFilesForEveryWorldSize) {
   const TemporaryFolder folder;
-  PrepareLmOptions options{
-      .inputs = write_inputs(folder), .document_mode = "line", .tokens_per_shard = 100};
+  PrepareLmOptions options{.inputs = write_inputs(folder),
+                           .document_mode = DocumentMode::kLine,
+                           .tokens_per_shard = 100};
   std::map<int, std::map<std::string, std::string>> contents;
   for (const int world : {1, 3, 10}) {
     options.output = folder / ("out" + std::to_string(world));
@@ -259,8 +262,9 @@ TEST(PrepareLm, ReportsProgressUpToTheEnd) {
 
 TEST(PrepareLm, RefusesOldShardsUnlessTold) {
   const TemporaryFolder folder;
-  PrepareLmOptions options{
-      .inputs = {folder / "in.txt"}, .output = folder / "out", .document_mode = "line"};
+  PrepareLmOptions options{.inputs = {folder / "in.txt"},
+                           .output = folder / "out",
+                           .document_mode = DocumentMode::kLine};
   write_text(folder / "in.txt", "a\nb\nc\n");
   options.tokens_per_shard = 1;
   prepare_lm(kBytes, options);
@@ -377,7 +381,7 @@ TEST(PrepareLm, IsWholeOrRefusedByCorpusWhenKilled) {
   const TemporaryFolder folder;
   PrepareLmOptions options{.inputs = write_inputs(folder),
                            .output = folder / "out",
-                           .document_mode = "line",
+                           .document_mode = DocumentMode::kLine,
                            .tokens_per_shard = 100,
                            .overwrite = true};
   const auto prepare = [&] { prepare_lm(kBytes, options); };
@@ -416,8 +420,6 @@ TEST(PrepareLm, NamesTheOptionThatIsNotAllowed) {
     return message_of<ConfigError>([&] { prepare_lm(kBytes, options); });
   };
   const std::filesystem::path input = folder / "in.txt";
-  EXPECT_THAT(refusal({.inputs = {input}, .document_mode = "page"}),
-              AllOf(HasSubstr("document_mode is \"page\""), HasSubstr("file, line, blank-line")));
   EXPECT_THAT(refusal({.inputs = {input}, .tokens_per_shard = -1}), HasSubstr("tokens_per_shard"));
   EXPECT_THAT(refusal({.inputs = {input}, .max_piece_bytes = 3}), HasSubstr("max_piece_bytes"));
   EXPECT_THAT(refusal({}), HasSubstr("no input"));
@@ -430,14 +432,15 @@ TEST(PrepareLm, NamesTheOptionThatIsNotAllowed) {
 /// Articles of the WikiText-2 evaluation files, 60 each (Merity et al. 2016, table 1).
 TEST(PrepareLm, FindsTheArticlesOfWikitext) {
   const std::filesystem::path folder_of_text = test::shared_folder() / "data" / "wikitext-2";
-  EXPECT_THAT(cut(" = A = \n \n a \n \n = B = \n", {.document_mode = "wikitext"}).size(), 2u);
+  EXPECT_THAT(
+      cut(" = A = \n \n a \n \n = B = \n", {.document_mode = DocumentMode::kWikitext}).size(), 2u);
   if (!std::filesystem::exists(folder_of_text / "valid.txt")) return;
   const TemporaryFolder folder;
   const PrepareSummary summary =
       prepare_lm(kBytes,
                  {.inputs = {folder_of_text / "valid.txt", folder_of_text / "test.txt"},
                   .output = folder / "out",
-                  .document_mode = "wikitext"});
+                  .document_mode = DocumentMode::kWikitext});
   EXPECT_EQ(summary.num_documents, 120);
 }
 

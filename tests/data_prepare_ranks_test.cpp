@@ -54,7 +54,7 @@ struct ThreeRanks {
     }
     options.output = folder / "out";
     options.tokens_per_shard = 1;
-    options.document_mode = "line";
+    options.document_mode = DocumentMode::kLine;
     write_text(folder / "b.txt", "old b\nmore b\n");
     prepare_lm(kBytes, options);
     for (const char* name : {"a.txt", "b.txt", "c.txt"}) {
@@ -132,7 +132,7 @@ TEST(StagedLm, TakesItsShardsBackWhenPublishingFails) {
 
 TEST(PrepareLm, FilledShardsHoldTheSameSequence) {
   const TemporaryFolder folder;
-  PrepareLmOptions options{.document_mode = "line"};
+  PrepareLmOptions options{.document_mode = DocumentMode::kLine};
   std::filesystem::create_directory(folder / "in");
   for (int i = 0; i < 50; ++i) {
     options.inputs.push_back(folder / "in" / concat("t", i, i % 3 == 0 ? "-x" : "", ".txt"));
@@ -187,7 +187,7 @@ TEST(PrepareLm, BeginsEachDocumentAsTheTokenizerDoes) {
   write_text(folder / "in.txt", "one\ntwo three four\n");
   PrepareLmOptions options{.inputs = {folder / "in.txt"},
                            .output = folder / "out",
-                           .document_mode = "line",
+                           .document_mode = DocumentMode::kLine,
                            .max_piece_bytes = 6};
   prepare_lm(BeginningTokenizer(), options);
   EXPECT_EQ(text_of(Corpus({options.output})), "Bone\n|Btwo three four\n|");

@@ -93,12 +93,12 @@ TEST(StreamDecoder, GivesWhatSentencePieceGivesForAllIdsAtOnce) {
   std::string text;
   for (int i = 0; i < 300; ++i)
     text += "the quick brown fox number " + std::to_string(i) + " caf\u00e9\n";
-  for (const char* type : {"unigram", "bpe"}) {
+  for (const SentencePieceType type : {SentencePieceType::kUnigram, SentencePieceType::kBpe}) {
     SentencePieceTraining training;
     training.inputs = {folder.write("text.txt", text)};
     training.output_model = folder / "m.model";
     training.vocab_size = 330;
-    training.model_type = type;
+    training.type = type;
     train_sentencepiece(training);
     const SentencePieceTokenizer tokenizer(training.output_model);
     std::mt19937 random(7);

@@ -504,18 +504,19 @@ std::string training_text() {
   return text;
 }
 
-SentencePieceTraining tiny_training(const TemporaryFolder& folder, const std::string& model_type) {
+SentencePieceTraining tiny_training(const TemporaryFolder& folder, SentencePieceType type) {
   return {.inputs = {folder.write("text.txt", training_text())},
-          .output_model = folder.path() / (model_type + ".model"),
+          .output_model =
+              folder.path() / (type == SentencePieceType::kBpe ? "bpe.model" : "unigram.model"),
           .vocab_size = 400,
-          .model_type = model_type,
+          .type = type,
           .character_coverage = 1.0};
 }
 
 TEST(SentencePiece, ReproducesItsInputAfterTraining) {
   const TemporaryFolder folder;
-  for (const char* model_type : {"unigram", "bpe"}) {
-    const SentencePieceTraining training = tiny_training(folder, model_type);
+  for (const SentencePieceType type : {SentencePieceType::kUnigram, SentencePieceType::kBpe}) {
+    const SentencePieceTraining training = tiny_training(folder, type);
     train_sentencepiece(training);
     const auto tokenizer = open_tokenizer(training.output_model);
     EXPECT_EQ(tokenizer->vocab_size(), 400);
@@ -538,7 +539,7 @@ TEST(SentencePiece, ReproducesItsInputAfterTraining) {
 
 TEST(SentencePiece, TrainsTheSameModelTwice) {
   const TemporaryFolder folder;
-  SentencePieceTraining training = tiny_training(folder, "unigram");
+  SentencePieceTraining training = tiny_training(folder, SentencePieceType::kUnigram);
   training.threads = 2;
   train_sentencepiece(training);
   const std::string first = read_file(training.output_model);
@@ -550,7 +551,7 @@ TEST(SentencePiece, TrainsTheSameModelTwice) {
 
 TEST(SentencePiece, HashesPieces) {
   const TemporaryFolder folder;
-  SentencePieceTraining training = tiny_training(folder, "unigram");
+  SentencePieceTraining training = tiny_training(folder, SentencePieceType::kUnigram);
   train_sentencepiece(training);
   const std::string hash = open_tokenizer(training.output_model)->hash();
   EXPECT_EQ(open_tokenizer(training.output_model)->hash(), hash);
@@ -561,7 +562,7 @@ TEST(SentencePiece, HashesPieces) {
 
 TEST(SentencePiece, RefusesTrainingThatCannotWork) {
   const TemporaryFolder folder;
-  const SentencePieceTraining good = tiny_training(folder, "unigram");
+  const SentencePieceTraining good = tiny_training(folder, SentencePieceType::kUnigram);
   const auto refusal = [&](auto change) {
     SentencePieceTraining training = good;
     change(training);
@@ -577,11 +578,10 @@ TEST(SentencePiece, RefusesTrainingThatCannotWork) {
   };
   expect_mentions(refusal([](auto& t) { t.vocab_size = 100000; }),
                   {"vocab_size 100000", "Vocabulary size too high", "<="});
-  expect_mentions(refusal([](auto& t) { t.model_type = "bpe", t.vocab_size = 100000; }),
+  expect_mentions(refusal([](auto& t) { t.type = SentencePieceType::kBpe, t.vocab_size = 100000; }),
                   {"vocab_size 100000", "Vocabulary size too high", "<="});
   expect_mentions(refusal([](auto& t) { t.vocab_size = 261; }), {"vocab_size 261"});
   expect_mentions(refusal([](auto& t) { t.vocab_size = 10; }), {"vocab_size is 10", "260"});
-  expect_mentions(refusal([](auto& t) { t.model_type = "word"; }), {"\"word\"", "unigram, bpe"});
   expect_mentions(refusal([](auto& t) { t.character_coverage = 1.5; }), {"1.5", "up to 1"});
   expect_mentions(refusal([](auto& t) { t.threads = 0; }), {"threads is 0"});
   expect_mentions(refusal([](auto& t) { t.inputs.clear(); }), {"inputs"});
@@ -595,7 +595,7 @@ TEST(SentencePiece, RefusesTrainingThatCannotWork) {
 
 TEST(SentencePiece, RefusesDamagedModels) {
   const TemporaryFolder folder;
-  const SentencePieceTraining training = tiny_training(folder, "bpe");
+  const SentencePieceTraining training = tiny_training(folder, SentencePieceType::kBpe);
   train_sentencepiece(training);
   const std::string whole = read_file(training.output_model);
   const std::string contents[] = {"", "no model", whole.substr(0, whole.size() / 2)};
@@ -614,7 +614,7 @@ TEST(OpenTokenizer, PrefersTokenizerJsonAndThenPairsAndThenModels) {
     return open_tokenizer(folder.path())->files().front().filename().string();
   };
   expect_mentions(message_of<ConfigError>([&] { opened(); }), {"tokenizer.json", "spiece.model"});
-  const SentencePieceTraining training = tiny_training(folder, "bpe");
+  const SentencePieceTraining training = tiny_training(folder, SentencePieceType::kBpe);
   train_sentencepiece(training);
   EXPECT_EQ(opened(), "bpe.model");
   fs::copy_file(training.output_model, folder.path() / "target.spm");

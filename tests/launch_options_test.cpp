@@ -13,19 +13,22 @@ namespace t2r::launch {
 namespace {
 
 TEST(LrSchedule, WarmsUpThenFollowsItsShape) {
-  LrSchedule schedule{
-      .shape = "cosine", .peak = 1.0, .final_ratio = 0.1, .warmup_steps = 10, .total_steps = 110};
+  LrSchedule schedule{.shape = LrShape::kCosine,
+                      .peak = 1.0,
+                      .final_ratio = 0.1,
+                      .warmup_steps = 10,
+                      .total_steps = 110};
   EXPECT_DOUBLE_EQ(schedule.rate(1), 0.1);
   EXPECT_DOUBLE_EQ(schedule.rate(10), 1.0);
   EXPECT_NEAR(schedule.rate(60), 0.55, 1e-12);
   EXPECT_NEAR(schedule.rate(110), 0.1, 1e-12);
   EXPECT_NEAR(schedule.rate(500), 0.1, 1e-12);
-  schedule.shape = "linear";
+  schedule.shape = LrShape::kLinear;
   EXPECT_NEAR(schedule.rate(60), 0.55, 1e-12);
   EXPECT_NEAR(schedule.rate(85), 0.325, 1e-12);
-  schedule.shape = "inverse-sqrt";
+  schedule.shape = LrShape::kInverseSqrt;
   EXPECT_NEAR(schedule.rate(40), 0.5, 1e-12);
-  schedule.shape = "constant";
+  schedule.shape = LrShape::kConstant;
   EXPECT_DOUBLE_EQ(schedule.rate(400), 1.0);
   schedule.warmup_steps = 0;
   EXPECT_DOUBLE_EQ(schedule.rate(1), 1.0);

@@ -59,14 +59,16 @@ class SentencePieceTokenizer final : public Tokenizer {
   std::unique_ptr<Model> model_;
 };
 
+enum class SentencePieceType { kUnigram, kBpe };
+
 /// What to train a sentencepiece model on, and how.
 struct SentencePieceTraining {
   std::vector<std::filesystem::path> inputs;  ///< UTF-8, one sentence or paragraph a line
   std::filesystem::path output_model;         ///< written when complete; ends in .model or .spm
   int vocab_size = 8000;                      ///< with 3 control pieces, "\n" and 256 byte pieces
-  std::string model_type = "unigram";         ///< or "bpe"
-  double character_coverage = 0.9995;         ///< (0, 1]; the rest is spelled in bytes
-  uint64_t seed = 0;  ///< kept for a trainer that samples; all lines are used
+  SentencePieceType type = SentencePieceType::kUnigram;
+  double character_coverage = 0.9995;  ///< (0, 1]; the rest is spelled in bytes
+  uint64_t seed = 0;                   ///< kept for a trainer that samples; all lines are used
   int threads = 1;
 };
 

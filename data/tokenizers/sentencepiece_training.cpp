@@ -35,10 +35,6 @@ void check_options(const SentencePieceTraining& training) {
     if (!holds) throw ConfigError(concat(field, " is ", value, "; allowed: ", allowed));
   };
   check(!training.inputs.empty(), "inputs", "empty", "one or more text files");
-  check(training.model_type == "unigram" || training.model_type == "bpe",
-        "model_type",
-        "\"" + training.model_type + "\"",
-        "unigram, bpe");
   check(training.vocab_size > kNumFixedPieces,
         "vocab_size",
         training.vocab_size,
@@ -77,7 +73,7 @@ std::vector<std::string> read_lines(const std::vector<std::filesystem::path>& in
 
 std::unordered_map<std::string, std::string> trainer_options(
     const SentencePieceTraining& training) {
-  return {{"model_type", training.model_type},
+  return {{"model_type", training.type == SentencePieceType::kBpe ? "bpe" : "unigram"},
           {"vocab_size", std::to_string(training.vocab_size)},
           {"character_coverage", concat(training.character_coverage)},
           {"num_threads", std::to_string(training.threads)},

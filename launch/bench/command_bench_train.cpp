@@ -59,7 +59,7 @@ struct BenchOptions {
                                     std::to_string(micro_batch_size),
                                     concat("0 to batch-size = ", batch_size)));
     }
-    if (!trace.empty() && backend.device == "cpu")
+    if (!trace.empty() && backend.device == Device::kCpu)
       throw ConfigError(not_allowed("trace", trace, "none; it lists a GPU's kernels", "on a CPU"));
   }
 };
@@ -290,7 +290,7 @@ int run_bench_train(const Invocation& invocation) {
                                        .optimizer = optimizer,
                                        .reducer = reducer,
                                        .communicator = backend.communicator(),
-                                       .recompute = values.backend.recomputed(),
+                                       .recompute = values.backend.recompute,
                                        .clip_norm = 1.0});
   const std::vector<data::Batch> batches =
       make_batches(values, model->config().vocab_size, backend, session.world().rank());

@@ -226,15 +226,14 @@ const std::vector<Kind>& kinds() {
 }
 
 int bench_attention(const std::vector<std::string>& arguments) {
-  std::string name = "causal";
+  std::string name = kinds().front().name;
   std::vector<std::string> shapes;
   OptionSet options(
       "bench attention",
       "Time attention on this GPU: ours, softmax, for causal attention LibTorch's operations");
-  options.add_choice("kind",
-                     name,
-                     {"causal", "decode", "cross"},
-                     "causal attention, the decode step, or cross-attention");
+  std::vector<std::string> names;
+  for (const Kind& kind : kinds()) names.push_back(kind.name);
+  options.add_choice("kind", name, names, "causal attention, the decode step, or cross-attention");
   options.add("shapes",
               shapes,
               "several after each other; causal: BATCHxLENGTHxHEADSxHEADSIZExFEATURES, decode: "

@@ -29,7 +29,7 @@ namespace {
 struct EvaluateOptions {
   ModelOptions model;
   std::vector<std::string> data, text;
-  std::string begin_of_text = "auto";
+  std::optional<bool> begin_of_text;
   PerplexityProtocol protocol;
   bool end_of_document = false;
   bool allow_invalid_utf8 = false;
@@ -45,11 +45,10 @@ void EvaluateOptions::bind(OptionSet& options) {
   options.add("end-of-document",
               end_of_document,
               "for --text: end each file with the tokenizer's end token");
-  options.add_choice("begin-of-text",
-                     begin_of_text,
-                     {"auto", "true", "false"},
-                     "for --text: begin each file with the token that the tokenizer puts in front "
-                     "of a text; auto: if its configuration does");
+  options.add("begin-of-text",
+              begin_of_text,
+              "for --text: begin each file with the token that the tokenizer puts in front "
+              "of a text; auto: if its configuration does");
   options.add("allow-invalid-utf8",
               allow_invalid_utf8,
               "for --text: take bytes that are not UTF-8 as they are");

@@ -23,6 +23,22 @@
 #include "launch/train/progress.h"
 
 namespace t2r::launch {
+
+template <>
+struct OptionNames<data::DocumentMode> {
+  static constexpr std::pair<const char*, data::DocumentMode> kNames[] = {
+      {"file", data::DocumentMode::kFile},
+      {"line", data::DocumentMode::kLine},
+      {"blank-line", data::DocumentMode::kBlankLine},
+      {"wikitext", data::DocumentMode::kWikitext}};
+};
+
+template <>
+struct OptionNames<data::SentencePieceType> {
+  static constexpr std::pair<const char*, data::SentencePieceType> kNames[] = {
+      {"unigram", data::SentencePieceType::kUnigram}, {"bpe", data::SentencePieceType::kBpe}};
+};
+
 namespace {
 
 std::vector<std::filesystem::path> as_paths(const std::vector<std::string>& names) {
@@ -124,7 +140,8 @@ void or_take_back(dist::Communicator& communicator,
 
 struct PrepareLmCommand {
   std::vector<std::string> inputs;
-  std::string tokenizer, output, fill_shards = "auto", begin_of_text = "auto";
+  std::string tokenizer, output;
+  std::optional<bool> begin_of_text;
   data::PrepareLmOptions prepare;
 
   void bind(OptionSet& options);
@@ -138,25 +155,20 @@ void PrepareLmCommand::bind(OptionSet& options) {
            "folder or file: tokenizer.json, vocab.json + merges.txt, *.model")
       .required();
   options.add("output", output, "folder of the shards").required();
-  options.add_choice("documents",
-                     prepare.document_mode,
-                     {"file", "line", "blank-line", "wikitext"},
-                     "where a document begins");
+  options.add("documents", prepare.document_mode, "where a document begins");
   options
       .add("tokens-per-shard",
            prepare.tokens_per_shard,
            "end a shard with the document that brings it to this many tokens; 0: never")
       .at_least(0);
-  options.add_choice("fill-shards",
-                     fill_shards,
-                     {"auto", "true", "false"},
-                     concat("several inputs in one shard; auto: if there are more than ",
-                            data::kMaxSeparateInputs));
-  options.add_choice("begin-of-text",
-                     begin_of_text,
-                     {"auto", "true", "false"},
-                     "begin each document with the token that the tokenizer puts in front of a "
-                     "text; auto: if its configuration does");
+  options.add("fill-shards",
+              prepare.fill_shards,
+              concat("several inputs in one shard; auto: if there are more than ",
+                     data::kMaxSeparateInputs));
+  options.add("begin-of-text",
+              begin_of_text,
+              "begin each document with the token that the tokenizer puts in front of a "
+              "text; auto: if its configuration does");
   options.add("append-end-of-document",
               prepare.append_end_of_document,
               "end each document with the tokenizer's end token");
@@ -192,14 +204,15 @@ data::PrepareSummary prepare_on_ranks(dist::Communicator& communicator,
 
 int run_prepare_vocab(const Invocation& invocation) {
   std::vector<std::string> inputs;
-  std::string output, type = "unigram";
+  std::string output;
+  data::SentencePieceType type = data::SentencePieceType::kUnigram;
   int64_t vocab_size = 8000, seed = 1, threads = 0;
   double coverage = 0.9995;
   OptionSet options("prepare vocab", "Train a sentencepiece vocabulary on text files.");
   options.add("inputs", inputs, "text files, UTF-8 (required)");
   options.add("output", output, "file to write, e.g. tokenizer.model").required();
   options.add("vocab-size", vocab_size, "pieces").range(1, data::kMaxTokenId + 1);
-  options.add_choice("type", type, {"unigram", "bpe"}, "algorithm");
+  options.add("type", type, "algorithm");
   options
       .add("character-coverage",
            coverage,
@@ -215,7 +228,7 @@ int run_prepare_vocab(const Invocation& invocation) {
   data::train_sentencepiece({.inputs = as_paths(inputs),
                              .output_model = output,
                              .vocab_size = static_cast<int>(vocab_size),
-                             .model_type = type,
+                             .type = type,
                              .character_coverage = coverage,
                              .seed = static_cast<uint64_t>(seed),
                              .threads = static_cast<int>(threads)});
@@ -234,7 +247,6 @@ int run_prepare_lm(const Invocation& invocation) {
   data::PrepareLmOptions& prepare = command.prepare;
   prepare.inputs = as_paths(command.inputs);
   prepare.output = command.output;
-  if (command.fill_shards != "auto") prepare.fill_shards = command.fill_shards == "true";
 
   dist::World world(invocation.argc, invocation.argv);
   log::set_rank(world.rank(), world.size());

@@ -164,7 +164,7 @@ int run_train(const Invocation& invocation) {
 
   Session session(invocation, options, config.backend);
   dist::Communicator& communicator = session.communicator();
-  if (config.backend.device == "cpu") check_same_kernels(communicator);
+  if (config.backend.device == Device::kCpu) check_same_kernels(communicator);
   const auto end_if_any_stops = [&] { on_all_ranks(communicator, end_if_stop_requested); };
   end_if_any_stops();
   RunFolder folder(config.output, communicator);

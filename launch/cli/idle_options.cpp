@@ -18,10 +18,12 @@ bool has_trained_maps(const model::DecoderConfig& model) {
 // The schedule is the part behind the transfer steps.
 void say_idle_schedule(const OptionSet& options, const TrainConfig& config) {
   const int64_t steps = config.total_steps() - config.transfer_steps;
-  const bool has_last_rate = config.schedule == "cosine" || config.schedule == "linear";
-  options.say_if_idle("final-lr-ratio",
-                      !has_last_rate,
-                      concat("schedule = ", config.schedule, " has no last rate (cosine, linear)"));
+  const bool has_last_rate =
+      config.schedule == LrShape::kCosine || config.schedule == LrShape::kLinear;
+  options.say_if_idle(
+      "final-lr-ratio",
+      !has_last_rate,
+      concat("schedule = ", name_of(config.schedule), " has no last rate (cosine, linear)"));
   if (config.warmup_steps <= steps) {
     options.say_if_idle(
         "final-lr-ratio", config.warmup_steps == steps, "the warm-up takes all steps of the run");
@@ -57,7 +59,7 @@ void say_idle_intervals(const OptionSet& options, const TrainConfig& config) {
 void say_idle_backend_options(const OptionSet& options,
                               const BackendOptions& backend,
                               int64_t num_ranks) {
-  const bool is_on_cpu = backend.device == "cpu";
+  const bool is_on_cpu = backend.device == Device::kCpu;
   const auto say = [&](const char* key, bool is_idle, const char* why) {
     if (options.has(key)) options.say_if_idle(key, is_idle, why);
   };

@@ -58,10 +58,9 @@ void PromptOptions::bind(OptionSet& options) {
   options.add_repeated("prompt", prompts, "text to continue; several: each is continued");
   options.add("prompt-file", prompt_file, "file that is one text to continue; -: standard input");
   options.add("prompts", prompts_file, "file of texts to continue, one a line; -: standard input");
-  options.add_choice("begin-of-text",
-                     begin_of_text,
-                     {"auto", "true", "false"},
-                     "put the token that begins a text in front; auto: if the tokenizer does");
+  options.add("begin-of-text",
+              begin_of_text,
+              "put the token that begins a text in front; auto: if the tokenizer does");
 }
 
 void PromptOptions::validate() const {

@@ -21,7 +21,8 @@ struct Prompt {
 /// The options that say what is continued.
 struct PromptOptions {
   std::vector<std::string> prompts;
-  std::string prompt_file, prompts_file, begin_of_text = "auto";
+  std::string prompt_file, prompts_file;
+  std::optional<bool> begin_of_text;  ///< empty: as the tokenizer says
 
   void bind(OptionSet& options);
 

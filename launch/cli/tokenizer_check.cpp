@@ -79,13 +79,13 @@ void check_model_tokenizer(const fs::path& model_folder,
                            "): they do not belong together"));
 }
 
-BeginOfText begin_of_text(const std::string& choice,
+BeginOfText begin_of_text(std::optional<bool> choice,
                           const data::Tokenizer& tokenizer,
                           std::optional<int64_t> models_begin) {
-  if (choice == "false") return {};
+  if (choice == false) return {};
   const std::optional<int64_t> its_own = tokenizer.begin_of_text();
   const std::optional<int64_t> any = its_own.has_value() ? its_own : models_begin;
-  if (choice != "true") return {its_own, any};
+  if (choice != true) return {its_own, any};
   if (!any.has_value()) {
     throw ConfigError(
         not_allowed("begin-of-text",

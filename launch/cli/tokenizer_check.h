@@ -34,11 +34,11 @@ struct BeginOfText {
 
 /// With auto the token that the tokenizer's configuration puts there, and in front of an empty text
 /// the model's where the tokenizer has none.
-/// @param choice        of --begin-of-text: auto, true or false
+/// @param choice        of --begin-of-text; none is auto
 /// @param models_begin  the token with which the folder of a model to continue with says that a
 ///                      text begins
 /// @throws ConfigError  if it is true and nobody names such a token
-BeginOfText begin_of_text(const std::string& choice,
+BeginOfText begin_of_text(std::optional<bool> choice,
                           const data::Tokenizer& tokenizer,
                           std::optional<int64_t> models_begin = std::nullopt);
 

@@ -42,12 +42,11 @@ bool has_gpu() {
 }  // namespace
 
 void BackendOptions::bind(OptionSet& options, bool trains) {
-  options.add_choice("device", device, {"auto", "cpu", "cuda"}, "auto: a GPU if there is one");
+  options.add("device", device, "auto: a GPU if there is one");
   options
-      .add_choice("precision",
-                  precision,
-                  {"auto", "float32", "bf16"},
-                  "of values and activations; auto: bf16 on a GPU, float32 elsewhere")
+      .add("precision",
+           precision,
+           "of values and activations; auto: bf16 on a GPU, float32 elsewhere")
       .said_on_resume();
   options
       .add("threads",
@@ -59,11 +58,9 @@ void BackendOptions::bind(OptionSet& options, bool trains) {
               deterministic,
               "on a GPU: bitwise the same run again, with slower softmax attention");
   bind_cuda_graph(options);
-  options.add_choice(
-      "recompute",
-      recompute,
-      {"none", "mlps", "all"},
-      "what the backward computes again instead of keeping it: less memory, more time");
+  options.add("recompute",
+              recompute,
+              "what the backward computes again instead of keeping it: less memory, more time");
   options
       .add("bucket-mib",
            bucket_mib,
@@ -76,26 +73,22 @@ void BackendOptions::bind_cuda_graph(OptionSet& options) {
   options.add("cuda-graph", cuda_graph, "on a GPU: capture a step once and replay it");
 }
 
-model::Recompute BackendOptions::recomputed() const {
-  if (recompute == "mlps") return model::Recompute::kMlps;
-  return recompute == "all" ? model::Recompute::kAll : model::Recompute::kNothing;
-}
-
 void BackendOptions::resolve(const Invocation& invocation) {
   const bool is_gpu_program = has_gpu_backend();
-  if (device == "auto") {
+  if (device == Device::kAuto) {
     const bool can_use_gpu = is_gpu_program || fs::exists(beside_this_program(kGpuProgram));
-    device = can_use_gpu && has_gpu() ? "cuda" : "cpu";
+    device = can_use_gpu && has_gpu() ? Device::kCuda : Device::kCpu;
     if (!can_use_gpu && has_gpu()) {
       log::warning_of_first_rank(
           "this host has a GPU, but this is a build without CUDA: the CPU computes "
           "(launch/build.sh gpu; --device cpu says that it shall)");
     }
   }
-  if (precision == "auto") precision = device == "cuda" ? "bf16" : "float32";
-  if (device == "cpu" && precision == "bf16")
-    throw ConfigError(not_allowed("precision", precision, "float32", "on a CPU"));
-  if (device == "cuda" && !is_gpu_program) {
+  if (precision == Precision::kAuto)
+    precision = device == Device::kCuda ? Precision::kBf16 : Precision::kFloat32;
+  if (device == Device::kCpu && precision == Precision::kBf16)
+    throw ConfigError(not_allowed("precision", name_of(precision), "float32", "on a CPU"));
+  if (device == Device::kCuda && !is_gpu_program) {
     become_gpu_program(
         kGpuProgram, {*invocation.argv + 1, *invocation.argv + *invocation.argc}, "--device cuda");
   }

@@ -56,7 +56,7 @@ class OptionSet {
                       std::vector<std::string>& value,
                       const std::string& help);
 
-  /// A string that must be one of `allowed`.
+  /// A name of a registry whose entries the program does not know one by one (families, maps).
   Option add_choice(const std::string& key,
                     std::string& value,
                     const std::vector<std::string>& allowed,

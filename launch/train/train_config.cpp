@@ -140,12 +140,7 @@ void TrainConfig::bind_optimizer(OptionSet& options) {
   options.add("transfer-learning-rate", transfer_learning_rate, "peak of the transfer steps")
       .range(0.0, kLargestRate)
       .said_on_resume();
-  options
-      .add_choice("schedule",
-                  schedule,
-                  {"cosine", "linear", "inverse-sqrt", "constant"},
-                  "after the warm-up")
-      .said_on_resume();
+  options.add("schedule", schedule, "after the warm-up").said_on_resume();
   options.add("warmup-steps", warmup_steps, "linear warm-up").at_least(0).said_on_resume();
   options.add("final-lr-ratio", final_lr_ratio, "last rate over the peak (cosine, linear)")
       .range(0.0, 1.0)

@@ -7,6 +7,7 @@
 #include "launch/checkpoints/run_facts.h"
 #include "launch/options/backend_options.h"
 #include "launch/options/options.h"
+#include "launch/train/lr_schedule.h"
 #include "model/config.h"
 
 namespace t2r::launch {
@@ -55,7 +56,7 @@ struct TrainConfig {
   double transfer_learning_rate = 1e-2;
   std::string teacher;        ///< folder of a model to learn from beside the text; empty: none
   double distillation = 1.0;  ///< its share of the loss
-  std::string schedule = "cosine";
+  LrShape schedule = LrShape::kCosine;
   int64_t warmup_steps = 0;
   double final_lr_ratio = 0.1;
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1;

@@ -60,7 +60,7 @@ Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, Backend& back
                 config.warmup_steps,
                 config.total_steps() - config.transfer_steps},
       map_schedule_(schedule_),
-      transfer_schedule_{"cosine",
+      transfer_schedule_{LrShape::kCosine,
                          config.transfer_learning_rate,
                          0.0,
                          std::min<int64_t>(20, config.transfer_steps / 2),
@@ -89,7 +89,7 @@ Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, Backend& back
        .reducer = reducer_,
        .communicator = communicator_,
        .dropout = config.dropout,
-       .recompute = config.backend.recomputed(),
+       .recompute = config.backend.recompute,
        .clip_norm = config.clip_norm,
        .distillation = {.teacher = inputs_.teacher.get(), .share = config.distillation}});
   loader_ =
