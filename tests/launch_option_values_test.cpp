@@ -36,6 +36,7 @@ struct Everything {
     options.add("names", names, "");
     options.add("numbers", numbers, "");
     options.add("model.layers", layers, "blocks");
+    options.renamed("number", "count", "--number is another command's");
   }
 };
 
@@ -161,6 +162,16 @@ TEST(CommandLine, SaysWhatIsWrong) {
   EXPECT_THAT(parsed({"--output="}), HasSubstr("--output is required"));
   for (const char* odd : {"-", "--", "-x", "---"})
     EXPECT_THAT(parsed({odd}), HasSubstr("64 command line: unknown argument")) << odd;
+}
+
+TEST(CommandLine, ARenamedOptionIsRefusedWithTheNameToUse) {
+  const char* const why = "number is count here: --number is another command's";
+  EXPECT_THAT(
+      parsed({"--number", "1"}),
+      HasSubstr("64 command line: --number is --count here: --number is another command's"));
+  EXPECT_THAT(parsed({"--number=1"}), HasSubstr("--number is --count here"));
+  EXPECT_THAT(parsed_file("\nnumber = 1\n"), HasSubstr("78 " + testing::TempDir()));
+  EXPECT_THAT(parsed_file("\nnumber = 1\n"), HasSubstr(concat("options.toml:2: ", why)));
 }
 
 TEST(CommandLine, TheLastOfTwoWinsAndListsAddUp) {

@@ -13,8 +13,8 @@
 #include "launch/cli/idle_options.h"
 #include "launch/command.h"
 #include "launch/gpu_memory.h"
+#include "launch/options/option_groups.h"
 #include "launch/options/options.h"
-#include "launch/options/sampling_options.h"
 #include "launch/threads.h"
 
 namespace t2r::launch {
@@ -25,7 +25,8 @@ using Clock = std::chrono::steady_clock;
 struct BenchOptions {
   BenchModel model;
   std::vector<int64_t> lengths = {1024, 8192, 65536};
-  int64_t batch_size = 1, steps = 64, warmup_steps = 16;
+  int64_t batch_size = 1;
+  TimedSteps timing{.timed = 64, .untimed = 16};
   model::SamplingOptions sampling;
   bool json = false;
   BackendOptions backend;
@@ -35,9 +36,8 @@ struct BenchOptions {
     constexpr int64_t kMost = int64_t{1} << 40;  // their sums and products with sizes fit
     options.add("lengths", lengths, "tokens that each sequence has seen before the timed ones")
         .range(1, kMost);
-    options.add("batch-size", batch_size, "sequences at once").range(1, kMost);
-    options.add("steps", steps, "timed, one token of each sequence").range(1, kMost);
-    options.add("warmup-steps", warmup_steps, "before them").range(0, kMost);
+    bind_sequences_at_once(options, batch_size, "sequences of each step");
+    timing.bind(options);
     bind_sampling(options, sampling);
     options.add("json", json, "print one JSON object a length");
     backend.bind(options, /*trains=*/false);
@@ -49,7 +49,7 @@ struct BenchOptions {
   }
 
   /// Positions that a run at `length` passes.
-  int64_t positions(int64_t length) const { return length + warmup_steps + steps; }
+  int64_t positions(int64_t length) const { return length + timing.untimed + timing.timed; }
 };
 
 struct Measurement {
@@ -74,11 +74,11 @@ Measurement measure(const model::DecoderLM& model, const BenchOptions& options, 
   }
   loop->start(torch::zeros({options.batch_size}, torch::kInt64),
               options.sampling,
-              options.warmup_steps + options.steps);
-  for (int64_t i = 0; i < options.warmup_steps; ++i) loop->next();
+              options.timing.untimed + options.timing.timed);
+  for (int64_t i = 0; i < options.timing.untimed; ++i) loop->next();
   std::vector<double> seconds;
-  for (int64_t begin = 0; begin < options.steps; begin += kGroup) {
-    const int64_t count = std::min(kGroup, options.steps - begin);
+  for (int64_t begin = 0; begin < options.timing.timed; begin += kGroup) {
+    const int64_t count = std::min(kGroup, options.timing.timed - begin);
     const Clock::time_point start = Clock::now();
     for (int64_t i = 0; i < count; ++i) loop->next();
     seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count() /

@@ -11,6 +11,7 @@
 #include "launch/bench/bench_model.h"
 #include "launch/cli/idle_options.h"
 #include "launch/command.h"
+#include "launch/options/option_groups.h"
 #include "launch/options/option_value.h"
 #include "launch/session.h"
 #include "launch/train/trainer.h"
@@ -23,22 +24,20 @@ using Clock = std::chrono::steady_clock;
 
 constexpr size_t kNumListedKernels = 40;
 
-struct BenchOptions {
+struct BenchOptions : BatchOptions {
   BenchModel model;
-  int64_t sequence_length = 1024, batch_size = 64, micro_batch_size = 0;
-  int64_t steps = 50, warmup_steps = 10;
+  TimedSteps timing;
   double peak_tflops = 0.0;
   std::string trace;
   bool json = false;
   BackendOptions backend;
 
+  BenchOptions() : BatchOptions{.sequence_length = 1024, .batch_size = 64} {}
+
   void bind(OptionSet& options) {
     model.bind(options);
-    options.add("sequence-length", sequence_length, "tokens per sequence").at_least(1);
-    options.add("batch-size", batch_size, "sequences per step and rank").at_least(1);
-    options.add("micro-batch-size", micro_batch_size, "sequences at once; 0: all").at_least(0);
-    options.add("steps", steps, "timed").at_least(1);
-    options.add("warmup-steps", warmup_steps, "before them").range(0, int64_t{1} << 40);
+    bind_per_rank(options);
+    timing.bind(options);
     options
         .add("peak-tflops",
              peak_tflops,
@@ -53,11 +52,12 @@ struct BenchOptions {
   }
 
   void validate() const {
-    checked_product("steps x batch-size x sequence-length", {steps, batch_size, sequence_length});
+    checked_product("timed-steps x batch-size-per-rank x sequence-length",
+                    {timing.timed, batch_size, sequence_length});
     if (micro_batch_size > batch_size) {
       throw ConfigError(not_allowed("micro-batch-size",
                                     std::to_string(micro_batch_size),
-                                    concat("0 to batch-size = ", batch_size)));
+                                    concat("0 to batch-size-per-rank = ", batch_size)));
     }
     if (!trace.empty() && backend.device == Device::kCpu)
       throw ConfigError(not_allowed("trace", trace, "none; it lists a GPU's kernels", "on a CPU"));
@@ -141,18 +141,18 @@ Report measure(const BenchOptions& options,
                Backend& backend) {
   dist::Communicator& communicator = backend.communicator();
   Report report;
-  for (int64_t i = 0; i < options.warmup_steps + options.steps; ++i) {
-    if (i == options.warmup_steps) communicator.barrier();
+  for (int64_t i = 0; i < options.timing.untimed + options.timing.timed; ++i) {
+    if (i == options.timing.untimed) communicator.barrier();
     const Clock::time_point start = Clock::now();
     const StepTotals totals = step.run(inputs);
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     if (totals.is_skipped) throw NumericError(concat("step ", i, " was not finite"));
-    if (i < options.warmup_steps) continue;
+    if (i < options.timing.untimed) continue;
     report.seconds.push_back(seconds);
     if (totals.exposed_communication_seconds.has_value()) {
       report.exposed_seconds =
           report.exposed_seconds.value_or(0.0) +
-          *totals.exposed_communication_seconds / static_cast<double>(options.steps);
+          *totals.exposed_communication_seconds / static_cast<double>(options.timing.timed);
     }
   }
   report.peak_bytes = backend.peak_memory_bytes();

@@ -15,6 +15,7 @@
 #include "launch/cli/text_corpus.h"
 #include "launch/cli/tokenizer_check.h"
 #include "launch/command.h"
+#include "launch/options/option_groups.h"
 #include "launch/options/option_value.h"
 #include "launch/options/options.h"
 #include "launch/ranks.h"
@@ -58,7 +59,7 @@ void EvaluateOptions::bind(OptionSet& options) {
            protocol.scored,
            "targets scored per window, the last ones; 0: all (windows side by side)")
       .at_least(0);
-  options.add("batch-size", protocol.batch_size, "windows at once").at_least(1);
+  bind_sequences_at_once(options, protocol.batch_size, "windows that a rank scores at once");
   options.add("max-tokens", protocol.max_tokens, "score at most this many; 0: all").at_least(0);
   options.add("json", json, "print one JSON object");
 }
@@ -184,7 +185,7 @@ int run_evaluate(const Invocation& invocation) {
   if (values.protocol.scored == 0) values.protocol.scored = values.protocol.context;
   values.protocol.validate();
   const int64_t batch_tokens = checked_product(
-      "batch-size x context", {values.protocol.batch_size, values.protocol.context});
+      "sequences-at-once x context", {values.protocol.batch_size, values.protocol.context});
   values.model.backend.resolve(invocation);
   for (const char* key : {"end-of-document", "begin-of-text", "allow-invalid-utf8"}) {
     options.say_if_idle(key, values.text.empty(), "--data are shards, whose tokens are made");

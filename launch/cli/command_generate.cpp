@@ -11,8 +11,8 @@
 #include "launch/cli/prompts.h"
 #include "launch/cli/text_stream.h"
 #include "launch/command.h"
+#include "launch/options/option_groups.h"
 #include "launch/options/options.h"
-#include "launch/options/sampling_options.h"
 #include "launch/threads.h"
 #include "model/files/generation_defaults.h"
 #include "model/files/hugging_face.h"
@@ -47,12 +47,11 @@ struct GenerateOptions {
              "of sampling; prompts behind the first are drawn with seed + 1, + 2, ..., those of a "
              "batch as its rows")
         .at_least(0);
-    options
-        .add("batch-size",
-             batch_size,
-             "sequences at once: prompts of equally many tokens; of a single prompt copies, to "
-             "measure, the first of which is printed")
-        .at_least(1);
+    bind_sequences_at_once(options,
+                           batch_size,
+                           "prompts continued together, of equally many tokens; of a single prompt "
+                           "copies, to measure, the first of which "
+                           "is printed");
     options.add(
         "ignore-end",
         ignore_end,

@@ -113,7 +113,7 @@ class GpuDecodeLoop : public model::DecodeLoop {
                                   tokens_B_.defined() ? tokens_B_.size(0) : 0,
                                   " sequences of ",
                                   state_.position,
-                                  " tokens; try a smaller --batch-size"));
+                                  " tokens; try a smaller --sequences-at-once"));
     }
   }
 

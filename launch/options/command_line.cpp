@@ -16,8 +16,11 @@ std::string key_of(const std::string& argument) {
 /// Walks the arguments once.
 class ArgumentReader {
  public:
-  ArgumentReader(const OptionTexts& arguments, OptionEntries& entries, const std::string& command)
-      : arguments_(arguments), entries_(entries), command_(command) {}
+  ArgumentReader(const OptionTexts& arguments,
+                 OptionEntries& entries,
+                 const std::vector<RenamedOption>& renamed,
+                 const std::string& command)
+      : arguments_(arguments), entries_(entries), renamed_(renamed), command_(command) {}
 
   CommandLine read() {
     while (at_ < arguments_.size()) {
@@ -81,6 +84,8 @@ class ArgumentReader {
   }
 
   [[noreturn]] void refuse_unknown(const std::string& argument) const {
+    const RenamedOption* const renamed = find_renamed(renamed_, key_of(argument));
+    if (renamed != nullptr) refuse(renamed->refusal("--"));
     const std::string unknown = concat("unknown argument \"", argument, "\"");
     if (argument.starts_with('-')) {
       std::string word = argument.substr(0, argument.find('='));
@@ -95,6 +100,7 @@ class ArgumentReader {
 
   const OptionTexts& arguments_;
   OptionEntries& entries_;
+  const std::vector<RenamedOption>& renamed_;
   const std::string& command_;
   size_t at_ = 0;
   const OptionEntry* last_ = nullptr;
@@ -105,8 +111,9 @@ class ArgumentReader {
 
 CommandLine parse_command_line(const OptionTexts& arguments,
                                OptionEntries& entries,
+                               const std::vector<RenamedOption>& renamed,
                                const std::string& command) {
-  return ArgumentReader(arguments, entries, command).read();
+  return ArgumentReader(arguments, entries, renamed, command).read();
 }
 
 void refuse_command_line(const std::string& command, const std::string& what) {

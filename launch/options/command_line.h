@@ -14,10 +14,11 @@ struct CommandLine {
 
 /// Sorts the arguments behind a command's name into its options (on_command_line): --KEY VALUE,
 /// --KEY=VALUE, --FLAG, --FLAG=false; lists take all up to the next option. Values are read later.
-/// @throws UsageError  unknown option (with the nearest), value without an option, option without
-///                     a value
+/// @throws UsageError  unknown option (with the nearest, or its name of today), value without an
+///                     option, option without a value
 CommandLine parse_command_line(const OptionTexts& arguments,
                                OptionEntries& entries,
+                               const std::vector<RenamedOption>& renamed,
                                const std::string& command);
 
 /// UsageError, with the line that names the command's help.

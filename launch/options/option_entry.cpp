@@ -60,6 +60,17 @@ void add_help_line(std::string& text, const std::string& name, const std::string
 
 }  // namespace
 
+std::string RenamedOption::refusal(const char* dashes) const {
+  return concat(dashes, key, " is ", dashes, now, " here: ", why);
+}
+
+const RenamedOption* find_renamed(const std::vector<RenamedOption>& renamed,
+                                  const std::string& key) {
+  const auto found =
+      std::find_if(renamed.begin(), renamed.end(), [&](const auto& one) { return one.key == key; });
+  return found == renamed.end() ? nullptr : &*found;
+}
+
 OptionEntry* find_option(OptionEntries& entries, const std::string& key) {
   const auto found = std::find_if(
       entries.begin(), entries.end(), [&](const OptionEntry& entry) { return entry.key == key; });

@@ -43,6 +43,18 @@ struct OptionEntry {
 
 using OptionEntries = std::deque<OptionEntry>;  // entries stay where they are
 
+/// A name that an option once had, or has on another command alone.
+struct RenamedOption {
+  std::string key, now, why;
+
+  /// "DASHESkey is DASHESnow here: why".
+  std::string refusal(const char* dashes) const;
+};
+
+/// The entry of a name, nullptr if there is none.
+const RenamedOption* find_renamed(const std::vector<RenamedOption>& renamed,
+                                  const std::string& key);
+
 /// The entry of a key, nullptr if there is none.
 OptionEntry* find_option(OptionEntries& entries, const std::string& key);
 

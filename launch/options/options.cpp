@@ -58,6 +58,7 @@ std::string nearest(const std::string& word, const std::vector<std::string>& can
 struct OptionSet::Implementation {
   std::string command, description;
   OptionEntries entries;
+  std::vector<RenamedOption> renamed;
   CommandLine line;
 
   OptionEntry& at(const std::string& key) {
@@ -78,6 +79,8 @@ struct OptionSet::Implementation {
       const bool is_table = value.type == ConfigValue::Type::kEmptyTable;
       if (is_table && has_table(key)) continue;
       OptionEntry* const entry = find_option(entries, key);
+      const RenamedOption* const other = find_renamed(renamed, key);
+      if (other != nullptr) throw ConfigError(where + other->refusal(""));
       if (entry == nullptr || is_table) {
         throw ConfigError(concat(where,
                                  is_table ? "unknown table \"" : "unknown key \"",
@@ -276,9 +279,13 @@ Option OptionSet::add_named(const std::string& key,
   return Option(entry);
 }
 
+void OptionSet::renamed(const std::string& key, const std::string& now, const std::string& why) {
+  implementation_->renamed.push_back({key, now, why});
+}
+
 OptionSet::Outcome OptionSet::parse(const std::vector<std::string>& arguments) {
   Implementation& self = *implementation_;
-  self.line = parse_command_line(arguments, self.entries, self.command);
+  self.line = parse_command_line(arguments, self.entries, self.renamed, self.command);
   if (self.line.wants_help) {
     std::cout << help_of_options(self.entries, self.command, self.description);
     return Outcome::kDone;

@@ -62,6 +62,9 @@ class OptionSet {
                     const std::vector<std::string>& allowed,
                     const std::string& help);
 
+  /// A key that users of other commands, or of before, know: it is refused with the name `now`.
+  void renamed(const std::string& key, const std::string& now, const std::string& why);
+
   enum class Outcome { kRun, kDone };
 
   /// Reads the arguments and --config's file. kDone: --help or --dump-config was printed, nothing

@@ -34,7 +34,7 @@ struct PerplexityResult {
 struct ScoringHooks {
   std::function<bool()> is_stop_requested;  ///< on this rank; true on any ends the scoring on all
   std::function<void(int64_t done, int64_t total)> on_progress;  ///< tokens of all ranks, about
-  const char* batch_option = "--batch-size";  ///< makes batches smaller, if memory runs out
+  const char* batch_option = "--sequences-at-once";  ///< makes batches smaller, if memory runs out
 };
 
 /// Scores a corpus; tokens that documents begin with (Corpus::begin_of_text) do not count. Windows

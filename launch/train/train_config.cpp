@@ -118,13 +118,7 @@ void TrainConfig::bind(OptionSet& options) {
 void TrainConfig::bind_data(OptionSet& options) {
   options.add("train-data", train_data, "shards (files or folders) of `t2r prepare lm`");
   options.add("valid-data", valid_data, "shards for evaluation");
-  options.add("sequence-length", sequence_length, "tokens per sequence").at_least(1).identity();
-  options.add("batch-size", batch_size, "sequences per step, over all ranks")
-      .at_least(1)
-      .identity();
-  options
-      .add("micro-batch-size", micro_batch_size, "sequences at once on a rank; 0: its whole share")
-      .at_least(0);
+  BatchOptions::bind(options);
   options.add("steps", steps, "optimizer steps").at_least(0).said_on_resume([this] {
     return std::to_string(total_steps());
   });

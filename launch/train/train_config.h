@@ -6,6 +6,7 @@
 
 #include "launch/checkpoints/run_facts.h"
 #include "launch/options/backend_options.h"
+#include "launch/options/option_groups.h"
 #include "launch/options/options.h"
 #include "launch/train/lr_schedule.h"
 #include "model/config.h"
@@ -34,7 +35,7 @@ struct NewModelConfig {
 };
 
 /// Everything that `t2r train` can be told.
-struct TrainConfig {
+struct TrainConfig : BatchOptions {
   std::string output;
   std::string model;  ///< folder to finetune; empty: pretrain new_model
   NewModelConfig new_model;
@@ -42,9 +43,6 @@ struct TrainConfig {
   std::vector<std::string> train_data;
   std::vector<std::string> valid_data;
 
-  int64_t sequence_length = 256;
-  int64_t batch_size = 16;       ///< sequences per step, over all ranks
-  int64_t micro_batch_size = 0;  ///< sequences at once on a rank; 0: its whole share
   int64_t steps = 0;
   int64_t tokens = 0;  ///< budget instead of steps; rounded down to whole steps
   int64_t seed = 1;

@@ -42,7 +42,7 @@ def measure_t2r(binary, attention, batch, lengths):
         VOCABULARY,
         "--model.attention",
         attention,
-        "--batch-size",
+        "--sequences-at-once",
         batch,
         "--lengths",
         *lengths,

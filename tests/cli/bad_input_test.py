@@ -308,9 +308,9 @@ class BadInput(Case):
         ]
         for more, text in (
             (["--lengths", 0], "lengths = 0, allowed: 1 to 1099511627776"),
-            (["--batch-size", 0], "batch-size = 0, allowed: 1 to 1099511627776"),
-            (["--steps", 0], "steps = 0, allowed: 1 to 1099511627776"),
-            (["--warmup-steps", -1], "warmup-steps = -1, allowed: 0 to 1099511627776"),
+            (["--sequences-at-once", 0], "sequences-at-once = 0, allowed: 1 to 1099511627776"),
+            (["--timed-steps", 0], "timed-steps = 0, allowed: 1 to 1099511627776"),
+            (["--untimed-steps", -1], "untimed-steps = -1, allowed: 0 to 1099511627776"),
             (["--threads", -1], "threads = -1, allowed: 0 to 1024"),
             (["--vocab-size", 0], "vocab-size = 0"),
             (["--temperature", -1], "temperature = -1, allowed: 0 or more"),

@@ -237,8 +237,8 @@ class Evaluate(Case):
             (["--max-tokens", -1], "max-tokens = -1, allowed: 0 or more"),
             (["--context", 0], "context = 0, allowed: 1 or more"),
             (["--scored", 33], "scored = 33, allowed: 1 to context = 32"),
-            (["--batch-size", 0], "batch-size = 0, allowed: 1 or more"),
-            (["--batch-size", 2**62], "batch-size x context"),
+            (["--sequences-at-once", 0], "sequences-at-once = 0, allowed: 1 to 1099511627776"),
+            (["--sequences-at-once", 2**40, "--context", 2**40], "sequences-at-once x context"),
         ):
             self.fails(self.evaluate(*data, *more), 78, text)
         self.fails(

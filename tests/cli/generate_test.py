@@ -257,7 +257,7 @@ class Generate(Case):
                 "efgh",
                 "--max-new-tokens",
                 4,
-                "--batch-size",
+                "--sequences-at-once",
                 batch_size,
                 prompt="abcd",
             )
@@ -270,10 +270,12 @@ class Generate(Case):
 
     def test_prompts_of_a_batch_end_by_themselves(self):
         model = self.model([*b" a", END, *b"bcd"], eos_token_id=END)
-        lines = self.json(model, "--prompt", "efgh", "--batch-size", 2)
+        lines = self.json(model, "--prompt", "efgh", "--sequences-at-once", 2)
         self.assertEqual([line["text"] for line in lines], [" a", " a"])
         self.assertEqual([line["tokens"] for line in lines], [7, 7])
-        result = self.must("generate", "--model", model, "--prompt", "abcd", "--batch-size", 3)
+        result = self.must(
+            "generate", "--model", model, "--prompt", "abcd", "--sequences-at-once", 3
+        )
         self.assertEqual(result.stdout, "abcd a\n")  # copies, to measure: the first is printed
 
     def test_prompts_come_from_files_and_standard_input(self):
@@ -379,7 +381,7 @@ class Generate(Case):
             (result["text"], result["ended_by"], result["tokens"]), (" one ", "stop", 4 + 8)
         )
         self.fails(run("generate", "--model", model, "--prompt", "a", "--stop", ""), 78, "stop")
-        lines = self.json(model, "--prompt", "efgh", "--batch-size", 2, "--stop", "two")
+        lines = self.json(model, "--prompt", "efgh", "--sequences-at-once", 2, "--stop", "two")
         self.assertEqual([line["text"] for line in lines], [" one ", " one "])
 
     def test_options_without_effect_are_said_and_impossible_ones_refused(self):
@@ -421,7 +423,7 @@ class Generate(Case):
             ("top-p", 0),
             ("top-k", -1),
             ("max-new-tokens", 0),
-            ("batch-size", 0),
+            ("sequences-at-once", 0),
             ("threads", -1),
         ):
             self.fails(

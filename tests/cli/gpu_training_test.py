@@ -143,9 +143,9 @@ class Parity(GpuCase):
                     512,
                     "--sequence-length",
                     256,
-                    "--batch-size",
+                    "--batch-size-per-rank",
                     64,
-                    "--steps",
+                    "--timed-steps",
                     2,
                     "--json",
                     "--recompute",
@@ -173,9 +173,9 @@ class Parity(GpuCase):
                 512,
                 "--sequence-length",
                 128,
-                "--batch-size",
+                "--batch-size-per-rank",
                 4,
-                "--steps",
+                "--timed-steps",
                 2,
                 "--json",
                 "--trace",
@@ -433,12 +433,12 @@ class Generation(GpuCase):
             0.95,
             "--seed",
             5,
-            "--batch-size",
+            "--sequences-at-once",
             3,
         ]
         others = [
             [*greedy, "--temperature", 1.1, "--seed", 9],
-            [*greedy, "--temperature", 0.8, "--top-p", 0.9, "--batch-size", 20],
+            [*greedy, "--temperature", 0.8, "--top-p", 0.9, "--sequences-at-once", 20],
         ]
         for kind in self.KINDS:
             for options in (greedy, sampled, *(others if kind == "t2r" else [])):
@@ -455,8 +455,8 @@ class Generation(GpuCase):
         for kind in ("t2r", "mixed", "elu", "hedgehog", "gpt2"):
             for options in (
                 [],
-                ["--temperature", 0.9, "--seed", 5, "--batch-size", 3],
-                ["--batch-size", 20],
+                ["--temperature", 0.9, "--seed", 5, "--sequences-at-once", 3],
+                ["--sequences-at-once", 20],
             ):
                 with self.subTest(kind, options=options):
                     options = [
@@ -579,9 +579,9 @@ class Generation(GpuCase):
                     "--lengths",
                     64,
                     128,
-                    "--batch-size",
+                    "--sequences-at-once",
                     2,
-                    "--steps",
+                    "--timed-steps",
                     8,
                     "--temperature",
                     0.8,
@@ -616,7 +616,7 @@ class Generation(GpuCase):
             "--lengths",
             2_000_000_000,
             64,
-            "--steps",
+            "--timed-steps",
             8,
             "--json",
         ).stdout.splitlines()
@@ -806,9 +806,9 @@ class TwoGpus(GpuCase):
             512,
             "--sequence-length",
             128,
-            "--batch-size",
+            "--batch-size-per-rank",
             4,
-            "--steps",
+            "--timed-steps",
             5,
             "--json",
         ]

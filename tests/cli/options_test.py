@@ -149,9 +149,9 @@ class Commands(unittest.TestCase):
             "threads = 100000, allowed: 0 to 1024",
         )
         self.fails(
-            run("bench", "train", "--batch-size", 2**40, "--sequence-length", 2**40),
+            run("bench", "train", "--batch-size-per-rank", 2**40, "--sequence-length", 2**40),
             78,
-            "batch-size x sequence-length is more than",
+            "batch-size-per-rank x sequence-length is more than",
         )
         self.fails(
             run("bench", "generate", "--lengths", "9e18"),
@@ -169,6 +169,34 @@ class Commands(unittest.TestCase):
                 78,
                 f"{arguments[0][2:]} = {arguments[1]}, allowed: ",
             )
+
+    def test_a_name_that_means_something_else_here_is_refused_with_the_name_to_use(self):
+        for command, name, now in (
+            ("evaluate", "batch-size", "sequences-at-once"),
+            ("generate", "batch-size", "sequences-at-once"),
+            ("bench generate", "batch-size", "sequences-at-once"),
+            ("bench generate", "steps", "timed-steps"),
+            ("bench generate", "warmup-steps", "untimed-steps"),
+            ("bench train", "batch-size", "batch-size-per-rank"),
+            ("bench train", "steps", "timed-steps"),
+            ("bench train", "warmup-steps", "untimed-steps"),
+        ):
+            with self.subTest(command=command, name=name):
+                for arguments in ([f"--{name}", 4], [f"--{name}=4"]):
+                    self.fails(
+                        run(*command.split(), *arguments),
+                        64,
+                        f"--{name} is --{now} here: --{name} of",
+                    )
+                self.assertNotIn(f"--{name} ", run(*command.split(), "--help").stdout.split("[")[0])
+                with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
+                    file.write(f"\n{name} = 4\n")
+                    file.flush()
+                    self.fails(
+                        run(*command.split(), "--config", file.name),
+                        78,
+                        f"{file.name}:2: {name} is {now} here: ",
+                    )
 
     def test_names_are_shown_without_their_control_characters(self):
         result = run("evaluate", "--model", "no\x1b[2J\nmodel", "--data", "d", "--context", 8)
@@ -561,9 +589,9 @@ class IdleOptions(Case):
             self.softmax,
             "--lengths",
             4,
-            "--steps",
+            "--timed-steps",
             2,
-            "--warmup-steps",
+            "--untimed-steps",
             0,
         ]
         result = run(
@@ -580,11 +608,11 @@ class IdleOptions(Case):
             "cpu",
             "--model",
             self.softmax,
-            "--steps",
+            "--timed-steps",
             2,
-            "--warmup-steps",
+            "--untimed-steps",
             0,
-            "--batch-size",
+            "--batch-size-per-rank",
             1,
             "--sequence-length",
             8,
@@ -595,7 +623,7 @@ class IdleOptions(Case):
         )
         self.says_idle(result, deterministic="CPU", bucket_mib="one rank")
         self.assertEqual(json.loads(result.stdout)["batch_size"], 1)
-        result = run("bench", "train", "--json", "--batch-size", 0)
+        result = run("bench", "train", "--json", "--batch-size-per-rank", 0)
         self.assertEqual((result.returncode, result.stdout), (78, ""))
 
 

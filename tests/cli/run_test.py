@@ -492,7 +492,7 @@ class Evaluations(RunCase):
             *valid,
             "--context",
             32,
-            "--batch-size",
+            "--sequences-at-once",
             1,
         )
         self.assertEqual(code, 0, shown)
