@@ -4,12 +4,13 @@
 set(places
   ${TORCH_INSTALL_PREFIX}/../nvidia/nccl   # PyTorch's wheel: torch and nvidia in one site-packages
   ${TORCH_INSTALL_PREFIX}                  # an unpacked LibTorch
-  ${TORCH_INSTALL_PREFIX}/../../../..      # conda: torch in the prefix's lib/python3.x/site-packages
+  ${TORCH_INSTALL_PREFIX}/../../../..      # conda: the prefix has lib/python3.x/site-packages/torch
   ${NCCL_ROOT} $ENV{NCCL_ROOT})
 foreach(place IN LISTS places)
   if(NOT NCCL_INCLUDE_DIR)
     find_path(NCCL_INCLUDE_DIR nccl.h PATHS ${place}/include NO_DEFAULT_PATH)
-    find_library(NCCL_LIBRARY NAMES libnccl.so.2 nccl PATHS ${place}/lib ${place}/lib64 NO_DEFAULT_PATH)
+    find_library(NCCL_LIBRARY NAMES libnccl.so.2 nccl
+      PATHS ${place}/lib ${place}/lib64 NO_DEFAULT_PATH)
     if(NOT NCCL_INCLUDE_DIR OR NOT NCCL_LIBRARY)  # never one's header with another's library
       unset(NCCL_INCLUDE_DIR CACHE)
       unset(NCCL_LIBRARY CACHE)
@@ -27,7 +28,9 @@ if(NCCL_INCLUDE_DIR)
 endif()
 
 include(FindPackageHandleStandardArgs)
-find_package_handle_standard_args(NCCL REQUIRED_VARS NCCL_LIBRARY NCCL_INCLUDE_DIR VERSION_VAR NCCL_VERSION)
+find_package_handle_standard_args(NCCL
+  REQUIRED_VARS NCCL_LIBRARY NCCL_INCLUDE_DIR
+  VERSION_VAR NCCL_VERSION)
 
 if(NCCL_FOUND AND NOT TARGET NCCL::nccl)
   add_library(NCCL::nccl SHARED IMPORTED)

@@ -17,8 +17,9 @@ else()
 endif()
 option(T2R_CUDA "Build the CUDA kernels and what needs a GPU" ${cuda_found})
 if(T2R_CUDA AND NOT cuda_found)
-  message(FATAL_ERROR "T2R_CUDA is on, but there is no LibTorch with CUDA and nvcc of its CUDA version; "
-                      "launch/setup.sh installs both")
+  message(FATAL_ERROR
+    "T2R_CUDA is on, but there is no LibTorch with CUDA and nvcc of its CUDA version; "
+    "launch/setup.sh installs both")
 endif()
 
 # Torch's own include folder carries fmt and protobuf headers: only targets that use tensors may see
@@ -39,8 +40,9 @@ endif()
 if(T2R_CUDA)
   find_package(NCCL 2.18)
   if(NOT NCCL_FOUND)
-    message(FATAL_ERROR "T2R_CUDA is on, but there is no NCCL >= 2.18: PyTorch's wheel brings one (nvidia/nccl beside torch); "
-                        "else install libnccl-dev, set NCCL_ROOT, or configure with -DT2R_CUDA=OFF")
+    message(FATAL_ERROR
+      "T2R_CUDA is on, but there is no NCCL >= 2.18: PyTorch's wheel brings one (nvidia/nccl "
+      "beside torch); else install libnccl-dev, set NCCL_ROOT, or configure with -DT2R_CUDA=OFF")
   endif()
 endif()
 

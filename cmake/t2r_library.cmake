@@ -24,7 +24,8 @@ function(t2r_use_torch target)
       file(WRITE ${CMAKE_BINARY_DIR}/t2r_pch.cpp "")
       add_library(t2r_pch STATIC ${CMAKE_BINARY_DIR}/t2r_pch.cpp)
       target_link_libraries(t2r_pch PUBLIC t2r_torch PRIVATE t2r_warnings)
-      target_precompile_headers(t2r_pch PRIVATE <torch/types.h> <torch/csrc/autograd/custom_function.h>)
+      target_precompile_headers(t2r_pch PRIVATE
+        <torch/types.h> <torch/csrc/autograd/custom_function.h>)
       if(CMAKE_CXX_COMPILER_ID MATCHES Clang)
         target_compile_options(t2r_pch PUBLIC -fpch-instantiate-templates)
       endif()
@@ -44,8 +45,9 @@ function(t2r_check_layers)
       if(link IN_LIST libraries)
         get_target_property(link_layer ${link} T2R_LAYER)
         if(NOT link_layer LESS layer)
-          message(FATAL_ERROR "layer check: ${library} (layer ${layer}) links ${link} (layer ${link_layer}); "
-                              "a library may only link lower layers (ARCHITECTURE.md)")
+          message(FATAL_ERROR
+            "layer check: ${library} (layer ${layer}) links ${link} (layer ${link_layer}); "
+            "a library may only link lower layers (ARCHITECTURE.md)")
         endif()
       endif()
     endforeach()

@@ -22,7 +22,8 @@ endfunction()
 function(t2r_mpi_run entry ranks target)
   cmake_parse_arguments(ARG "" "" "ARGS;LABELS" ${ARGN})
   add_test(NAME ${entry} COMMAND
-    ${MPIEXEC_EXECUTABLE} ${MPIEXEC_NUMPROC_FLAG} ${ranks} ${T2R_MPIEXEC_FLAGS} $<TARGET_FILE:${target}> ${ARG_ARGS})
+    ${MPIEXEC_EXECUTABLE} ${MPIEXEC_NUMPROC_FLAG} ${ranks} ${T2R_MPIEXEC_FLAGS}
+    $<TARGET_FILE:${target}> ${ARG_ARGS})
   set_tests_properties(${entry} PROPERTIES
     ENVIRONMENT "OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1;OMP_NUM_THREADS=1"
     LABELS "${ARG_LABELS}"

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Turns WikiText's tokenised text back into English as people write it, for models that were pretrained on such text.
+"""Turns WikiText's tokenised text back into English as people write it, for models that were
+pretrained on such text.
 
     data/detokenize_wikitext.py wiki.train.tokens > train.txt
 
-Punctuation loses the spaces around it, "@-@" becomes "-", headings keep their "=". "<unk>" stays: the words behind it are not
-known. The rules are the ones in common use for WikiText with byte-level tokenizers (Megatron-LM, lm-evaluation-harness).
+Punctuation loses the spaces around it, "@-@" becomes "-", headings keep their "=". "<unk>" stays:
+the words behind it are not known. The rules are the ones in common use for WikiText with byte-level
+tokenizers (Megatron-LM, lm-evaluation-harness).
 """
 
 import re

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Turns a GGUF file of the Llama family into a Hugging Face folder.
 
-Writes config.json, generation_config.json, model.safetensors (bfloat16), tokenizer.json and
-tokenizer_config.json and manifest.json. Quantised blocks become float32 and are then rounded to the nearest bfloat16,
-ties to even: bit for bit what transformers gives for the same file. Needs gguf, numpy and xxhash;
-data/get_model.sh runs it in a venv of its own.
+Writes config.json, generation_config.json, model.safetensors (bfloat16), tokenizer.json,
+tokenizer_config.json and manifest.json. Quantised blocks become float32 and are then rounded to the
+nearest bfloat16, ties to even: bit for bit what transformers gives for the same file. Needs gguf,
+numpy and xxhash; data/get_model.sh runs it in a venv of its own.
 
 Source: llama.cpp's convert_hf_to_gguf.py (names, the q/k permutation), gguf.quants (block formats).
 """
@@ -255,7 +255,7 @@ def write_safetensors(path, weights):
 
 
 def write_manifest(folder):
-    """Size and hash of every file, and a hash of the manifest itself: base/folder_manifest.h reads it."""
+    """Size and hash of every file, and of the manifest itself: base/folder_manifest.h reads it."""
     files = {}
     for name in sorted(os.listdir(folder)):
         digest = xxhash.xxh3_128()

@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
 """Golden runs: what two builds of t2r compute from the same inputs, compared bit for bit.
 
-    tests/golden_runs.py record golden.json --binary OLD/t2r     # before a change that is to alter no number
-    tests/golden_runs.py compare golden.json --binary NEW/t2r    # after it: 0, or the cases that differ and 1
+    # before a change that is to alter no number
+    tests/golden_runs.py record golden.json --binary OLD/t2r
+    # after it: 0, or the cases that differ and 1
+    tests/golden_runs.py compare golden.json --binary NEW/t2r
 
-Each case is a run of 20 steps of a small model on text that is made here. Recorded are the losses, gradient norms, the hash
-of every file of the last checkpoint, its perplexity and the tokens that it generates; of the fixtures in T2R_SHARED, where
-that is a folder, what `t2r verify` prints. Records compare on the machine (processor, number of threads) and with the
-libraries that made them. --device cuda runs in deterministic mode; --ranks 1,2 leaves three ranks out, as two GPUs must.
+Each case is a run of 20 steps of a small model on text that is made here. Recorded are the losses,
+gradient norms, the hash of every file of the last checkpoint, its perplexity and the tokens that it
+generates; of the fixtures in T2R_SHARED, where that is a folder, what `t2r verify` prints. Records
+compare on the machine (processor, number of threads) and with the libraries that made them.
+--device cuda runs in deterministic mode; --ranks 1,2 leaves three ranks out, as two GPUs must.
 """
 
 import argparse
@@ -24,7 +27,7 @@ STEPS = 20
 
 
 class Runner:
-    """Runs one binary in one folder; every path it is given is relative, so that none enters a record."""
+    """Runs one binary in one folder; all paths it is given are relative: none enters a record."""
 
     def __init__(self, binary, folder, device):
         self.binary, self.folder, self.device = (
@@ -177,7 +180,7 @@ def cases(device, rank_counts):
 
 
 def shape_of(family, device):
-    """[model] options: heads of 16 columns, or 64 where kernels of the GPU are to run; Llama shares key heads."""
+    """[model] options: heads of 16 columns, or 64 for a GPU's kernels; Llama shares key heads."""
     width = 256 if device == "cuda" else 64
     return (
         "--model.family",

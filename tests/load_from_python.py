@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Loads the GPU operators into Python and compares torch.ops.t2r.causal with the formula in float64.
+"""Loads the GPU operators into Python and compares torch.ops.t2r.causal with a float64 formula.
 
 Usage: load_from_python.py libt2r_ops.so
 
@@ -12,7 +12,9 @@ import torch
 
 
 def formula(q, k, v, weight, bias, floor=0.01):
-    """o_t = sum_s<=t <phi(q_t), phi(k_s)> v_s / max(sum_s<=t <phi(q_t), phi(k_s)>, floor), phi(x) = relu(W x + b)."""
+    """o_t = sum_s<=t <phi(q_t), phi(k_s)> v_s / max(sum_s<=t <phi(q_t), phi(k_s)>, floor),
+    phi(x) = relu(W x + b).
+    """
     phi_q, phi_k = (torch.relu(torch.einsum("bthd,hkd->bthk", x, weight) + bias) for x in (q, k))
     scores = torch.einsum("bthk,bshk->bhts", phi_q, phi_k).tril()
     denominator = scores.sum(-1).transpose(1, 2).clamp_min(floor)

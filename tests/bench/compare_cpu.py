@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Training speed on the CPU: `t2r train` beside plain PyTorch (peer_language_model.py), same shape, same threads, in turn.
+"""Training speed on the CPU: `t2r train` beside plain PyTorch (peer_language_model.py), same shape,
+same threads, in turn.
 
     source launch/env.sh
     $T2R_PYTHON tests/bench/compare_cpu.py build/release/launch/t2r [--threads 1 2] [--rounds 3]
 
-Makes its own text and vocabulary; needs nothing but the build. Prints tokens/s of the median step, best round of each side.
+Makes its own text and vocabulary; needs nothing but the build. Prints tokens/s of the median step,
+best round of each side.
 """
 
 import argparse
@@ -139,7 +141,8 @@ def main():
         folder = pathlib.Path(name)
         make_corpus(folder, options.binary)
         print(
-            f"shape {SHAPE}, vocabulary {VOCAB}, float32, AdamW; tokens/s, best of {options.rounds} rounds"
+            f"shape {SHAPE}, vocabulary {VOCAB}, float32, AdamW; tokens/s, "
+            f"best of {options.rounds} rounds"
         )
         print("| attention | threads | PyTorch | t2r | ratio |\n|---|--:|--:|--:|--:|")
         for threads in options.threads:
@@ -151,7 +154,8 @@ def main():
                         ours, measure_t2r(options.binary, folder, attention, threads, options.steps)
                     )
                 print(
-                    f"| {attention} | {threads} | {theirs:,.0f} | {ours:,.0f} | {ours / theirs:.2f} |",
+                    f"| {attention} | {threads} | {theirs:,.0f} | {ours:,.0f} "
+                    f"| {ours / theirs:.2f} |",
                     flush=True,
                 )
 

@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""Speed of generation on a GPU: `t2r bench generate` beside transformers, SmolLM2-135M's shape with random weights in bfloat16.
+"""Speed of generation on a GPU: `t2r bench generate` beside transformers, SmolLM2-135M's shape with
+random weights in bfloat16.
 
-    python3 tests/bench/compare_generate.py build/release/launch/t2r [--lengths 1024 65536] [--batch-sizes 1 16] [--no-compile]
+    python3 tests/bench/compare_generate.py build/release/launch/t2r \\
+        [--lengths 1024 65536] [--batch-sizes 1 16] [--no-compile]
 
-Needs torch with CUDA and transformers (4.49 to 4.57 have been seen to work). Prints microseconds a step, greedy, behind each length: T2R and softmax
-by t2r; softmax by transformers with a cache that grows, and with a static one under torch.compile ("reduce-overhead": CUDA graphs).
+Needs torch with CUDA and transformers (4.49 to 4.57 have been seen to work). Prints microseconds a
+step, greedy, behind each length: T2R and softmax by t2r; softmax by transformers with a cache that
+grows, and with a static one under torch.compile ("reduce-overhead": CUDA graphs).
 """
 
 import argparse
@@ -72,7 +75,7 @@ def make_model(longest):
 
 
 def growing_step(model, batch, length):
-    """A step on a cache that is concatenated anew for every token, which is what generate() does unless told otherwise."""
+    """A step on a cache that is concatenated anew for every token, as generate() does it."""
     cache = DynamicCache()
     for layer in range(LAYERS):
         cache.update(
@@ -87,7 +90,7 @@ def growing_step(model, batch, length):
 
 
 def compiled_step(model, batch, length):
-    """A step on a static cache, compiled, as generate() with cache_implementation="static" does it."""
+    """A step on a static cache, compiled, as generate(cache_implementation="static") does it."""
     cache = StaticCache(
         config=model.config,
         max_cache_len=length + 64,
@@ -153,7 +156,8 @@ def main():
 
     def report(name, batch, length, microseconds):
         print(
-            f"{name:32} batch {batch:3} behind {length:6}: {microseconds:9.0f} us a step, {1e6 * batch / microseconds:9.0f} tokens/s",
+            f"{name:32} batch {batch:3} behind {length:6}: {microseconds:9.0f} us a step, "
+            f"{1e6 * batch / microseconds:9.0f} tokens/s",
             flush=True,
         )
 

@@ -60,7 +60,10 @@ class BadInput(Case):
         self.fails(self.convert(copy), 65, '"model.norm.weight" is missing')
 
     def test_what_is_no_file_is_refused_and_not_waited_for(self):
-        """Under every name that is t2r's or the format's own: a named pipe, a folder, a device. What a user names may be a pipe."""
+        """Under every name that is t2r's or the format's own: a named pipe, a folder, a device.
+
+        What a user names may be a pipe.
+        """
         names = [
             "manifest.json",
             "config.json",

@@ -1,11 +1,13 @@
-"""Audit of what a user's work can meet: changed bytes in manifests and models, kills at any moment, kills in front of each
-call of a save that changes the disk. Prints one line of figures for each part and ends with 1 if anything went unseen.
+"""Audit of what a user's work can meet: changed bytes in manifests and models, kills at any moment,
+kills in front of each call of a save that changes the disk. Prints one line of figures for each
+part and ends with 1 if anything went unseen.
 
     python3 tests/cli/checkpoint_audit.py                      # the whole, some ten minutes
     python3 tests/cli/checkpoint_audit.py --flips 20 --model-flips 10 --kills 3 --kill-points 12
 
-T2R_BINARY names the binary, T2R_SOURCE_DIR the project, T2R_KILL_LIBRARY the library that kill_before_call.c makes (without
-it that part is left out, and said). ctest sets all three and runs a small part.
+T2R_BINARY names the binary, T2R_SOURCE_DIR the project, T2R_KILL_LIBRARY the library that
+kill_before_call.c makes (without it that part is left out, and said). ctest sets all three and runs
+a small part.
 """
 
 import argparse
@@ -24,7 +26,7 @@ OPTIONS = ["--schedule", "constant", "--keep-checkpoints", 2, "--eval-tokens", 6
 
 
 def flipped(text, position, rng):
-    """Another byte in place of one: another digit for a digit (it stays a valid number), else a bit or a byte."""
+    """Another byte: for a digit another digit (it stays a valid number), else a bit or a byte."""
     byte = text[position]
     if chr(byte).isdigit() and rng.random() < 0.6:
         return ord(rng.choice([digit for digit in "0123456789" if digit != chr(byte)]))
@@ -56,7 +58,7 @@ class Audit(Case):
         return self._base
 
     def manifest_flips(self, count):
-        """Flips spread over the lines of the newest manifest: each is a field, or the record of a file."""
+        """Flips spread over the lines of the newest manifest: each a field, or a file's record."""
         rng = random.Random(216)
         base = self.base()
         text = (base / "checkpoints/step-00000006/manifest.json").read_bytes()
@@ -82,16 +84,18 @@ class Audit(Case):
             figures[outcome] += 1
             if outcome == "undetected":
                 print(
-                    f"byte {position}: {text[position]} -> {changed[position]}, exit {result.returncode}:\n{result.stderr}"
+                    f"byte {position}: {text[position]} -> {changed[position]}, "
+                    f"exit {result.returncode}:\n{result.stderr}"
                 )
         print(
-            f"manifest: {count} flips in {len(starts)} lines: {figures['detected']} detected and the older one taken, "
-            f"{figures['harmless']} harmless, undetected: {figures['undetected']}"
+            f"manifest: {count} flips in {len(starts)} lines: {figures['detected']} detected and "
+            f"the older one taken, {figures['harmless']} harmless, "
+            f"undetected: {figures['undetected']}"
         )
         return figures["undetected"] == 0
 
     def model_flips(self, count):
-        """Flips over the files of a converted model's folder, in proportion to nothing: each file in turn."""
+        """Flips over the files of a converted model's folder, each file in turn."""
         rng = random.Random(100)
         softmax, model = self.folder / "softmax", self.folder / "converted"
         self.must(*self.train(softmax, 2, "--model.attention", "softmax"))
@@ -122,10 +126,12 @@ class Audit(Case):
             if result.returncode != 65 or file.name not in result.stderr:
                 undetected += 1
                 print(
-                    f"{file.name}, byte {position}, {name}: exit {result.returncode}\n{result.stdout}{result.stderr}"
+                    f"{file.name}, byte {position}, {name}: exit {result.returncode}\n"
+                    f"{result.stdout}{result.stderr}"
                 )
         print(
-            f"model folder: {count} flips in {len(files)} files: {count - undetected} refused with the file's name, undetected: {undetected}"
+            f"model folder: {count} flips in {len(files)} files: {count - undetected} refused with "
+            f"the file's name, undetected: {undetected}"
         )
         return undetected == 0
 
@@ -169,13 +175,15 @@ class Audit(Case):
         if not is_right:
             print(f"exit {result.returncode}\n{result.stderr}")
         print(
-            f"kills: {count} at random moments of {final} steps: final weights {'bitwise equal' if is_right else 'NOT equal'}"
+            f"kills: {count} at random moments of {final} steps: final weights "
+            f"{'bitwise equal' if is_right else 'NOT equal'}"
         )
         return is_right
 
     def kill_points(self, count):
-        """SIGKILL in front of each call that changes the disk, from loading to the end of a run that saves, evaluates, notes
-        the evaluation in its checkpoint and removes an old one. count 0: every call."""
+        """SIGKILL in front of each call that changes the disk, from loading to the end of a run
+        that saves, evaluates, notes the evaluation in its checkpoint and removes an old one.
+        count 0: every call."""
         library = os.environ.get("T2R_KILL_LIBRARY")
         if not library:
             print("kill points: left out, T2R_KILL_LIBRARY is not set")
@@ -235,13 +243,14 @@ class Audit(Case):
             if not is_right:
                 wrong += 1
                 print(
-                    f"call {point}: {calls[point - 1]}: killed {killed.returncode}, resumed {result.returncode}, left {left}, links {links}\n"
+                    f"call {point}: {calls[point - 1]}: killed {killed.returncode}, "
+                    f"resumed {result.returncode}, left {left}, links {links}\n"
                     f"{result.stderr}"
                 )
         kinds = sorted({call[1] for call in calls})
         print(
-            f"kill points: in front of {len(points)} of {len(calls)} calls ({', '.join(kinds)}): {len(points) - wrong} load, continue "
-            f"bitwise and leave nothing behind, wrong: {wrong}"
+            f"kill points: in front of {len(points)} of {len(calls)} calls ({', '.join(kinds)}): "
+            f"{len(points) - wrong} load, continue bitwise and leave nothing behind, wrong: {wrong}"
         )
         return wrong == 0
 

@@ -1,4 +1,4 @@
-"""Checkpoints as a user meets them: damage, what cannot be read, links, and another run's options."""
+"""Checkpoints as a user meets them: damage, what cannot be read, links, another run's options."""
 
 import json
 import os
@@ -254,10 +254,9 @@ class Damage(Run):
         self.assertIn("earlier version of t2r", result.stderr)
         self.assertEqual(weights(output), weights(self.eight))
         self.fails(self.resume(output, 10, "--seed", 9), 78, "seed = 1 there, seed = 9 here")
-        for steps in (
-            6,
-            8,
-        ):  # evaluated again at its last step, the manifest is written anew, with all that a run is known by
+        # Evaluated again at its last step, the manifest is written anew, with all that a run is
+        # known by.
+        for steps in (6, 8):
             self.assertEqual(self.resume(finished, steps).returncode, 0)
         self.assertEqual(weights(finished), weights(self.eight))
 
@@ -279,7 +278,8 @@ class Disk(Case):
             process.communicate()
         self.assertRegex(
             line,
-            r"one has 0\.000\d+ GB, and 1e\+09 more are to be there at once \(keep-checkpoints = 1000000000.* GB free",
+            r"one has 0\.000\d+ GB, and 1e\+09 more are to be there at once "
+            r"\(keep-checkpoints = 1000000000.* GB free",
         )
         fits = self.must(
             *self.train_arguments(self.folder / "small", "--steps", 2, "--keep-checkpoints", 10**9)

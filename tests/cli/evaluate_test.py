@@ -1,4 +1,4 @@
-"""t2r evaluate: its protocol, another tokenizer's data, losses that are not finite, what stays behind."""
+"""t2r evaluate: its protocol, another tokenizer's data, losses that are not finite, leftovers."""
 
 import json
 import math

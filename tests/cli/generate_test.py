@@ -1,4 +1,4 @@
-"""`t2r generate`: what it writes, when it ends, what it refuses. Models say what they are scripted to say."""
+"""`t2r generate`: what it writes, when it ends, what it refuses; models follow a script."""
 
 import json
 import os
@@ -179,7 +179,8 @@ class Generate(Case):
         # The last token is chosen at the tenth position and needs none itself.
         self.assertEqual(result.stdout, PROMPT + "0123456\n")
         self.assertIn(
-            "the model has 10 positions: behind a prompt of 4 tokens it stops after 7, not --max-new-tokens 60",
+            "the model has 10 positions: behind a prompt of 4 tokens it stops after 7, "
+            "not --max-new-tokens 60",
             result.stderr,
         )
         whole = self.must("generate", "--model", model, "--prompt", PROMPT, "--max-new-tokens", 7)

@@ -1,4 +1,4 @@
-"""Training on GPUs as a user runs it. Needs a GPU; what needs two says so and is left out with one."""
+"""Training on GPUs as a user runs it. Needs one; what needs two is left out with one, and said."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""How commands end under mpirun and without: one message, its exit code, and what MPI adds to it."""
+"""How commands end under mpirun and without: one message, its exit code, what MPI adds to it."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""Model folders as users have them: what goes in, what comes out, and what is refused with its reason."""
+"""Model folders as users have them: what goes in, what comes out, what is refused and why."""
 
 import copy
 import json

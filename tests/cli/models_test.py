@@ -349,7 +349,7 @@ class Pipeline(Case):
 
 
 class Fixtures(unittest.TestCase):
-    """Checkpoints made by transformers; they lie outside the project and the tests say so when they are not there."""
+    """Checkpoints made by transformers; they lie outside the project: a test says if not."""
 
     def check(self, folder, *options):
         if not (folder / "expected.safetensors").exists():

@@ -1,4 +1,4 @@
-"""One rule for options: what contradicts another ends with 78, what has no effect is said in one line."""
+"""One rule for options: what contradicts another ends with 78, what has no effect is said."""
 
 import functools
 import json
@@ -205,7 +205,7 @@ class Commands(unittest.TestCase):
         self.assertEqual(result.stderr.count("\n"), 1, result.stderr)
 
     def test_options_that_messages_name_are_there(self):
-        """Every --option that a command's source names is one of some command, and of that command where it is its own file."""
+        """Every --option that a source names is some command's, and in a command's file its own."""
         keys = {
             command: help_keys(command) | {"help", "config", "dump-config", "version"}
             for command in COMMANDS
@@ -250,7 +250,8 @@ class Commands(unittest.TestCase):
                     and key in anywhere
                     and any(
                         re.search(
-                            rf"t2r (convert|prepare|evaluate|generate|train)[^\"]*--{re.escape(key)}",
+                            r"t2r (convert|prepare|evaluate|generate|train)"
+                            rf"[^\"]*--{re.escape(key)}",
                             text,
                         )
                         for text in strings

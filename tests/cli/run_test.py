@@ -1,4 +1,4 @@
-"""A training run as who watches it sees it: signals, evaluations, records, ranks on hosts that differ."""
+"""A training run as its watcher sees it: signals, evaluations, records, hosts that differ."""
 
 import json
 import math
@@ -513,7 +513,7 @@ class Evaluations(RunCase):
 
 
 class RanksThatDiffer(Case):
-    """One rank in each of two folders, as on two hosts that have other files under the same name."""
+    """One rank in each of two folders: two hosts that have other files under the same name."""
 
     @classmethod
     def setUpClass(cls):

@@ -1,4 +1,4 @@
-"""Checkpoints that cannot be read, used or written at their moment: what readers and runs do then."""
+"""Checkpoints that cannot be read, used or written: what readers and runs do then."""
 
 import json
 import os

@@ -35,7 +35,8 @@ def constants(shape, value):
 def write_scripted_model(
     folder, script, prompt_tokens, vocab_size, positions=None, scale=1, **config
 ):
-    """A folder without tokenizer whose model says `script` behind a prompt of `prompt_tokens` tokens, and then token 5.
+    """A folder without tokenizer whose model says `script` behind a prompt of `prompt_tokens`
+    tokens, and then token 5.
 
     scale: of its logits. config: more keys of config.json.
     """
@@ -150,7 +151,9 @@ def byte_symbols():
 
 
 def write_byte_tokenizer(folder, specials=(), begin=None, words=()):
-    """A tokenizer.json whose ids are the bytes, and behind them `specials` and other added `words`; `begin` stands in front of every text."""
+    """A tokenizer.json whose ids are the bytes, and behind them `specials` and other added `words`;
+    `begin` stands in front of every text.
+    """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = {symbol: byte for byte, symbol in enumerate(byte_symbols())}

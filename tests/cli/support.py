@@ -31,7 +31,7 @@ def launch(ranks):
 
 
 def run(*arguments, ranks=1, limit_bytes=None, timeout=300):
-    """Runs t2r to its end; limit_bytes makes every file larger than that fail, as a full disk does."""
+    """Runs t2r to its end; limit_bytes makes every larger file fail, as a full disk does."""
     # MPI's own shared-memory files would meet the limit first: without them it starts.
     environment = (
         {**os.environ, "PMIX_MCA_gds": "hash", "OMPI_MCA_btl": "self"}
@@ -84,7 +84,7 @@ def on_terminal(*arguments):
 
 
 def kill_processes_naming(path):
-    """SIGKILL to every process whose command line has `path`: ranks that outlive a killed mpirun."""
+    """SIGKILL to each process whose command line has `path`: ranks that outlive a killed mpirun."""
     for process in pathlib.Path("/proc").iterdir():
         try:
             if process.name.isdigit() and str(path).encode() in (process / "cmdline").read_bytes():
@@ -119,7 +119,8 @@ def make_text(num_documents, seed):
                 + rng.choice(["", "n", "s", "rt"])
             )
             sentences.append(
-                f"{subjects[index]} {verbs[(index + rng.randrange(2)) % 6]} {rng.choice(objects)} of {name}."
+                f"{subjects[index]} {verbs[(index + rng.randrange(2)) % 6]} "
+                f"{rng.choice(objects)} of {name}."
             )
         documents.append(" ".join(sentences).capitalize())
     return "\n\n".join(documents) + "\n"
@@ -169,7 +170,8 @@ class Case(unittest.TestCase):
         result = run(*arguments, **options)
         if result.returncode != 0:
             raise AssertionError(
-                f"t2r {' '.join(map(str, arguments))} ended with {result.returncode}:\n{result.stderr}"
+                f"t2r {' '.join(map(str, arguments))} ended with {result.returncode}:\n"
+                f"{result.stderr}"
             )
         return result
 

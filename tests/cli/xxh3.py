@@ -1,4 +1,4 @@
-"""XXH3-128 through libxxhash, which t2r links: what the package xxhash has, for tests without it."""
+"""XXH3-128 through libxxhash, which t2r links: what the package xxhash has, without it."""
 
 import ctypes
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Writes tokenizers/tiny_llama: a sentencepiece BPE model as Llama 2 has it, its tokenizer.json, and what
-transformers makes of both under several configurations. Needs transformers 5.24, tokenizers 0.23, sentencepiece and
-protobuf. Usage: make_llama_goldens.py"""
+"""Writes tokenizers/tiny_llama: a sentencepiece BPE model as Llama 2 has it, its tokenizer.json,
+and what transformers makes of both under several configurations. Needs transformers 5.24,
+tokenizers 0.23, sentencepiece and protobuf. Usage: make_llama_goldens.py"""
 
 import io
 import json
@@ -13,7 +13,9 @@ import sentencepiece
 from transformers import AutoTokenizer
 
 FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "tokenizers", "tiny_llama")
-WORDS = "the small network forgets nothing and the other one forgets all of it café naïve 12 don't foo".split()
+WORDS = (
+    "the small network forgets nothing and the other one forgets all of it café naïve 12 don't foo"
+).split()
 BITS = [
     "the",
     "The",

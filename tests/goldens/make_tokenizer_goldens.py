@@ -3,9 +3,10 @@
 
 Writes into tests/goldens/tokenizers:
   hostile_strings.json  strings that break tokenizers, base64 (some are no UTF-8)
-  tiny_*/               tokenizers trained here on text of our own, with the ids of every hostile string
+  tiny_*/               tokenizers trained here on text of our own, with every hostile string's ids
   gpt2_ids.json         ids with GPT-2's vocabulary (not copied: GPT2 names the folder), and for
-  smollm2_ids.json      WikiText-2's test file their number and hash; likewise SmolLM2's, with both pre-tokenizers
+  smollm2_ids.json      WikiText-2's test file their number and hash; likewise SmolLM2's, with
+                        both pre-tokenizers
 
     pip install tokenizers==0.23.3 xxhash
     make_tokenizer_goldens.py OUT [--gpt2 FOLDER] [--smollm2 tokenizer.json] [--wikitext2 test.txt]
@@ -250,7 +251,10 @@ def hostile_strings():
         b"\x00\xff\x00",
     ]
     generator = random.Random(20240229)
-    alphabet = "aZ09 \t\n'.,_-<|>\x00\u00e9\u0301\u00a0\u2019\u3000\u4e2d\u0663\u00bd\u05d0\U0001f600\u200d\u180e\u1c89"
+    alphabet = (
+        "aZ09 \t\n'.,_-<|>\x00\u00e9\u0301\u00a0\u2019\u3000\u4e2d\u0663\u00bd\u05d0\U0001f600"
+        "\u200d\u180e\u1c89"
+    )
     for _ in range(60):
         strings.append(
             "".join(generator.choice(alphabet) for _ in range(generator.randint(3, 60))).encode()
@@ -275,15 +279,18 @@ def hostile_strings():
 def training_lines():
     """Text of our own: sentences with words, numbers, contractions, accents and code."""
     generator = random.Random(7)
-    subjects = "the small network,a teacher,our student,every token,the decoder,she,they,nobody,the committee,my neighbour".split(
-        ","
-    )
-    verbs = "reads,forgets,doesn't see,converts,has measured,won't repeat,remembered,trains on,isn't using,couldn't find".split(
-        ","
-    )
-    objects = "the state,12 layers,a feature map,caf\u00e9 menus,3.5 million words,na\u00efve guesses,\u00fcber long lines,what it's given,1024 steps,the answer".split(
-        ","
-    )
+    subjects = (
+        "the small network,a teacher,our student,every token,the decoder,she,they,nobody,"
+        "the committee,my neighbour"
+    ).split(",")
+    verbs = (
+        "reads,forgets,doesn't see,converts,has measured,won't repeat,remembered,trains on,"
+        "isn't using,couldn't find"
+    ).split(",")
+    objects = (
+        "the state,12 layers,a feature map,caf\u00e9 menus,3.5 million words,na\u00efve guesses,"
+        "\u00fcber long lines,what it's given,1024 steps,the answer"
+    ).split(",")
     endings = [
         ".",
         "!",
@@ -330,7 +337,9 @@ def hash_ids(ids):
 
 
 def every_code_point_hash(tokenizer):
-    """Hash of the ids of every code point of the planes in use between neighbours of each class; the C++ test builds the same texts."""
+    """Hash of the ids of every code point of the planes in use between neighbours of each class;
+    the C++ test builds the same texts.
+    """
     digest = xxhash.xxh3_128()
     for start in [*range(0, 0x40000, 0x1000), 0xE0000, 0x10F000]:
         points = [chr(c) for c in range(start, start + 0x1000) if not 0xD800 <= c <= 0xDFFF]
@@ -351,8 +360,8 @@ def expected(tokenizer, strings):
 
 
 def add_boundary_merges(model):
-    """Merges of ASCII neighbours with the first and last bytes of characters: without them no id would show whether
-    the pre-tokenizer cuts beside a character that the training text lacks."""
+    """Merges of ASCII neighbours with the first and last bytes of characters: without them no id
+    would show whether the pre-tokenizer cuts beside a character that the training text lacks."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
     symbol = {b: chr(b) if b in printable else chr(256 + others.index(b)) for b in range(256)}

@@ -1,4 +1,6 @@
-"""Prints results.jsonl of launch/experiments/paper_small.sh as a Markdown table: every model beside its teacher and the finetuned teacher."""
+"""Prints results.jsonl of launch/experiments/paper_small.sh as a Markdown table: every model beside
+its teacher and the finetuned teacher.
+"""
 
 import json
 import sys
@@ -17,12 +19,14 @@ def change(row, base):
 
 
 print(
-    "| model | tokens | train s | valid ppl | test ppl per token | to teacher | to softmax with the same tokens | test ppl per word |"
+    "| model | tokens | train s | valid ppl | test ppl per token | to teacher "
+    "| to softmax with the same tokens | test ppl per word |"
 )
 print("|---|--:|--:|--:|--:|--:|--:|--:|")
 for row in rows.values():
     print(
-        f"| {row['name']} | {row['tokens'] / 1e6:.1f}M | {row['seconds']:.0f} | {row['valid']['perplexity_per_token']:.2f} | "
-        f"{row['test']['perplexity_per_token']:.2f} | {change(row, 'teacher')} | {change(row, 'softmax')} | "
-        f"{row['test']['perplexity_per_word']:.2f} |"
+        f"| {row['name']} | {row['tokens'] / 1e6:.1f}M | {row['seconds']:.0f} "
+        f"| {row['valid']['perplexity_per_token']:.2f} | {row['test']['perplexity_per_token']:.2f} "
+        f"| {change(row, 'teacher')} | {change(row, 'softmax')} "
+        f"| {row['test']['perplexity_per_word']:.2f} |"
     )
