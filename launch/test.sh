@@ -8,8 +8,9 @@ usage() {
   cat <<EOF
 Usage: launch/test.sh [--preset NAME] [CTEST_ARGUMENT...]
 
-Runs launch/build.sh NAME (default release), then ctest there with the arguments that follow, e.g. -R Bucket. Ends with
-ctest's code; no test at all counts as a failure. Tests that need a GPU (label gpu) or two (multi_gpu) are named and left out where there are fewer.
+Runs launch/build.sh NAME (default release), then ctest there with the arguments that follow, e.g.
+-R Bucket. Ends with ctest's code; no test at all counts as a failure. Tests that need a GPU (label
+gpu) or two (multi_gpu) are named and left out where there are fewer.
 EOF
 }
 
@@ -33,7 +34,8 @@ main() {
     1) missing=multi_gpu ;;
   esac
   if [[ -n $missing ]]; then
-    ctest --test-dir "build/$preset" -N -L $missing | sed -n "s/^  Test *#[0-9]*: /test.sh: not run, $num_gpus GPUs here: /p"
+    ctest --test-dir "build/$preset" -N -L $missing |
+      sed -n "s/^  Test *#[0-9]*: /test.sh: not run, $num_gpus GPUs here: /p"
     set -- -LE $missing "$@"
   fi
   exec ctest --test-dir "build/$preset" --output-on-failure --no-tests=error "$@"

@@ -21,7 +21,8 @@ t2r_fail() {
 t2r_need() {
   local kind=$1 option=$2 value=${3:-}
   [[ -n $value && $value != --* ]] || t2r_fail 64 "$option needs a $kind; see --help"
-  [[ $kind != number || $value =~ ^[1-9][0-9]{0,17}$ ]] || t2r_fail 64 "$option $value; allowed: a whole number, 1 or more"
+  [[ $kind != number || $value =~ ^[1-9][0-9]{0,17}$ ]] ||
+    t2r_fail 64 "$option $value; allowed: a whole number, 1 or more"
   [[ $kind != file || -f $value ]] || t2r_fail 64 "$option $value: there is no such file"
 }
 
@@ -63,7 +64,8 @@ t2r_make_venv() {
       t2r_fail 1 "python3 ($(command -v python3 || echo none)) cannot make a virtual environment:" \
         "install python3-venv, or put another python3 >= 3.10 first on PATH"
     if ! { python3 -m venv "$folder" &&
-      "$folder/bin/python" -m pip install --no-input --disable-pip-version-check --progress-bar off "$@"; } \
+      "$folder/bin/python" -m pip install --no-input --disable-pip-version-check \
+        --progress-bar off "$@"; } \
       >"$log" 2>&1; then
       tail -n 5 "$log" >&2
       t2r_fail 1 "pip could not install $*; the whole log is $log"

@@ -5,9 +5,11 @@
 # $OUT/results.jsonl, which is printed.
 measure() {
   local valid test
-  valid=$("$T2R" evaluate --model "$2" --data "$OUT/shards/valid" --context 512 --sequences-at-once 32 --precision float32 --json)
-  test=$("$T2R" evaluate --model "$2" --data "$OUT/shards/test" --context 512 --sequences-at-once 32 --precision float32 --json)
-  printf '{"name": "%s", "tokens": %s, "seconds": %s, "valid": %s, "test": %s}\n' "$1" "$3" "$4" "$valid" "$test" >>"$OUT/results.jsonl"
+  local scoring=(--context 512 --sequences-at-once 32 --precision float32 --json)
+  valid=$("$T2R" evaluate --model "$2" --data "$OUT/shards/valid" "${scoring[@]}")
+  test=$("$T2R" evaluate --model "$2" --data "$OUT/shards/test" "${scoring[@]}")
+  printf '{"name": "%s", "tokens": %s, "seconds": %s, "valid": %s, "test": %s}\n' \
+    "$1" "$3" "$4" "$valid" "$test" >>"$OUT/results.jsonl"
   tail -n 1 "$OUT/results.jsonl"
 }
 
@@ -22,5 +24,6 @@ training_shards() {
 convert() {
   local name=$1
   shift
-  [[ -e $OUT/swapped-$name ]] || "$T2R" convert --model "$PRETRAINED" --output "$OUT/swapped-$name" "$@"
+  [[ -e $OUT/swapped-$name ]] ||
+    "$T2R" convert --model "$PRETRAINED" --output "$OUT/swapped-$name" "$@"
 }

@@ -7,26 +7,30 @@ source "$(dirname "${BASH_SOURCE[0]}")/../venv.sh"
 # shellcheck source=launch/experiments/experiment.sh
 source "$T2R_ROOT/launch/experiments/experiment.sh"
 
-readonly VARIANTS="teacher softmax t2r t2r75 elu scratch swapped t2r-transfer t2r-k64 t2r-k64-transfer t2r-k128 \
-hedgehog hedgehog-transfer hedgehog75 hedgehog75-transfer t2r-distill t2r75-distill t2r-k128-distill hedgehog-distill \
-hedgehog75-distill"
+readonly VARIANTS="teacher softmax t2r t2r75 elu scratch swapped t2r-transfer t2r-k64 \
+t2r-k64-transfer t2r-k128 hedgehog hedgehog-transfer hedgehog75 hedgehog75-transfer t2r-distill \
+t2r75-distill t2r-k128-distill hedgehog-distill hedgehog75-distill"
 
 usage() {
   cat <<EOF
 Usage: launch/experiments/paper_small.sh [OPTION...] [VARIANT...]
 
-Trains a GPT-2-style softmax language model from scratch (the teacher), finetunes it as each VARIANT with a fifth of its
-tokens, and prints the perplexity on the corpus's validation and test text, each of the step with the best validation.
-Meant for a GPU: about 10 minutes on an H200. WikiText is taken as people write it (data/detokenize_wikitext.py).
+Trains a GPT-2-style softmax language model from scratch (the teacher), finetunes it as each VARIANT
+with a fifth of its tokens, and prints the perplexity on the corpus's validation and test text, each
+of the step with the best validation. Meant for a GPU: about 10 minutes on an H200. WikiText is
+taken as people write it (data/detokenize_wikitext.py).
 
   --corpus NAME       of data/get_corpus.sh, default wikitext-2; the paper's is wikitext-103
-  --extra-text FILE   more training text, beside which the corpus is read three times an epoch; can be given again
-  --tokens N          the teacher's (default 131072000); wikitext-2 alone is read by heart long before
+  --extra-text FILE   more training text, beside which the corpus is read three times an epoch; can
+                      be given again
+  --tokens N          the teacher's (default 131072000); wikitext-2 alone is read by heart long
+                      before
   --finetune-tokens N instead of a fifth of that; the rows are called VARIANT-NM then (52M)
   --layers N, --hidden-size N   default 12 and 512, heads of 64
   --vocab-size N      of the sentencepiece vocabulary that is trained on the text, default 16000
   --batch-size N      sequences of 512 tokens a step, default 64; the learning rates are for that
-  --output DIR        default runs/paper_small; what it holds already is not made again, and training is resumed
+  --output DIR        default runs/paper_small; what it holds already is not made again, and
+                      training is resumed
 
 VARIANT (default: all; the teacher is always made)
   teacher       the softmax model
@@ -40,19 +44,20 @@ VARIANT (default: all; the teacher is always made)
   t2r-transfer, t2r-k64-transfer, hedgehog-transfer, hedgehog75-transfer
                 a quarter of the steps, at most 400, is attention transfer (not in the paper)
   t2r-distill, t2r75-distill, t2r-k128-distill, hedgehog-distill, hedgehog75-distill
-                the teacher's next-token distributions are learned instead of the text's tokens (not in the paper)
+                the teacher's next-token distributions are learned instead of the text's tokens (not
+                in the paper)
 T2R takes the place of the built binary.
 EOF
 }
 
 # part PART: the text of a part of the corpus, written as people write it.
 part() {
-  local text=$OUT/text/$1.txt
+  local text=$OUT/text/$1.txt source=corpora/$CORPUS/lm/$1.txt
   if [[ ! -e $text ]]; then
     mkdir -p "$OUT/text"
     case $CORPUS in
-      wikitext-2 | wikitext-103) python3 data/detokenize_wikitext.py "corpora/$CORPUS/lm/$1.txt" >"$text.partial" ;;
-      *) cp "corpora/$CORPUS/lm/$1.txt" "$text.partial" ;;
+      wikitext-2 | wikitext-103) python3 data/detokenize_wikitext.py "$source" >"$text.partial" ;;
+      *) cp "$source" "$text.partial" ;;
     esac
     mv "$text.partial" "$text"
   fi
@@ -63,13 +68,16 @@ prepare() {
   local name
   [[ -e corpora/$CORPUS/lm/train.txt ]] || data/get_corpus.sh "$CORPUS"
   [[ -e $OUT/tokenizer.model ]] ||
-    "$T2R" prepare vocab --inputs "$(part train)" "${EXTRA[@]}" --output "$OUT/tokenizer.model" --vocab-size "$VOCAB_SIZE"
+    "$T2R" prepare vocab --inputs "$(part train)" "${EXTRA[@]}" --output "$OUT/tokenizer.model" \
+      --vocab-size "$VOCAB_SIZE"
   for name in train valid test; do
     [[ -d $OUT/shards/$name ]] ||
-      "$T2R" prepare lm --inputs "$(part $name)" --tokenizer "$OUT/tokenizer.model" --output "$OUT/shards/$name"
+      "$T2R" prepare lm --inputs "$(part $name)" --tokenizer "$OUT/tokenizer.model" \
+        --output "$OUT/shards/$name"
   done
   if ((${#EXTRA[@]})) && [[ ! -d $OUT/shards/extra ]]; then
-    "$T2R" prepare lm --inputs "${EXTRA[@]}" --tokenizer "$OUT/tokenizer.model" --output "$OUT/shards/extra"
+    "$T2R" prepare lm --inputs "${EXTRA[@]}" --tokenizer "$OUT/tokenizer.model" \
+      --output "$OUT/shards/extra"
   fi
 }
 
@@ -79,14 +87,16 @@ train() {
   shift 2
   training_shards
   echo "== $name"
-  "$T2R" train --config "launch/experiments/paper_small/$config.toml" --output "$OUT/$name" --train-data "${SHARDS[@]}" \
-    --valid-data "$OUT/shards/valid" --tokenizer "$OUT/tokenizer.model" --batch-size "$BATCH" --resume "$@"
+  "$T2R" train --config "launch/experiments/paper_small/$config.toml" --output "$OUT/$name" \
+    --train-data "${SHARDS[@]}" --valid-data "$OUT/shards/valid" \
+    --tokenizer "$OUT/tokenizer.model" --batch-size "$BATCH" --resume "$@"
 }
 
 run_variant() {
-  local variant=$1 name=$1 started=$SECONDS budget=${FINETUNE:-$((TOKENS / 5))} tokens steps transfer=() map=()
-  local size=(--model.family gpt2 --model.layers "$LAYERS" --model.hidden-size "$HIDDEN" --model.heads $((HIDDEN / 64)))
-  local swapped=${variant%-transfer} distillation=()
+  local variant=$1 name=$1 started=$SECONDS budget=${FINETUNE:-$((TOKENS / 5))} tokens steps
+  local size=(--model.family gpt2 --model.layers "$LAYERS" --model.hidden-size "$HIDDEN")
+  size+=(--model.heads $((HIDDEN / 64)))
+  local swapped=${variant%-transfer} transfer=() map=() distillation=()
   swapped=${swapped%-distill}
   [[ $variant != swapped ]] || swapped=t2r
   tokens=$budget
@@ -107,12 +117,15 @@ run_variant() {
   [[ $variant != *-distill ]] || distillation=(--teacher "$PRETRAINED")
   case $variant in
     teacher) train teacher teacher --tokens "$TOKENS" "${size[@]}"; tokens=$TOKENS ;;
-    softmax) train "$name" finetune --model "$PRETRAINED" --tokens "$budget" --map-learning-rate 0 ;;
+    softmax)
+      train "$name" finetune --model "$PRETRAINED" --tokens "$budget" --map-learning-rate 0 ;;
     scratch)
-      train "$name" finetune --tokens "$budget" --learning-rate 1e-3 --map-learning-rate 0 "${size[@]}" \
-        --model.max-positions 512 --model.attention t2r --model.feature-size 32 ;;
+      train "$name" finetune --tokens "$budget" --learning-rate 1e-3 --map-learning-rate 0 \
+        "${size[@]}" --model.max-positions 512 --model.attention t2r --model.feature-size 32 ;;
     swapped) ;;
-    *) train "$name" finetune --model "$OUT/swapped-$swapped" --tokens "$budget" "${transfer[@]}" "${distillation[@]}" ;;
+    *)
+      train "$name" finetune --model "$OUT/swapped-$swapped" --tokens "$budget" "${transfer[@]}" \
+        "${distillation[@]}" ;;
   esac
   if [[ $variant == swapped ]]; then
     measure "$name" "$OUT/swapped-t2r" 0 0
@@ -123,7 +136,8 @@ run_variant() {
 
 main() {
   local variants=() name
-  OUT=runs/paper_small CORPUS=wikitext-2 EXTRA=() TOKENS=131072000 LAYERS=12 HIDDEN=512 VOCAB_SIZE=16000 BATCH=64 FINETUNE=
+  OUT=runs/paper_small CORPUS=wikitext-2 EXTRA=() TOKENS=131072000 FINETUNE=
+  LAYERS=12 HIDDEN=512 VOCAB_SIZE=16000 BATCH=64
   while (($#)); do
     case $1 in
       -h | --help) usage; exit 0 ;;

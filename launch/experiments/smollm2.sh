@@ -7,17 +7,19 @@ source "$(dirname "${BASH_SOURCE[0]}")/../venv.sh"
 # shellcheck source=launch/experiments/experiment.sh
 source "$T2R_ROOT/launch/experiments/experiment.sh"
 
-readonly VARIANTS="as-is softmax t2r t2r-transfer t2r-query-transfer t2r75 t2r75-transfer hedgehog-query-transfer \
-hedgehog75-query-transfer elu scratch t2r-query-transfer-distill t2r75-transfer-distill hedgehog-query-transfer-distill \
-hedgehog75-query-transfer-distill"
+readonly VARIANTS="as-is softmax t2r t2r-transfer t2r-query-transfer t2r75 t2r75-transfer \
+hedgehog-query-transfer hedgehog75-query-transfer elu scratch t2r-query-transfer-distill \
+t2r75-transfer-distill hedgehog-query-transfer-distill hedgehog75-query-transfer-distill"
 
 usage() {
   cat <<EOF
-Usage: launch/experiments/smollm2.sh [--tokens N] [--distill-tokens N] [--output DIR] [--extra-text FILE]... [VARIANT...]
+Usage: launch/experiments/smollm2.sh [--tokens N] [--distill-tokens N] [--output DIR]
+                                     [--extra-text FILE]... [VARIANT...]
 
-Finetunes SmolLM2-135M (data/get_model.sh) on WikiText-2 in each VARIANT with N tokens (default 9830400) and prints the
-perplexity on WikiText-2's validation and test text, of the step with the best validation. Meant for a GPU; a minute a variant on an H200.
-Text is WikiText-2 as people write it (data/detokenize_wikitext.py), three times an epoch beside --extra-text, once alone.
+Finetunes SmolLM2-135M (data/get_model.sh) on WikiText-2 in each VARIANT with N tokens (default
+9830400) and prints the perplexity on WikiText-2's validation and test text, of the step with the
+best validation. Meant for a GPU; a minute a variant on an H200. Text is WikiText-2 as people write
+it (data/detokenize_wikitext.py), three times an epoch beside --extra-text, once alone.
 
 VARIANT (default: all)
   as-is               SmolLM2 as it came, nothing trained
@@ -30,10 +32,13 @@ VARIANT (default: all)
   hedgehog75-query-transfer   the same, every fourth layer from the top keeps softmax
   elu                 elu + 1 instead of a learned map
   scratch             the T2R model without pretraining
-  t2r-query-transfer-distill, t2r75-transfer-distill, hedgehog-query-transfer-distill, hedgehog75-query-transfer-distill
-                      the finetuned softmax model is converted, with as many tokens again (or --distill-tokens; the rows are called
-                      VARIANT-NM then), and is the teacher: its next-token distributions are learned instead of the text's tokens
-T2R takes the place of the built binary. What DIR (default runs/smollm2) holds already is not made again.
+  t2r-query-transfer-distill, t2r75-transfer-distill, hedgehog-query-transfer-distill,
+  hedgehog75-query-transfer-distill
+                      the finetuned softmax model is converted, with as many tokens again (or
+                      --distill-tokens; the rows are called VARIANT-NM then), and is the teacher:
+                      its next-token distributions are learned instead of the text's tokens
+T2R takes the place of the built binary. What DIR (default runs/smollm2) holds already is not made
+again.
 EOF
 }
 
@@ -59,13 +64,15 @@ train() {
   shift
   training_shards
   echo "== $name"
-  "$T2R" train --config launch/experiments/smollm2/finetune.toml --output "$OUT/$name" --train-data "${SHARDS[@]}" \
-    --valid-data "$OUT/shards/valid" --tokenizer "$MODEL" --tokens "$tokens" --resume "$@"
+  "$T2R" train --config launch/experiments/smollm2/finetune.toml --output "$OUT/$name" \
+    --train-data "${SHARDS[@]}" --valid-data "$OUT/shards/valid" --tokenizer "$MODEL" \
+    --tokens "$tokens" --resume "$@"
 }
 
 run_variant() {
   local name=$1 base=${1%-distill} started=$SECONDS tokens=$TOKENS transfer origin='' options=()
-  local t2r=(--feature-map t2r --feature-size 32) hedgehog=(--feature-map hedgehog --map-per-query-head) PRETRAINED=$MODEL
+  local t2r=(--feature-map t2r --feature-size 32) PRETRAINED=$MODEL
+  local hedgehog=(--feature-map hedgehog --map-per-query-head)
   if [[ $name == *-distill ]]; then
     PRETRAINED=$OUT/softmax/checkpoints/best
     origin=-finetuned
@@ -86,15 +93,18 @@ run_variant() {
     t2r-query-transfer) convert "t2r-query$origin" "${t2r[@]}" --map-per-query-head ;;
     t2r75 | t2r75-transfer) convert "t2r75$origin" "${t2r[@]}" --keep-softmax-every 4 ;;
     hedgehog-query-transfer) convert "hedgehog-query$origin" "${hedgehog[@]}" ;;
-    hedgehog75-query-transfer) convert "hedgehog75-query$origin" "${hedgehog[@]}" --keep-softmax-every 4 ;;
+    hedgehog75-query-transfer)
+      convert "hedgehog75-query$origin" "${hedgehog[@]}" --keep-softmax-every 4 ;;
     elu) convert elu --feature-map elu ;;
     scratch)
-      train scratch --learning-rate 1e-3 --map-learning-rate 0 --model.family llama --model.layers 30 --model.hidden-size 576 \
-        --model.heads 9 --model.kv-heads 3 --model.intermediate-size 1536 --model.attention t2r ;;
+      train scratch --learning-rate 1e-3 --map-learning-rate 0 --model.family llama \
+        --model.layers 30 --model.hidden-size 576 --model.heads 9 --model.kv-heads 3 \
+        --model.intermediate-size 1536 --model.attention t2r ;;
   esac
   [[ $base != *-transfer ]] || options+=(--transfer-steps "$transfer")
   case $base in
-    t2r* | hedgehog* | elu) train "$name" --model "$OUT/swapped-${base%-transfer}$origin" "${options[@]}" ;;
+    t2r* | hedgehog* | elu)
+      train "$name" --model "$OUT/swapped-${base%-transfer}$origin" "${options[@]}" ;;
   esac
   measure "$name" "$OUT/$name/checkpoints/best" "$tokens" $((SECONDS - started))
 }
