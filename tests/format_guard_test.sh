@@ -18,9 +18,13 @@ check() {  # FILE LINE REASON
 }
 
 printf 'int x = 0;\n' >"$root/good.cu"
+printf '# %s\n' "$(printf 'é%.0s' {1..98})" >"$root/good.py"  # columns are characters
 printf '%s\n' 'Prose.' "| a table | $long |" '```' "$long" '```' >"$root/good.md"
 "$here/format_test.sh" "$root"
 check violation.cpp 'int  x=0;' 'lays a file out'
 check violation.cuh '__device__ int x=0;' 'lays a file out'
 check violation.h "/* $long */" 'code over'
+for name in violation.py violation.sh violation.cmake CMakeLists.txt; do
+  check $name "# $long" 'scripts over'
+done
 check violation.md "$long" 'prose over'
