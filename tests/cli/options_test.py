@@ -24,11 +24,42 @@ COMMANDS = [
 
 
 @functools.lru_cache
+def help_of(command):
+    """What `t2r COMMAND --help` prints."""
+    return run(*command.split(), "--help").stdout
+
+
 def help_keys(command):
     """The options that `t2r COMMAND --help` lists."""
-    return set(
-        re.findall(r"^  --([a-z0-9.-]+)", run(*command.split(), "--help").stdout, re.MULTILINE)
+    return set(re.findall(r"^  --([a-z0-9.-]+)", help_of(command), re.MULTILINE))
+
+
+# Options of several commands that mean the same of different things: where what is made goes, whose
+# randomness, which model or tokenizer.
+OF_EACH_COMMAND = {
+    "begin-of-text",
+    "json",
+    "model",
+    "output",
+    "seed",
+    "sequences-at-once",
+    "threads",
+    "tokenizer",
+    "vocab-size",
+}
+
+
+def help_texts(command):
+    """What `t2r COMMAND --help` says of each option, without defaults, limits and "for --text"."""
+    entries = re.findall(
+        r"^  --([a-z0-9.-]+)(?: \.\.\.| FILE|, -h)?\s+(.*(?:\n {6,}.*)*)",
+        help_of(command),
+        re.MULTILINE,
     )
+    return {
+        key: re.sub(r"^for --text: | \[(?:default|allowed):[^]]*\]", "", " ".join(text.split()))
+        for key, text in entries
+    }
 
 
 class Commands(unittest.TestCase):
@@ -188,7 +219,7 @@ class Commands(unittest.TestCase):
                         64,
                         f"--{name} is --{now} here: --{name} of",
                     )
-                self.assertNotIn(f"--{name} ", run(*command.split(), "--help").stdout.split("[")[0])
+                self.assertNotIn(name, help_keys(command))
                 with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
                     file.write(f"\n{name} = 4\n")
                     file.flush()
@@ -197,6 +228,17 @@ class Commands(unittest.TestCase):
                         78,
                         f"{file.name}:2: {name} is {now} here: ",
                     )
+
+    def test_an_option_of_several_commands_means_the_same_on_all(self):
+        meanings = {}
+        for command in COMMANDS:
+            self.assertEqual(help_texts(command).keys(), help_keys(command), command)
+            for key, text in help_texts(command).items():
+                meanings.setdefault(key, {}).setdefault(text, []).append(command)
+        for key, texts in meanings.items():
+            if key not in OF_EACH_COMMAND:
+                self.assertEqual(len(texts), 1, f"--{key}: {texts}")
+        self.assertLessEqual(OF_EACH_COMMAND, meanings.keys())
 
     def test_names_are_shown_without_their_control_characters(self):
         result = run("evaluate", "--model", "no\x1b[2J\nmodel", "--data", "d", "--context", 8)
