@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Causal attention on a GPU, from Python: t2r's operators beside softmax and flash-linear-attention.
+"""Causal attention on a GPU from Python: t2r's operators, softmax, flash-linear-attention.
 
     python3 tests/bench/peer_attention.py --library build/release/model/libt2r_ops.so
     python3 tests/bench/peer_attention.py --shapes 8x2048x16x64x32 --peers t2r,cudnn
