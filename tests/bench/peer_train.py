@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Training speed of a GPT-2 in plain PyTorch on a GPU: what `t2r bench train` is compared with.
 
-    python3 tests/bench/peer_train.py --sequence-length 1024 --batch-size 64
-    torchrun --nproc_per_node 2 tests/bench/peer_train.py --batch-size 32
+    python3 tests/bench/peer_train.py --sequence-length 1024 --batch-size-per-rank 64
+    torchrun --nproc_per_node 2 tests/bench/peer_train.py --batch-size-per-rank 32
 
 Model, batch and step are those of `t2r bench train --model.attention softmax`: 12 layers of 768, 12
 heads, learned positions, tied embeddings, random tokens; forward, cross entropy over the whole
@@ -109,7 +109,7 @@ def make_step(options, device):
         forward = torch.compile(forward)
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), fused=True)
-    shape = (options.batch_size, options.sequence_length)
+    shape = (options.batch_size_per_rank, options.sequence_length)
     generator = torch.Generator(device).manual_seed(int(os.environ.get("RANK", 0)) + 1)
     inputs, targets = (
         torch.randint(options.vocab_size, shape, device=device, generator=generator)
@@ -128,13 +128,13 @@ def make_step(options, device):
     return model, step
 
 
-def time_steps(step, warmup_steps, steps, device):
+def time_steps(step, untimed_steps, timed_steps, device):
     """Milliseconds of each step, of the slowest rank; the host runs ahead of the GPU, as in
     training that reads its losses later."""
-    for _ in range(max(warmup_steps, 1)):
+    for _ in range(max(untimed_steps, 1)):
         step()
     torch.cuda.synchronize()
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(timed_steps + 1)]
     marks[0].record()
     for mark in marks[1:]:
         loss = step()
@@ -156,9 +156,9 @@ def parse_arguments():
         ("heads", 12, "attention heads"),
         ("vocab-size", 50304, "tokens of the vocabulary"),
         ("sequence-length", 1024, "tokens a sequence"),
-        ("batch-size", 64, "sequences a step and rank"),
-        ("steps", 30, "timed"),
-        ("warmup-steps", 10, "before them; torch.compile works in the first ones"),
+        ("batch-size-per-rank", 64, "sequences a step"),
+        ("timed-steps", 30, "of which the median counts"),
+        ("untimed-steps", 10, "before them; torch.compile works in the first ones"),
     ):
         parser.add_argument("--" + name, type=int, default=default, help=f"{text} [{default}]")
     parser.add_argument("--attention", choices=ATTENTION_BACKENDS, default="cudnn")
@@ -168,15 +168,15 @@ def parse_arguments():
     options = parser.parse_args()
     if options.hidden_size % options.heads:
         parser.error("--hidden-size must be a multiple of --heads")
-    if options.steps < 1:
-        parser.error("--steps must be 1 or more")
+    if options.timed_steps < 1:
+        parser.error("--timed-steps must be 1 or more")
     return options
 
 
 def report(options, model, times, loss):
     world = dist.get_world_size() if dist.is_initialized() else 1
     median_ms = statistics.median(times)
-    tokens_per_s = options.batch_size * options.sequence_length * world / median_ms * 1e3
+    tokens_per_s = options.batch_size_per_rank * options.sequence_length * world / median_ms * 1e3
     device = torch.cuda.get_device_name()
     peak = options.peak_tflops or next(
         (tflops for name, tflops in PEAK_TFLOPS.items() if name in device), None
@@ -200,7 +200,7 @@ def report(options, model, times, loss):
         return
     mfu = f"{row['mfu']:.1%} MFU of {peak:g} TFLOP/s" if peak else "MFU unknown (--peak-tflops)"
     print(
-        f"{device}, torch {torch.__version__}, {world} rank(s), {options.batch_size} x"
+        f"{device}, torch {torch.__version__}, {world} rank(s), {options.batch_size_per_rank} x"
         f" {options.sequence_length} tokens a rank: {tokens_per_s:,.0f} tokens/s,"
         f" {median_ms:.2f} ms a step, {mfu}, {row['memory_gib']:.1f} GiB"
     )
@@ -217,7 +217,7 @@ def main():
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         dist.init_process_group("nccl", device_id=device)
     model, step = make_step(options, device)
-    times, loss = time_steps(step, options.warmup_steps, options.steps, device)
+    times, loss = time_steps(step, options.untimed_steps, options.timed_steps, device)
     if int(os.environ.get("RANK", 0)) == 0:
         report(options, model, times, loss)
     if dist.is_initialized():
