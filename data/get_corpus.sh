@@ -79,14 +79,25 @@ check_sum() {
     t2r_fail 1 "$name of the archive: its sha256 is $have, $want is expected"
 }
 
+# archive_size CORPUS
+archive_size() {
+  case $1 in
+    wikitext-2) echo "4 MB" ;;
+    wikitext-2-raw) echo "5 MB" ;;
+    wikitext-103) echo "181 MB" ;;
+    wikitext-103-raw) echo "183 MB" ;;
+  esac
+}
+
 # Fetches archive $1 into folder $2 and writes the corpus to folder $3.
 make_wikitext() {
   local name=$1 tmp=$2 out=$3 url part file
   url=${T2R_WIKITEXT_URL:-$WIKITEXT_SITE/$name-v1.zip}
-  t2r_say "downloading $url"
+  t2r_say "downloading $url ($(archive_size "$name"))"
   download "$url" "$tmp/archive.zip" ||
-    t2r_fail 1 "could not download $url; without a network get the archive elsewhere and name it:" \
-      "T2R_WIKITEXT_URL=file:///path/to/$name-v1.zip data/get_corpus.sh $name"
+    t2r_fail 1 "could not download $url; get the archive elsewhere and name it:" \
+      "T2R_WIKITEXT_URL=file:///path/to/$name-v1.zip data/get_corpus.sh $name. Where Debian's or" \
+      "Ubuntu's packages are all that can be reached, data/get_corpus.sh libreoffice-help works"
   python3 -m zipfile -e "$tmp/archive.zip" "$tmp/unpacked" 2>/dev/null ||
     t2r_fail 1 "$url is not a zip archive"
   mkdir -p "$out/lm"

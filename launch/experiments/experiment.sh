@@ -1,6 +1,13 @@
 # shellcheck shell=bash disable=SC2153
 # Sourced by the scripts that run experiments; after venv.sh.
 
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
+  echo "launch/experiments/experiment.sh is sourced by the experiments beside it, smollm2.sh and" \
+    "paper_small.sh: run one of those, --help says how" >&2
+  [[ ${1:-} == -h || ${1:-} == --help ]] || exit 64
+  exit 0
+fi
+
 # measure NAME MODEL TOKENS SECONDS: perplexity of a model on the shards of $OUT as a line of
 # $OUT/results.jsonl, which is printed.
 measure() {

@@ -29,7 +29,7 @@ CorpusIsWrittenWholeOrNotAtAll() {
   expect 1 "wikitext-2/wiki.train.tokens.*sha256.*9e9fa1ad55b1" \
     "$ROOT/data/get_corpus.sh" wikitext-2 "$TMP/corpora/w2" || return 1
   T2R_WIKITEXT_URL=file://$TMP/absent.zip
-  expect 1 "could not download.*T2R_WIKITEXT_URL=file" \
+  expect 1 "could not download.*T2R_WIKITEXT_URL=file.*get_corpus.sh libreoffice-help works" \
     "$ROOT/data/get_corpus.sh" wikitext-2 "$TMP/corpora/w2" || return 1
   T2R_WIKITEXT_URL=file://$ROOT/data/get_corpus.sh
   expect 1 "is not a zip archive" "$ROOT/data/get_corpus.sh" wikitext-2 "$TMP/corpora/w2" ||

@@ -12,6 +12,10 @@ AnswersHelpWithZeroWhenAsked() {
     launch/experiments/{smollm2,paper_small}.sh data/get_{corpus,model}.sh; do
     expect 0 "^Usage: $script" "$ROOT/$script" --help || return 1
   done
+  expect 0 "T2R_QUICKSTART_TEACHER_STEPS" "$ROOT/launch/quickstart.sh" --help || return 1
+  local shared=$ROOT/launch/experiments/experiment.sh
+  expect 0 "is sourced by the experiments beside it, smollm2.sh" bash "$shared" --help &&
+    expect 64 "is sourced by the experiments" bash "$shared"
 }
 
 EndsWith64WhenTheUsageIsWrong() {
@@ -26,6 +30,8 @@ EndsWith64WhenTheUsageIsWrong() {
     expect 64 "--extra-text $TMP/none: there is no such file" "$smollm2" --extra-text "$TMP/none" &&
     expect 64 "--output needs a text" "$ROOT/launch/quickstart.sh" --output &&
     expect 64 "unknown argument --more" "$ROOT/launch/quickstart.sh" --output "$TMP/none" --more &&
+    expect 64 "T2R_QUICKSTART_TEACHER_STEPS few; allowed: a whole number" \
+      env T2R_QUICKSTART_TEACHER_STEPS=few "$ROOT/launch/quickstart.sh" &&
     expect 64 "--hidden-size 100; allowed: a multiple of 64" "$paper" --hidden-size 100 &&
     expect 64 "NAME and perhaps DIR" "$ROOT/data/get_corpus.sh" &&
     expect 64 "gutenberg is not a corpus.*libreoffice-help wikitext-2" \
