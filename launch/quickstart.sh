@@ -16,7 +16,7 @@ minutes on two cores after the build. Runs go to DIR (default runs/quickstart); 
 already is not made again, and an interrupted training is resumed. No GPU is used.
 
 T2R_QUICKSTART_TEACHER_STEPS=N   the teacher's steps (default 480); finetuning has a fifth of its
-                                 tokens. With 20 it takes a minute and shows the path alone
+                                 tokens. 20 are enough to see the path, not the numbers
 EOF
 }
 
