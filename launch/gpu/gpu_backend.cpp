@@ -48,7 +48,7 @@ class GpuBackend : public Backend {
   std::string description() const override {
     return concat(at::cuda::getCurrentDeviceProperties()->name,
                   ", ",
-                  options_.precision,
+                  name_of(options_.precision),
                   options_.deterministic ? ", deterministic" : "",
                   options_.cuda_graph ? "" : ", no CUDA graph",
                   ", NCCL ",
