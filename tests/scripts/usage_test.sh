@@ -43,6 +43,15 @@ GPT-2 or Llama family works: pass it to --model" "$ROOT/data/get_model.sh" gpt5 
     expect 64 "--preset needs a name" "$ROOT/launch/test.sh" --preset
 }
 
+PeersRefuseAMachineWithoutAGpuInOneLine() {
+  local peer
+  for peer in peer_train peer_attention; do
+    expect 1 "^$peer.py: needs (a GPU|Python with torch)" \
+      env CUDA_VISIBLE_DEVICES= "$PYTHON" "$ROOT/tests/bench/$peer.py" || return 1
+    (($(wc -l <<<"$OUTPUT") == 1)) || fail "more than a line: $OUTPUT" || return 1
+  done
+}
+
 GpuCheckNamesWhatIsMissing() {
   local build=$TMP/gpu_build bin=$TMP/no_gpu
   mkdir -p "$build" "$bin"
