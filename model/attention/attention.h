@@ -8,7 +8,8 @@
 #include "model/attention/feature_map.h"
 #include "model/attention/linear_attention.h"
 #include "model/config.h"
-#include "model/layers/layers.h"
+#include "model/layers/linear.h"
+#include "model/layers/norm.h"
 #include "model/layers/rotary_embedding.h"
 
 namespace t2r::model {

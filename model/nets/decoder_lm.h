@@ -8,7 +8,7 @@
 
 #include "model/attention/attention.h"
 #include "model/config.h"
-#include "model/layers/layers.h"
+#include "model/layers/mlp.h"
 #include "model/parameters.h"
 
 namespace t2r::model {

@@ -43,54 +43,6 @@ Linear add_linear(const DecoderConfig& config,
                   int64_t group,
                   ParameterSet& parameters);
 
-/// LayerNorm (GPT-2) or RMSNorm (Llama) of the last dimension.
-struct Norm {
-  /// A residual stream after an addition, and its normalised form.
-  struct Added {
-    torch::Tensor sum;
-    torch::Tensor normalised;
-  };
-
-  torch::Tensor weight;
-  torch::Tensor bias;  ///< undefined for RMSNorm
-  double eps = 1e-5;
-
-  torch::Tensor operator()(const torch::Tensor& x) const;
-
-  /// x + delta and its norm; on a GPU one pass.
-  Added add(const torch::Tensor& x, const torch::Tensor& delta) const;
-};
-
-Norm add_norm(const DecoderConfig& config,
-              const std::string& prefix,
-              int64_t group,
-              ParameterSet& parameters);
-
-/// The feed-forward part of a block: plain (GPT-2) or gated (Llama).
-class Mlp {
- public:
-  Mlp(const DecoderConfig& config, int64_t layer, ParameterSet& parameters);
-
-  /// x_BTD -> [B, T, D].
-  torch::Tensor forward(const torch::Tensor& x_BTD) const;
-
-  /// x_BD + forward(norm(x_BD)) for one token of each sequence on a GPU, in two kernels.
-  torch::Tensor step(const torch::Tensor& x_BD, const Norm& norm) const;
-
-  void make_output_major();
-
-  /// The most rows that step() takes; 0: none.
-  int64_t most_step_rows() const;
-
-  const Linear& output() const { return down_; }
-
- private:
-  Activation activation_;
-  bool is_gated_;
-  Linear up_;  ///< gated: gate and up projections, stacked
-  Linear down_;
-};
-
 /// Hugging Face prefix of a block, e.g. "transformer.h.3".
 std::string block_prefix(const DecoderConfig& config, int64_t layer);
 
