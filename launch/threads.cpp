@@ -122,10 +122,7 @@ int64_t usable_processors() {
 
 StepWork work_of_step(const model::DecoderLM& model, int64_t tokens, bool trains) {
   const model::DecoderConfig& config = model.config();
-  // Rows of the tables are looked up; a tied one is the head's matrix, too.
-  int64_t weights = model.parameters().num_scalars();
-  if (!config.tied_embeddings) weights -= config.vocab_size * config.hidden_size;
-  if (config.family == model::Family::kGpt2) weights -= config.max_positions * config.hidden_size;
+  const int64_t weights = model.parameters().num_scalars() - config.num_looked_up();
   const double passes = trains ? 3.0 : 1.0;
   return {.multiply_adds = passes * static_cast<double>(weights) * static_cast<double>(tokens),
           .bytes = passes * 4.0 * static_cast<double>(weights),

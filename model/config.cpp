@@ -10,7 +10,7 @@
 namespace t2r::model {
 namespace {
 
-void check(bool condition, const char* field, int64_t value, const std::string& allowed) {
+void check(bool condition, const std::string& field, int64_t value, const std::string& allowed) {
   if (!condition)
     throw ConfigError(concat("model config: ", field, " = ", value, ", allowed: ", allowed));
 }
@@ -21,14 +21,19 @@ constexpr int64_t kMaxWidth = 1 << 20;  ///< of hidden states, and of all heads 
 constexpr int64_t kMaxIntermediate = 1 << 24;
 constexpr int64_t kMaxIds = std::numeric_limits<int32_t>::max();  ///< tokens are int32
 
-void check_size(const char* field, int64_t value, int64_t largest) {
+void check_size(const std::string& field, int64_t value, int64_t largest) {
   check(value >= 1 && value <= largest, field, value, concat("1 to ", largest));
 }
 
-void check_above_0(const char* field, double value) {
+void check_above_0(const std::string& field, double value) {
   if (!(value > 0.0) || !std::isfinite(value))
     throw ConfigError(
         concat("model config: ", field, " = ", number_text(value), ", allowed: above 0"));
+}
+
+/// A field with what its config.json calls it.
+std::string named(const std::string& field, const std::string& in_file) {
+  return field == in_file ? field : concat(field, " (", in_file, ")");
 }
 
 void check_feature_map(const std::string& name) {
@@ -87,40 +92,48 @@ bool DecoderConfig::is_linear_layer(int64_t layer) const {
          !std::binary_search(linear->softmax_layers.begin(), linear->softmax_layers.end(), layer);
 }
 
+bool DecoderConfig::has_rope(int64_t layer) const {
+  const std::vector<int64_t>& without = block.layers_without_rope;
+  return block.positions == Positions::kRope &&
+         !std::binary_search(without.begin(), without.end(), layer);
+}
+
+int64_t DecoderConfig::num_looked_up() const {
+  const int64_t rows =
+      (tied_embeddings ? 0 : vocab_size) + (has_learned_positions() ? max_positions : 0);
+  return rows * hidden_size;
+}
+
 double DecoderConfig::query_scale(int64_t layer) const {
-  double scale = scale_attention ? 1.0 / std::sqrt(static_cast<double>(head_dim)) : 1.0;
-  if (scale_by_inverse_layer) scale /= static_cast<double>(layer + 1);
+  double scale = block.scale_attention ? 1.0 / std::sqrt(static_cast<double>(head_dim)) : 1.0;
+  if (block.scale_by_inverse_layer) scale /= static_cast<double>(layer + 1);
   return scale;
 }
 
 void DecoderConfig::validate() const {
-  const bool is_gpt2 = family == Family::kGpt2;
   check_size("vocab_size", vocab_size, kMaxIds);
-  check_size(is_gpt2 ? "hidden_size (n_embd)" : "hidden_size", hidden_size, kMaxWidth);
-  check_size(
-      is_gpt2 ? "num_layers (n_layer)" : "num_layers (num_hidden_layers)", num_layers, kMaxLayers);
-  check_size(
-      is_gpt2 ? "num_heads (n_head)" : "num_heads (num_attention_heads)", num_heads, kMaxWidth);
-  check_size("num_kv_heads (num_key_value_heads)", num_kv_heads, kMaxWidth);
+  check_size(named("hidden_size", fields.hidden_size), hidden_size, kMaxWidth);
+  check_size(named("num_layers", fields.num_layers), num_layers, kMaxLayers);
+  check_size(named("num_heads", fields.num_heads), num_heads, kMaxWidth);
+  const char* kv_heads = "num_kv_heads (num_key_value_heads)";
+  check_size(kv_heads, num_kv_heads, kMaxWidth);
   check_size("head_dim", head_dim, kMaxWidth / num_heads);
-  check_size(is_gpt2 ? "intermediate_size (n_inner)" : "intermediate_size",
-             intermediate_size,
-             kMaxIntermediate);
-  check_size(is_gpt2 ? "max_positions (n_positions)" : "max_positions (max_position_embeddings)",
-             max_positions,
-             kMaxIds);
-  check_above_0(is_gpt2 ? "norm_eps (layer_norm_epsilon)" : "norm_eps (rms_norm_eps)", norm_eps);
+  check_size(
+      named("intermediate_size", fields.intermediate_size), intermediate_size, kMaxIntermediate);
+  check_size(named("max_positions", fields.max_positions), max_positions, kMaxIds);
+  check_above_0(named("norm_eps", fields.norm_eps), norm_eps);
   check_above_0("rope_theta", rope.theta);
   if (!(initializer_range >= 0.0) || !std::isfinite(initializer_range))
     throw ConfigError(
         concat("model config: initializer_range = ", initializer_range, ", allowed: 0 or more"));
   check(num_heads % num_kv_heads == 0,
-        "num_kv_heads (num_key_value_heads)",
+        kv_heads,
         num_kv_heads,
         concat("a divisor of num_heads = ", num_heads));
-  if (family == Family::kLlama)
+  if (block.positions == Positions::kRope)
     check(head_dim % 2 == 0, "head_dim", head_dim, "an even number (RoPE)");
-  if (family == Family::kGpt2) {
+  if (!block.has_free_heads) {
+    check(num_kv_heads == num_heads, kv_heads, num_kv_heads, concat("num_heads = ", num_heads));
     check(num_heads * head_dim == hidden_size,
           "hidden_size",
           hidden_size,

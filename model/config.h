@@ -5,10 +5,10 @@
 #include <string>
 #include <vector>
 
-namespace t2r::model {
+#include "model/block_spec.h"
+#include "model/family_names.h"
 
-enum class Family { kGpt2, kLlama };
-enum class Activation { kGeluTanh, kGeluErf, kRelu, kSilu };
+namespace t2r::model {
 
 /// How far and how the rotation of a position grows. Source: transformers, modeling_rope_utils.py.
 struct RopeConfig {
@@ -40,9 +40,13 @@ const std::vector<std::string>& feature_map_names();
 /// with heads of d.
 int64_t default_feature_size(const std::string& feature_map, int64_t head_dim);
 
-/// A decoder-only language model of the GPT-2 or the Llama family.
+/// A decoder-only language model. Begin with config_of() (model/families/families.h), which sets
+/// what a family has in common; the defaults are Llama's.
 struct DecoderConfig {
-  Family family = Family::kLlama;
+  std::string family = "llama";  ///< model_type, a row of the table of families
+  BlockSpec block = {};
+  TensorNames names = {};
+  FieldNames fields = {};
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;
   int64_t num_layers = 0;
@@ -50,21 +54,21 @@ struct DecoderConfig {
   int64_t num_kv_heads = 0;
   int64_t head_dim = 0;
   int64_t intermediate_size = 0;
-  int64_t max_positions = 0;  ///< GPT-2: rows of the position table; Llama: the trained context
-  Activation activation = Activation::kSilu;
+  int64_t max_positions = 0;  ///< rows of the position table; with RoPE the trained context
   double norm_eps = 1e-5;
   RopeConfig rope = {};
   bool tied_embeddings = false;
-  bool attention_bias = false;
-  bool mlp_bias = false;
-  bool scale_attention = true;          ///< divide scores by sqrt(head_dim)
-  bool scale_by_inverse_layer = false;  ///< and by layer + 1 (GPT-2 option)
   double initializer_range = 0.02;
   int64_t bos_token_id = -1;
   std::vector<int64_t> eos_token_ids = {};
   std::optional<LinearAttentionConfig> linear = {};
 
   bool is_linear_layer(int64_t layer) const;
+  bool has_rope(int64_t layer) const;
+  bool has_learned_positions() const { return block.positions == Positions::kLearned; }
+
+  /// Scalars of the tables that are looked up and nothing else: a tied embedding is the head, too.
+  int64_t num_looked_up() const;
 
   /// Factor on the queries of a layer: what softmax multiplies its scores with, and T2R its queries
   /// before the map.

@@ -35,5 +35,6 @@ check model/kernels/cuda '#include <torch/types.h>' 'see no LibTorch' violation.
 check model/kernels/cuda '#include "model/config.h"' 'kernels include kernels' violation.cu
 check model/ops '#include "model/attention/attention.h"' 'operators include'
 check model/layers '#include "model/nets/decoder_lm.h"' 'model/layers comes before'
+check model/layers 'if (config.family == "llama") {' 'stands in its BlockSpec'
 check data/unicode '#include "data/tokenizers/bpe.h"' 'data/unicode comes before'
 check launch/train '#include "launch/cli/prompts.h"' 'launch/train comes before'

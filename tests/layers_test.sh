@@ -43,9 +43,11 @@ forbid '#include "(model|dist|launch)/' 'data knows base only' data
 forbid '#include "(model|data|launch)/' 'dist knows base only' dist
 forbid '#include "(model|data|dist|launch)/' 'base knows nothing' base
 forbid '#include "model/[^k]' 'kernels include kernels only' model/kernels
-forbid '#include "model/(layers|attention|nets|files|search|optim)/' \
+forbid '#include "model/(families|layers|attention|nets|files|search|optim)/' \
   'operators include kernels only' model/ops
-rooms model layers attention nets files search
+forbid '\bfamily *[!=]= *"' 'what a family computes stands in its BlockSpec' \
+  --exclude-dir={families,kernels,ops} launch model
+rooms model families layers attention nets files search
 rooms launch options checkpoints train gpu cli bench
 rooms data unicode tokenizers
 forbid '#include <torch/torch\.h>' 'torch/torch.h costs half a minute a file' \

@@ -421,7 +421,7 @@ TEST(HedgehogMap, SmallFeaturesAreNotLostInBfloat16) {
 
 TEST(HedgehogMap, SizesThatItCannotHaveAreRefused) {
   const auto message = [](int64_t features) -> std::string {
-    DecoderConfig config = test::tiny_config(Family::kGpt2);
+    DecoderConfig config = test::tiny_config("gpt2");
     config.linear = LinearAttentionConfig{.feature_map = "hedgehog", .feature_size = features};
     try {
       config.validate();

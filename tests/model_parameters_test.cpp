@@ -73,7 +73,7 @@ TEST(ParameterArena, AddsRoundedGradientsUpUnrounded) {
 }
 
 TEST(ParameterArena, MovesAModelThatIsOnlyRun) {
-  DecoderLM model(test::tiny_config(Family::kGpt2));
+  DecoderLM model(test::tiny_config("gpt2"));
   model.initialize(3);
   const Tensor before = model.parameters().all().front().value.detach().clone();
   model.parameters().move_to(kRounded);

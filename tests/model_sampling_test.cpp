@@ -254,7 +254,7 @@ TEST(Sampling, LogitsThatAreNotFiniteAreRefused) {
 }
 
 TEST(Sampling, GenerationTakesItsTokensFromTheWholeSequencesLogits) {
-  DecoderLM model(test::tiny_config(Family::kLlama));
+  DecoderLM model(test::tiny_config("llama"));
   model.initialize(3);
   const Tensor prompt = torch::randint(0, 50, {3, 4}, torch::kInt64);
   const SamplingOptions options{.temperature = 1.5, .top_k = 30, .top_p = 0.95, .seed = 4};

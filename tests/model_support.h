@@ -4,8 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string>
 
-#include "model/config.h"
+#include "model/families/families.h"
 
 namespace t2r::test {
 
@@ -18,23 +19,16 @@ inline double max_relative_error(const torch::Tensor& actual, const torch::Tenso
   return error == error ? error / scale : INFINITY;
 }
 
-/// A small model of each family; grouped queries for Llama.
-inline model::DecoderConfig tiny_config(model::Family family) {
-  model::DecoderConfig config;
-  const bool is_gpt2 = family == model::Family::kGpt2;
-  config.family = family;
+/// A small model of a family; grouped queries where it has them.
+inline model::DecoderConfig tiny_config(const std::string& family) {
+  model::DecoderConfig config = model::config_of(family, 3);
   config.vocab_size = 61;
   config.hidden_size = 24;
-  config.num_layers = 3;
   config.num_heads = 4;
-  config.num_kv_heads = is_gpt2 ? 4 : 2;
+  config.num_kv_heads = config.block.has_free_heads ? 2 : 4;
   config.head_dim = 6;
   config.intermediate_size = 40;
   config.max_positions = 128;
-  config.activation = is_gpt2 ? model::Activation::kGeluTanh : model::Activation::kSilu;
-  config.tied_embeddings = is_gpt2;
-  config.attention_bias = is_gpt2;
-  config.mlp_bias = is_gpt2;
   config.initializer_range = 0.2;  // large, so that an error anywhere shows
   return config;
 }

@@ -87,11 +87,7 @@ double attention_columns(const model::DecoderConfig& config, int64_t layer, int6
 double flops_per_token(const model::DecoderConfig& config, int64_t num_parameters, int64_t length) {
   const auto heads = static_cast<double>(config.num_heads),
              dim = static_cast<double>(config.head_dim);
-  double parameters = static_cast<double>(num_parameters);
-  if (!config.tied_embeddings)
-    parameters -= static_cast<double>(config.vocab_size * config.hidden_size);
-  if (config.family == model::Family::kGpt2)  // looked up, not multiplied by
-    parameters -= static_cast<double>(config.max_positions * config.hidden_size);
+  const auto parameters = static_cast<double>(num_parameters - config.num_looked_up());
   double attention = 0.0;
   for (int64_t layer = 0; layer < config.num_layers; ++layer)
     attention += 3.0 * 2.0 * heads * dim * attention_columns(config, layer, length);

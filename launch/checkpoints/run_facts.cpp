@@ -68,8 +68,9 @@ std::string text_of(const std::vector<FactDifference>& differences, const std::s
 RunFacts model_facts(const model::DecoderConfig& config) {
   const auto flag = [](bool value) { return std::string(value ? "true" : "false"); };
   const auto number = [](int64_t value) { return std::to_string(value); };
+  const model::BlockSpec& block = config.block;
   RunFacts facts = {
-      {"model.family", config.family == model::Family::kGpt2 ? "gpt2" : "llama"},
+      {"model.family", config.family},
       {"model.vocab-size", number(config.vocab_size)},
       {"model.hidden-size", number(config.hidden_size)},
       {"model.layers", number(config.num_layers)},
@@ -78,7 +79,7 @@ RunFacts model_facts(const model::DecoderConfig& config) {
       {"model.head-dim", number(config.head_dim)},
       {"model.intermediate-size", number(config.intermediate_size)},
       {"model.max-positions", number(config.max_positions)},
-      {"model.activation", name_of(config.activation)},
+      {"model.activation", name_of(block.activation)},
       {"model.norm-eps", fact_text(config.norm_eps)},
       {"model.rope-theta", fact_text(config.rope.theta)},
       {"model.rope-type", config.rope.type},
@@ -87,11 +88,13 @@ RunFacts model_facts(const model::DecoderConfig& config) {
       {"model.rope-high-freq-factor", fact_text(config.rope.high_freq_factor)},
       {"model.rope-original-max-positions", number(config.rope.original_max_positions)},
       {"model.tied-embeddings", flag(config.tied_embeddings)},
-      {"model.attention-bias", flag(config.attention_bias)},
-      {"model.mlp-bias", flag(config.mlp_bias)},
-      {"model.scale-attention", flag(config.scale_attention)},
-      {"model.scale-by-inverse-layer", flag(config.scale_by_inverse_layer)},
+      {"model.attention-bias", flag(block.qkv_bias)},
+      {"model.mlp-bias", flag(block.mlp_bias)},
+      {"model.scale-attention", flag(block.scale_attention)},
+      {"model.scale-by-inverse-layer", flag(block.scale_by_inverse_layer)},
       {"model.attention", config.linear.has_value() ? config.linear->feature_map : "softmax"}};
+  if (!block.layers_without_rope.empty())
+    facts.emplace_back("model.layers-without-rope", list_text(block.layers_without_rope));
   if (config.linear.has_value()) {
     facts.emplace_back("model.feature-size", number(config.linear->feature_size));
     facts.emplace_back("model.denominator-floor", fact_text(config.linear->denominator_floor));

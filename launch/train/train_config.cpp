@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/text.h"
 #include "launch/options/option_value.h"
+#include "model/families/families.h"
 
 namespace t2r::launch {
 namespace {
@@ -23,12 +24,9 @@ constexpr double kLeastClipNorm = 1e-30;
 }  // namespace
 
 model::DecoderConfig NewModelConfig::resolve(int64_t vocab_size, int64_t sequence_length) const {
-  model::DecoderConfig config;
-  const bool is_gpt2 = family == "gpt2";
-  config.family = is_gpt2 ? model::Family::kGpt2 : model::Family::kLlama;
+  model::DecoderConfig config = model::config_of(family, num_layers);
   config.vocab_size = vocab_size;
   config.hidden_size = hidden_size;
-  config.num_layers = num_layers;
   config.num_heads = num_heads;
   config.num_kv_heads = num_kv_heads > 0 ? num_kv_heads : num_heads;
   check(num_kv_heads <= num_heads,
@@ -39,20 +37,17 @@ model::DecoderConfig NewModelConfig::resolve(int64_t vocab_size, int64_t sequenc
         "model.hidden-size",
         std::to_string(hidden_size),
         concat("a multiple of model.heads = ", num_heads));
-  check(!is_gpt2 || config.num_kv_heads == num_heads,
+  check(config.block.has_free_heads || config.num_kv_heads == num_heads,
         "model.kv-heads",
         std::to_string(num_kv_heads),
-        "0 for gpt2");
+        concat("0 for ", family));
   config.head_dim = hidden_size / num_heads;
   const int64_t gated = (hidden_size * 8 / 3 + 31) / 32 * 32;
-  config.intermediate_size = intermediate_size > 0 ? intermediate_size
-                             : is_gpt2             ? 4 * hidden_size
-                                                   : gated;
+  config.intermediate_size = intermediate_size > 0        ? intermediate_size
+                             : config.block.has_gated_mlp ? gated
+                                                          : 4 * hidden_size;
   config.max_positions = max_positions > 0 ? max_positions : sequence_length;
-  config.activation = is_gpt2 ? model::Activation::kGeluTanh : model::Activation::kSilu;
   config.tied_embeddings = tied_embeddings;
-  config.attention_bias = is_gpt2;
-  config.mlp_bias = is_gpt2;
   if (attention != "softmax") {
     check(attention != "elu" || feature_size == 0 || feature_size == config.head_dim,
           "model.feature-size",
@@ -75,7 +70,7 @@ model::DecoderConfig NewModelConfig::resolve(int64_t vocab_size, int64_t sequenc
 }
 
 void NewModelConfig::bind(OptionSet& options) {
-  options.add_choice("model.family", family, {"llama", "gpt2"}, "family");
+  options.add_choice("model.family", family, model::family_names(), "family");
   options.add("model.layers", num_layers, "blocks").range(0, kMostLayers);
   options.add("model.hidden-size", hidden_size, "width").range(1, kLargestSize);
   options.add("model.heads", num_heads, "attention heads").range(1, kLargestSize);

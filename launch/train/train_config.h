@@ -20,7 +20,7 @@ struct NewModelConfig {
   int64_t hidden_size = 256;
   int64_t num_heads = 4;
   int64_t num_kv_heads = 0;       ///< 0: as many as num_heads
-  int64_t intermediate_size = 0;  ///< 0: 4 x hidden (gpt2), 8/3 x hidden rounded up to 32 (llama)
+  int64_t intermediate_size = 0;  ///< 0: 4 x hidden; with a gate 8/3 x, rounded up to 32
   int64_t max_positions = 0;      ///< 0: the sequence length
   bool tied_embeddings = true;
   std::string attention = "softmax";  ///< or a feature map

@@ -1,6 +1,7 @@
 #include "model/attention/attention.h"
 
 #include <algorithm>
+#include <array>
 #include <limits>
 
 #include "base/error.h"
@@ -68,31 +69,31 @@ Attention::Attention(const DecoderConfig& config, int64_t layer, ParameterSet& p
       num_kv_heads_(config.num_kv_heads),
       head_dim_(config.head_dim),
       query_scale_(config.query_scale(layer)),
-      has_rope_(config.family == Family::kLlama) {
+      has_rope_(config.has_rope(layer)) {
   const int64_t group = layer + 1, q_width = num_heads_ * head_dim_,
                 kv_width = num_kv_heads_ * head_dim_;
-  std::string prefix = block_prefix(config, layer);
-  if (config.family == Family::kGpt2) {
-    prefix += ".attn.";
-    qkv_ = add_linear(
-        config, {{prefix + "c_attn"}, {3 * q_width}}, config.hidden_size, true, group, parameters);
-    output_ = add_linear(
-        config, {{prefix + "c_proj"}, {config.hidden_size}}, q_width, true, group, parameters);
-  } else {
-    prefix += ".self_attn.";
-    qkv_ = add_linear(
-        config,
-        {{prefix + "q_proj", prefix + "k_proj", prefix + "v_proj"}, {q_width, kv_width, kv_width}},
-        config.hidden_size,
-        config.attention_bias,
-        group,
-        parameters);
-    output_ = add_linear(config,
-                         {{prefix + "o_proj"}, {config.hidden_size}},
-                         q_width,
-                         config.attention_bias,
-                         group,
-                         parameters);
+  const TensorNames& names = config.names;
+  const std::string prefix = concat(names.block(layer), names.attention);
+  const bool is_fused = names.qkv[1].empty();
+  LinearNames qkv{{concat(prefix, names.qkv[0])}, {is_fused ? q_width + 2 * kv_width : q_width}};
+  for (size_t i = 1; i < (is_fused ? 1 : names.qkv.size()); ++i) {
+    qkv.prefixes.push_back(concat(prefix, names.qkv[i]));
+    qkv.outputs.push_back(kv_width);
+  }
+  qkv_ = add_linear(config, qkv, config.hidden_size, config.block.qkv_bias, group, parameters);
+  output_ = add_linear(config,
+                       {{concat(prefix, names.output)}, {config.hidden_size}},
+                       q_width,
+                       config.block.output_bias,
+                       group,
+                       parameters);
+  const QkNorm qk_norm = config.block.qk_norm;
+  if (qk_norm != QkNorm::kNone) {
+    const bool is_whole = qk_norm == QkNorm::kWholeWidth;
+    const int64_t q_norm_width = is_whole ? q_width : head_dim_,
+                  k_norm_width = is_whole ? kv_width : head_dim_;
+    q_norm_ = add_norm(config, concat(prefix, names.q_norm), q_norm_width, group, parameters);
+    k_norm_ = add_norm(config, concat(prefix, names.k_norm), k_norm_width, group, parameters);
   }
   if (config.is_linear_layer(layer)) {
     feature_map_ = make_feature_map(config, prefix + "feature_map", group, parameters);
@@ -103,9 +104,21 @@ Attention::Heads Attention::project(const Tensor& x_BTD,
                                     const RotaryEmbedding::Tables* rope) const {
   const int64_t all_heads = num_heads_ + 2 * num_kv_heads_;
   Tensor qkv_BTHd = qkv_(x_BTD).view({x_BTD.size(0), x_BTD.size(1), all_heads, head_dim_});
-  if (rope != nullptr)
+  if (has_qk_norm()) qkv_BTHd = normalise_queries_and_keys(qkv_BTHd);
+  if (has_rope_)
     qkv_BTHd = rotate_heads(qkv_BTHd, num_heads_ + num_kv_heads_, rope->cosine_Td, rope->sine_Td);
   return split_heads(qkv_BTHd);
+}
+
+Tensor Attention::normalise_queries_and_keys(const Tensor& qkv_BTHd) const {
+  const Heads heads = split_heads(qkv_BTHd);
+  // The width of the weight says what is normalised: each head, or all of them as one vector.
+  const auto normalised = [this](const Norm& norm, const Tensor& x_BTHd) {
+    if (norm.weight.size(0) == head_dim_) return norm(x_BTHd);
+    return norm(x_BTHd.flatten(2, 3)).view(x_BTHd.sizes());
+  };
+  return at::cat(
+      {normalised(q_norm_, heads.q_BTHd), normalised(k_norm_, heads.k_BTHd), heads.v_BTHd}, 2);
 }
 
 Attention::Heads Attention::split_heads(const Tensor& qkv_BTHd) const {
@@ -233,15 +246,18 @@ Tensor Attention::feature_attention(const Tensor& phi_q_BTHK,
 
 void Attention::merge_feature_map() {
   // A GPU's kernel applies the map itself, in the same pass.
-  if (feature_map_ == nullptr || has_rope_ || qkv_.weight.is_cuda()) return;
+  if (feature_map_ == nullptr || has_rope_ || has_qk_norm() || qkv_.weight.is_cuda()) return;
   const std::optional<FeatureMap::Affine> affine = feature_map_->affine();
   if (!affine.has_value()) return;
   const torch::NoGradGuard no_grad;
   const int64_t maps = affine->weight_MKd.size(0);
-  const std::vector<Tensor> weights = qkv_.output_major().split_with_sizes(
-      {num_heads_ * head_dim_, num_kv_heads_ * head_dim_, num_kv_heads_ * head_dim_}, 0);
-  const std::vector<Tensor> biases = qkv_.bias.split_with_sizes(
-      {num_heads_ * head_dim_, num_kv_heads_ * head_dim_, num_kv_heads_ * head_dim_}, 0);
+  const std::array<int64_t, 3> rows = {
+      num_heads_ * head_dim_, num_kv_heads_ * head_dim_, num_kv_heads_ * head_dim_};
+  const Tensor weight_OD = qkv_.output_major();
+  const std::vector<Tensor> weights = weight_OD.split_with_sizes(rows, 0);
+  const std::vector<Tensor> biases =
+      (qkv_.bias.defined() ? qkv_.bias : torch::zeros({weight_OD.size(0)}, weight_OD.options()))
+          .split_with_sizes(rows, 0);
   // [heads of the result, K, D] and [heads, K]: head h is mapped by map h * M / heads (or shares
   // its key head).
   const auto merge = [&](const Tensor& weight,
@@ -281,8 +297,7 @@ Tensor Attention::merged_attention(const Tensor& x_BTD, AttentionState* state) c
 Tensor Attention::forward(const Tensor& x_BTD,
                           const RotaryEmbedding::Tables* rope,
                           AttentionState* state) const {
-  require((rope != nullptr) == has_rope_,
-          "Attention: RoPE tables are given exactly to families with RoPE");
+  require(rope != nullptr || !has_rope_, "Attention: a layer with RoPE needs its tables");
   Tensor o_BTHd;
   if (merged_.weight.defined()) {
     require(!torch::GradMode::is_enabled(), "Attention: a merged layer has no gradients");
@@ -299,15 +314,14 @@ Tensor Attention::step(const Tensor& x_BD,
                        const Norm& norm,
                        const RotaryEmbedding::Tables* rope,
                        AttentionState& state) const {
-  require((rope != nullptr) == has_rope_,
-          "Attention: RoPE tables are given exactly to families with RoPE");
+  require(rope != nullptr || !has_rope_, "Attention: a layer with RoPE needs its tables");
   gpu::StepLinear projection{.x_NI = x_BD,
                              .weight_OI = qkv_.weight,
                              .bias = qkv_.bias,
                              .norm_weight = norm.weight,
                              .norm_bias = norm.bias,
                              .eps = norm.eps};
-  if (rope != nullptr) {
+  if (has_rope_) {
     projection.cosine_Ph = rope->cosine_Td;
     projection.sine_Ph = rope->sine_Td;
     projection.position_1 = state.device_length;
@@ -357,6 +371,7 @@ void Attention::make_output_major() {
 }
 
 int64_t Attention::most_step_rows() const {
+  if (has_qk_norm()) return 0;
   return std::min(qkv_.most_step_rows(/*is_behind_norm=*/true),
                   output_.most_step_rows(/*is_behind_norm=*/false));
 }

@@ -33,8 +33,8 @@ struct AttentionState {
   void reserve(int64_t tokens);
 };
 
-/// Causal self-attention of one layer: projections, positions, softmax or linear attention, output
-/// projection.
+/// Causal self-attention of one layer: projections, norms of queries and keys (some families),
+/// positions (RoPE, unless the layer has none), softmax or linear attention, output projection.
 ///
 /// Legend: B batch, T tokens, D hidden size, H query heads, Hkv key/value heads, d head dimension.
 class Attention {
@@ -42,7 +42,7 @@ class Attention {
   Attention(const DecoderConfig& config, int64_t layer, ParameterSet& parameters);
 
   /// x_BTD -> [B, T, D]. With a state, x follows what the state has seen, and the state moves on.
-  /// @param rope  tables of the positions of x; nullptr for families without RoPE
+  /// @param rope  tables of the positions of x; a layer without RoPE leaves them out
   torch::Tensor forward(const torch::Tensor& x_BTD,
                         const RotaryEmbedding::Tables* rope,
                         AttentionState* state) const;
@@ -50,7 +50,7 @@ class Attention {
   /// x_BD + attention(norm(x_BD)) for one token of each sequence on a GPU, in four kernels; the
   /// state, which has seen a token, moves on. Nothing depends on where the host believes the
   /// sequences to be.
-  /// @param rope  tables of all positions up to the capacity; nullptr for families without RoPE
+  /// @param rope  tables of all positions up to the capacity; a layer without RoPE leaves them out
   torch::Tensor step(const torch::Tensor& x_BD,
                      const Norm& norm,
                      const RotaryEmbedding::Tables* rope,
@@ -66,7 +66,8 @@ class Attention {
   /// Brings the weights into the layout that step() reads, for a model that only generates.
   void make_output_major();
 
-  /// The most rows that step() takes; 0: none.
+  /// The most rows that step() takes; 0: none, as with norms of queries and keys, which its kernels
+  /// do not have.
   int64_t most_step_rows() const;
 
   /// Softmax attention of the pretrained model, and how far this layer's linear attention is from
@@ -79,7 +80,8 @@ class Attention {
   Transfer forward_transfer(const torch::Tensor& x_BTD, const RotaryEmbedding::Tables* rope) const;
 
   /// Merges the feature map into the projections: phi(q) = relu(scale W Wq x + ...), so that
-  /// generation never forms q and k. Exact where nothing (RoPE) stands between, elsewhere a no-op;
+  /// generation never forms q and k. Exact where nothing (RoPE, norms) stands between, elsewhere a
+  /// no-op;
   /// without gradients, and stale once a parameter changes. Source: Kasai et al. 2021, section 2.2.
   void merge_feature_map();
 
@@ -92,6 +94,7 @@ class Attention {
     torch::Tensor qkv_BTHd;  ///< all three, side by side
   };
   Heads project(const torch::Tensor& x_BTD, const RotaryEmbedding::Tables* rope) const;
+  torch::Tensor normalise_queries_and_keys(const torch::Tensor& qkv_BTHd) const;
   Heads split_heads(const torch::Tensor& qkv_BTHd) const;
   torch::Tensor join_heads(const torch::Tensor& o_BTHd) const;
   torch::Tensor softmax_attention(const Heads& heads, AttentionState* state) const;
@@ -109,10 +112,13 @@ class Attention {
                                   AttentionState* state) const;
   torch::Tensor merged_attention(const torch::Tensor& x_BTD, AttentionState* state) const;
 
+  bool has_qk_norm() const { return q_norm_.weight.defined(); }
+
   int64_t num_heads_, num_kv_heads_, head_dim_;
   double query_scale_;
   bool has_rope_;
   Linear qkv_;
+  Norm q_norm_, k_norm_;  ///< of a head's width or of all heads'; undefined in most families
   Linear output_;
   std::unique_ptr<FeatureMap> feature_map_;  ///< nullptr: softmax
   Linear merged_;                            ///< D -> H K + M K + Hkv d

@@ -1,5 +1,6 @@
-#include "model/files/activation_names.h"
-#include "model/files/config_fields.h"
+#include "model/families/config_fields.h"
+#include "model/families/families.h"
+#include "model/families/family.h"
 #include "model/files/config_json.h"
 
 namespace t2r::model {
@@ -7,12 +8,8 @@ namespace {
 
 using Json = Fields::Json;
 
-const char* family_name(Family family) {
-  return family == Family::kGpt2 ? "gpt2" : "llama";
-}
-
-const char* family_architecture(Family family) {
-  return family == Family::kGpt2 ? "GPT2LMHeadModel" : "LlamaForCausalLM";
+const Family& family(const DecoderConfig& config) {
+  return family_of(config.family, "family");
 }
 
 /// The name of a type in a config.json.
@@ -31,53 +28,13 @@ const char* torch_name(DType dtype) {
   }
 }
 
-void write_gpt2(const DecoderConfig& config, Json& json) {
-  json["n_embd"] = config.hidden_size;
-  json["n_layer"] = config.num_layers;
-  json["n_head"] = config.num_heads;
-  json["n_inner"] = config.intermediate_size;
-  json["n_positions"] = config.max_positions;
-  json["activation_function"] = activation_name(config.activation);
-  json["layer_norm_epsilon"] = config.norm_eps;
-  json["scale_attn_weights"] = config.scale_attention;
-  json["scale_attn_by_inverse_layer_idx"] = config.scale_by_inverse_layer;
-}
-
-void write_llama(const DecoderConfig& config, Json& json) {
-  json["hidden_size"] = config.hidden_size;
-  json["num_hidden_layers"] = config.num_layers;
-  json["num_attention_heads"] = config.num_heads;
-  json["num_key_value_heads"] = config.num_kv_heads;
-  json["head_dim"] = config.head_dim;
-  json["intermediate_size"] = config.intermediate_size;
-  json["max_position_embeddings"] = config.max_positions;
-  json["hidden_act"] = activation_name(config.activation);
-  json["rms_norm_eps"] = config.norm_eps;
-  json["rope_theta"] = config.rope.theta;
-  if (config.rope.type != "default") {
-    Json& scaling = json["rope_scaling"];
-    scaling = {{"rope_type", config.rope.type}, {"factor", config.rope.factor}};
-    if (config.rope.type == "llama3") {
-      scaling["low_freq_factor"] = config.rope.low_freq_factor;
-      scaling["high_freq_factor"] = config.rope.high_freq_factor;
-      scaling["original_max_position_embeddings"] = config.rope.original_max_positions;
-    }
-  }
-  json["attention_bias"] = config.attention_bias;
-  json["mlp_bias"] = config.mlp_bias;
-}
-
 Json own_config(const DecoderConfig& config) {
   Json json;
-  json["architectures"] = Json::array({family_architecture(config.family)});
-  json["model_type"] = family_name(config.family);
+  json["architectures"] = Json::array({family(config).architecture});
+  json["model_type"] = family(config).model_type;
   json["dtype"] = torch_name(DType::f32);
   json["vocab_size"] = config.vocab_size;
-  if (config.family == Family::kGpt2) {
-    write_gpt2(config, json);
-  } else {
-    write_llama(config, json);
-  }
+  family(config).write(config, json);
   json["initializer_range"] = config.initializer_range;
   json["tie_word_embeddings"] = config.tied_embeddings;
   if (config.bos_token_id >= 0) json["bos_token_id"] = config.bos_token_id;
@@ -89,10 +46,10 @@ Json own_config(const DecoderConfig& config) {
   return json;
 }
 
-bool says_tied(const Json& json, Family family) {
+bool says_tied(const Json& json, const std::string& family) {
   const auto found = json.find("tie_word_embeddings");
   const bool is_said = found != json.end() && found->is_boolean();
-  return is_said ? found->get<bool>() : family == Family::kGpt2;
+  return is_said ? found->get<bool>() : config_of(family).tied_embeddings;
 }
 
 /// Another framework takes a model for what model_type says: a converted one must not pass for its
@@ -102,15 +59,15 @@ void set_kind(const DecoderConfig& config, Json& json) {
   if (!config.linear.has_value()) {
     json.erase("t2r");
     if (!was_converted) return;
-    json["model_type"] = family_name(config.family);
-    json["architectures"] = Json::array({family_architecture(config.family)});
+    json["model_type"] = family(config).model_type;
+    json["architectures"] = Json::array({family(config).architecture});
     return;
   }
   json["model_type"] = kT2rModelType;
   json["architectures"] = Json::array({kT2rArchitecture});
   // Code of the original's folder, which would make of it what it was.
   if (!was_converted) json.erase("auto_map");
-  json["t2r"] = {{"base_model_type", family_name(config.family)},
+  json["t2r"] = {{"base_model_type", family(config).model_type},
                  {"feature_map", config.linear->feature_map},
                  {"feature_size", config.linear->feature_size},
                  {"denominator_floor", config.linear->denominator_floor},

@@ -1,7 +1,7 @@
 #include "model/files/generation_defaults.h"
 
 #include "base/durable_file.h"
-#include "model/files/config_fields.h"
+#include "model/families/config_fields.h"
 
 namespace t2r::model {
 namespace {

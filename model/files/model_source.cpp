@@ -19,10 +19,6 @@ using torch::Tensor;
 
 constexpr const char* kHead = "lm_head.weight";
 
-const char* embedding_name(Family family) {
-  return family == Family::kGpt2 ? "transformer.wte.weight" : "model.embed_tokens.weight";
-}
-
 /// Compares what makes the model, and what lies beside it for tokenizers and generation, with the
 /// folder's manifest. A checkpoint's optimizer is not read, and a tokenizer may be another's.
 void verify_files(const std::filesystem::path& folder) {
@@ -57,7 +53,7 @@ bool are_equal(const TensorView& a, const TensorView& b) {
 DecoderConfig as_the_weights(DecoderConfig config,
                              const NamedWeights& named,
                              const std::string& folder) {
-  const TensorView* embedding = named.find(embedding_name(config.family));
+  const TensorView* embedding = named.find(config.names.token_table());
   const TensorView* head = named.find(kHead);
   if (!config.tied_embeddings || embedding == nullptr || head == nullptr ||
       are_equal(*embedding, *head))
@@ -65,7 +61,7 @@ DecoderConfig as_the_weights(DecoderConfig config,
   config.tied_embeddings = false;
   log::info(concat(folder,
                    ": config.json ties lm_head.weight to ",
-                   embedding_name(config.family),
+                   config.names.token_table(),
                    ", but both are there and differ: they are not tied, as in transformers 5"));
   return config;
 }
@@ -105,7 +101,7 @@ ModelSource::ModelSource(const std::filesystem::path& folder)
       config_json_(read_config(folder)),
       config_(parse_config(config_json_, (folder / kConfigFile).string())),
       weights_(open_model_weights(folder)),
-      named_(name_weights(weights_, config_.family, folder_)) {
+      named_(name_weights(weights_, config_.names, folder_)) {
   config_ = as_the_weights(std::move(config_), named_, folder_);
   if (!named_.wrapper_removed.empty())
     log::info(concat(folder_,
@@ -117,7 +113,7 @@ ModelSource::ModelSource(const std::filesystem::path& folder)
 const TensorView* ModelSource::find(const ParameterPiece& piece) const {
   const TensorView* view = named_.find(piece.name);
   // A tied model may be stored under either name.
-  const bool is_embedding = piece.name == embedding_name(config_.family);
+  const bool is_embedding = piece.name == config_.names.token_table();
   return view == nullptr && is_embedding && config_.tied_embeddings ? named_.find(kHead) : view;
 }
 
@@ -136,7 +132,7 @@ void ModelSource::check_fits(const DecoderLM& model, bool may_lack_new) const {
         std::string why = piece.is_new ? " (a feature map: is this a converted model?)" : "";
         if (piece.name == kHead)
           why = concat(" (config.json does not tie it to ",
-                       embedding_name(config_.family),
+                       config_.names.token_table(),
                        ": these are the weights of a model without its head; save the whole one)");
         throw DataError(concat(
             folder_, ": tensor ", quoted_name(named_.file_name(piece.name)), " is missing", why));
@@ -159,7 +155,7 @@ void ModelSource::check_fits(const DecoderLM& model, bool may_lack_new) const {
     if (name == kHead)
       throw DataError(concat(folder_,
                              ": tensor \"lm_head.weight\" differs from ",
-                             embedding_name(config_.family),
+                             config_.names.token_table(),
                              ", and the model ties them"));
     throw DataError(concat(folder_,
                            ": tensor ",
@@ -196,7 +192,7 @@ SourceFormat ModelSource::format() const {
   for (const auto& [name, view] : named_.tensors) format.dtypes[name] = view->dtype;
   // A tied matrix that is stored as the head alone is the embedding, too.
   if (const TensorView* head = named_.find(kHead); head != nullptr && config_.tied_embeddings)
-    format.dtypes.emplace(embedding_name(config_.family), head->dtype);
+    format.dtypes.emplace(config_.names.token_table(), head->dtype);
   return format;
 }
 

@@ -26,14 +26,13 @@ constexpr std::array kQuantizedEndings = {".qweight",
                                           ".weight_scale_inv",
                                           ".input_scale"};
 
-struct FamilyNames {
-  const char* prefix;                ///< of the whole model
-  std::array<const char*, 4> first;  ///< how names begin behind it
-};
-
-FamilyNames names_of(Family family) {
-  if (family == Family::kGpt2) return {"transformer.", {"wte.", "wpe.", "h.", "ln_f."}};
-  return {"model.", {"embed_tokens.", "layers.", "norm.", "rotary_emb."}};
+/// Whether a name stands as the model without its head has it: without the prefix of the whole.
+bool is_bare(std::string_view name, const TensorNames& names) {
+  const auto begins = [&](std::string_view part) {
+    return !part.empty() && name.starts_with(part) && name.substr(part.size()).starts_with('.');
+  };
+  return begins(names.token_embedding) || begins(names.position_embedding) ||
+         begins(names.blocks) || begins(names.final_norm) || begins("rotary_emb");
 }
 
 void refuse_other_kinds(std::string_view name, const std::string& source) {
@@ -83,25 +82,26 @@ std::string NamedWeights::file_name(const std::string& name) const {
   return name.starts_with(prefix_removed) ? name.substr(prefix_removed.size()) : name;
 }
 
-NamedWeights name_weights(const ModelWeights& weights, Family family, const std::string& source) {
-  const FamilyNames names = names_of(family);
+NamedWeights name_weights(const ModelWeights& weights,
+                          const TensorNames& names,
+                          const std::string& source) {
   NamedWeights named;
   bool has_prefix = false, lacks_prefix = false;
   for (const TensorView* view : weights.tensors()) {
     refuse_other_kinds(view->name, source);
     std::string name = without_wrappers(view->name, named.wrapper_removed);
-    const bool is_bare = std::ranges::any_of(
-        names.first, [&](const char* begin) { return name.starts_with(begin); });
-    has_prefix = has_prefix || name.starts_with(names.prefix);
-    lacks_prefix = lacks_prefix || is_bare;
-    if (is_bare) name = names.prefix + name;
+    has_prefix = has_prefix || name.starts_with(names.model);
+    if (is_bare(name, names)) {
+      lacks_prefix = true;
+      name.insert(0, names.model);
+    }
     if (!named.tensors.emplace(name, view).second)
       throw DataError(concat(source,
                              ": tensor ",
                              quoted_name(view->name),
                              " is there twice, once with and once without a prefix"));
   }
-  if (lacks_prefix && !has_prefix) named.prefix_removed = names.prefix;
+  if (lacks_prefix && !has_prefix) named.prefix_removed = names.model;
   return named;
 }
 

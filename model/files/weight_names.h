@@ -5,7 +5,7 @@
 #include <string>
 #include <string_view>
 
-#include "model/config.h"
+#include "model/family_names.h"
 #include "model/files/safetensors_index.h"
 
 namespace t2r::model {
@@ -31,7 +31,9 @@ struct NamedWeights {
 /// @param weights  must outlive the result
 /// @throws DataError    if two tensors come to one name
 /// @throws ConfigError  if the names are those of a LoRA adapter or of quantized weights
-NamedWeights name_weights(const ModelWeights& weights, Family family, const std::string& source);
+NamedWeights name_weights(const ModelWeights& weights,
+                          const TensorNames& names,
+                          const std::string& source);
 
 /// Whether a tensor is a buffer that old files carry and that is no parameter: a mask, a table of
 /// rotary frequencies.

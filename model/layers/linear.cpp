@@ -45,19 +45,16 @@ Linear add_linear(const DecoderConfig& config,
     weights.push_back(prefix + ".weight");
     biases.push_back(prefix + ".bias");
   }
-  linear.is_input_major = config.family == Family::kGpt2;
+  linear.is_input_major = config.block.has_input_major_weights;
   if (linear.is_input_major) {
-    require(names.prefixes.size() == 1 && has_bias, "GPT-2 has one biased projection per name");
+    require(names.prefixes.size() == 1 && has_bias,
+            "input-major weights are not stacked, and have biases");
     linear.weight = parameters.add(weights[0], {inputs, names.outputs[0]}, group, true);
   } else {
     linear.weight = parameters.add_stacked(weights, names.outputs, {inputs}, group, true);
   }
   if (has_bias) linear.bias = parameters.add_stacked(biases, names.outputs, {}, group, false);
   return linear;
-}
-
-std::string block_prefix(const DecoderConfig& config, int64_t layer) {
-  return concat(config.family == Family::kGpt2 ? "transformer.h." : "model.layers.", layer);
 }
 
 }  // namespace t2r::model

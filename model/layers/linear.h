@@ -12,7 +12,7 @@ namespace t2r::model {
 
 /// y = x W + b, in the orientation of the family's checkpoints.
 struct Linear {
-  torch::Tensor weight;     ///< [out, in] (Llama) or [in, out] (GPT-2's Conv1D)
+  torch::Tensor weight;     ///< [out, in], or input-major [in, out]
   torch::Tensor bias = {};  ///< [out], or undefined
   bool is_input_major = false;
 
@@ -42,8 +42,5 @@ Linear add_linear(const DecoderConfig& config,
                   bool has_bias,
                   int64_t group,
                   ParameterSet& parameters);
-
-/// Hugging Face prefix of a block, e.g. "transformer.h.3".
-std::string block_prefix(const DecoderConfig& config, int64_t layer);
 
 }  // namespace t2r::model

@@ -28,22 +28,21 @@ Tensor activate(Activation activation, const Tensor& x) {
 }  // namespace
 
 Mlp::Mlp(const DecoderConfig& config, int64_t layer, ParameterSet& parameters)
-    : activation_(config.activation), is_gated_(config.family == Family::kLlama) {
-  const std::string prefix = block_prefix(config, layer) + ".mlp.";
+    : activation_(config.block.activation), is_gated_(config.block.has_gated_mlp) {
+  const std::string prefix = concat(config.names.block(layer), config.names.mlp);
   const int64_t hidden = config.hidden_size, inner = config.intermediate_size, group = layer + 1;
-  if (is_gated_) {
-    up_ = add_linear(config,
-                     {{prefix + "gate_proj", prefix + "up_proj"}, {inner, inner}},
-                     hidden,
-                     config.mlp_bias,
+  LinearNames up;
+  for (size_t i = 0; i < (is_gated_ ? 2 : 1); ++i) {
+    up.prefixes.push_back(concat(prefix, config.names.up[i]));
+    up.outputs.push_back(inner);
+  }
+  up_ = add_linear(config, up, hidden, config.block.mlp_bias, group, parameters);
+  down_ = add_linear(config,
+                     {{concat(prefix, config.names.down)}, {hidden}},
+                     inner,
+                     config.block.mlp_bias,
                      group,
                      parameters);
-    down_ = add_linear(
-        config, {{prefix + "down_proj"}, {hidden}}, inner, config.mlp_bias, group, parameters);
-  } else {
-    up_ = add_linear(config, {{prefix + "c_fc"}, {inner}}, hidden, true, group, parameters);
-    down_ = add_linear(config, {{prefix + "c_proj"}, {hidden}}, inner, true, group, parameters);
-  }
 }
 
 Tensor Mlp::forward(const Tensor& x_BTD) const {

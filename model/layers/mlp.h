@@ -9,7 +9,7 @@
 
 namespace t2r::model {
 
-/// The feed-forward part of a block: plain (GPT-2) or gated (Llama).
+/// The feed-forward part of a block: plain or gated.
 class Mlp {
  public:
   Mlp(const DecoderConfig& config, int64_t layer, ParameterSet& parameters);

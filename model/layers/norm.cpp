@@ -24,13 +24,14 @@ Norm::Added Norm::add(const Tensor& x, const Tensor& delta) const {
 
 Norm add_norm(const DecoderConfig& config,
               const std::string& prefix,
+              int64_t width,
               int64_t group,
               ParameterSet& parameters) {
   Norm norm;
   norm.eps = config.norm_eps;
-  norm.weight = parameters.add(prefix + ".weight", {config.hidden_size}, group, false);
-  if (config.family == Family::kGpt2) {
-    norm.bias = parameters.add(prefix + ".bias", {config.hidden_size}, group, false);
+  norm.weight = parameters.add(prefix + ".weight", {width}, group, false);
+  if (config.block.norm == NormKind::kLayer) {
+    norm.bias = parameters.add(prefix + ".bias", {width}, group, false);
   }
   return norm;
 }

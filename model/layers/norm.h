@@ -9,7 +9,7 @@
 
 namespace t2r::model {
 
-/// LayerNorm (GPT-2) or RMSNorm (Llama) of the last dimension.
+/// LayerNorm or RMSNorm of the last dimension.
 struct Norm {
   /// A residual stream after an addition, and its normalised form.
   struct Added {
@@ -27,8 +27,10 @@ struct Norm {
   Added add(const torch::Tensor& x, const torch::Tensor& delta) const;
 };
 
+/// The norm of the config's kind over rows of `width`.
 Norm add_norm(const DecoderConfig& config,
               const std::string& prefix,
+              int64_t width,
               int64_t group,
               ParameterSet& parameters);
 

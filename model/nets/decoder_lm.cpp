@@ -9,7 +9,6 @@
 #include "base/error.h"
 #include "base/seed.h"
 #include "model/gpu_ops.h"
-#include "model/layers/recompute.h"
 #include "model/loss.h"
 
 namespace t2r::model {
@@ -19,10 +18,6 @@ using torch::Tensor;
 
 torch::Generator generator_for(uint64_t seed) {
   return at::detail::createCPUGenerator(derive_seed(seed, SeedStream::kInit));
-}
-
-Tensor apply_dropout(const Tensor& x, double rate) {
-  return rate > 0.0 ? at::dropout(x, rate, true) : x;
 }
 
 }  // namespace
@@ -41,34 +36,19 @@ void DecoderState::set_host_position(int64_t tokens) {
 DecoderLM::DecoderLM(const DecoderConfig& config, torch::Device device)
     : config_(config), parameters_(device) {
   config_.validate();
-  const bool is_gpt2 = config.family == Family::kGpt2;
+  const TensorNames& names = config.names;
   const int64_t hidden = config.hidden_size, last_group = config.num_layers + 1;
-  token_embedding_VD_ =
-      parameters_.add(is_gpt2 ? "transformer.wte.weight" : "model.embed_tokens.weight",
-                      {config.vocab_size, hidden},
-                      0,
-                      true);
-  if (is_gpt2) {
+  token_embedding_VD_ = parameters_.add(names.token_table(), {config.vocab_size, hidden}, 0, true);
+  if (config.has_learned_positions()) {
     position_embedding_ =
-        parameters_.add("transformer.wpe.weight", {config.max_positions, hidden}, 0, true);
+        parameters_.add(names.position_table(), {config.max_positions, hidden}, 0, true);
   } else {
     rope_ = std::make_unique<RotaryEmbedding>(config.rope, config.head_dim);
   }
-  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-    const std::string prefix = block_prefix(config, layer);
-    Norm attention_norm = add_norm(
-        config_, prefix + (is_gpt2 ? ".ln_1" : ".input_layernorm"), layer + 1, parameters_);
-    Attention attention(config_, layer, parameters_);
-    Norm mlp_norm = add_norm(config_,
-                             prefix + (is_gpt2 ? ".ln_2" : ".post_attention_layernorm"),
-                             layer + 1,
-                             parameters_);
-    Mlp mlp(config_, layer, parameters_);
-    blocks_.push_back(
-        {std::move(attention_norm), std::move(attention), std::move(mlp_norm), std::move(mlp)});
-  }
+  for (int64_t layer = 0; layer < config.num_layers; ++layer)
+    blocks_.emplace_back(config_, layer, parameters_);
   final_norm_ =
-      add_norm(config_, is_gpt2 ? "transformer.ln_f" : "model.norm", last_group, parameters_);
+      add_norm(config_, concat(names.model, names.final_norm), hidden, last_group, parameters_);
   head_VD_ = config.tied_embeddings
                  ? token_embedding_VD_
                  : parameters_.add("lm_head.weight", {config.vocab_size, hidden}, last_group, true);
@@ -87,8 +67,8 @@ void DecoderLM::initialize(uint64_t seed) {
   }
   const double residual_scale = 1.0 / std::sqrt(2.0 * static_cast<double>(config_.num_layers));
   for (Block& block : blocks_) {
-    Tensor attention_output = block.attention.output().weight,
-           mlp_output = block.mlp.output().weight;
+    Tensor attention_output = block.attention().output().weight,
+           mlp_output = block.mlp().output().weight;
     attention_output.mul_(residual_scale);
     mlp_output.mul_(residual_scale);
   }
@@ -98,8 +78,8 @@ void DecoderLM::initialize(uint64_t seed) {
 void DecoderLM::initialize_feature_maps(uint64_t seed) {
   torch::Generator generator = generator_for(seed + 1);
   for (Block& block : blocks_) {
-    if (block.attention.feature_map() != nullptr)
-      block.attention.feature_map()->initialize(generator);
+    if (block.attention().feature_map() != nullptr)
+      block.attention().feature_map()->initialize(generator);
   }
 }
 
@@ -161,34 +141,24 @@ std::optional<RotaryEmbedding::Tables> DecoderLM::rope_of(const Tensor& tokens_B
 
 Tensor DecoderLM::hidden(const Tensor& tokens_BT, const ForwardOptions& options) const {
   DecoderState* state = options.state;
-  Tensor x_BTD = apply_dropout(embed(tokens_BT, state), options.dropout);
+  const Tensor x_BTD = apply_dropout(embed(tokens_BT, state), options.dropout);
   const std::optional<RotaryEmbedding::Tables> rope = rope_of(tokens_BT, state);
-  Tensor normalised_BTD = blocks_.front().attention_norm(x_BTD);
-  // Each branch's addition and the norm behind it are one operation.
-  const auto add = [&](const Tensor& branch_BTD, const Norm& next) {
-    const Norm::Added added = next.add(x_BTD, apply_dropout(branch_BTD, options.dropout));
-    x_BTD = added.sum;
-    normalised_BTD = added.normalised;
-  };
+  const Norm* first = blocks_.front().norm_in_front();
+  ResidualStream stream{x_BTD, first != nullptr ? (*first)(x_BTD) : x_BTD};
   for (size_t layer = 0; layer < blocks_.size(); ++layer) {
-    const Block& block = blocks_[layer];
-    AttentionState* layer_state = state != nullptr ? &state->layers[layer] : nullptr;
-    const auto attention = [&block, rope, layer_state](const Tensor& x) {
-      return block.attention.forward(x, rope.has_value() ? &*rope : nullptr, layer_state);
-    };
-    const auto mlp = [&block](const Tensor& x) { return block.mlp.forward(x); };
-    add(options.recompute == Recompute::kAll ? recomputed(normalised_BTD, attention)
-                                             : attention(normalised_BTD),
-        block.mlp_norm);
-    add(options.recompute != Recompute::kNothing ? recomputed(normalised_BTD, mlp)
-                                                 : mlp(normalised_BTD),
-        layer + 1 < blocks_.size() ? blocks_[layer + 1].attention_norm : final_norm_);
+    const bool is_last = layer + 1 == blocks_.size();
+    stream = blocks_[layer].forward(stream,
+                                    is_last ? &final_norm_ : blocks_[layer + 1].norm_in_front(),
+                                    {.dropout = options.dropout,
+                                     .recompute = options.recompute,
+                                     .rope = rope,
+                                     .state = state != nullptr ? &state->layers[layer] : nullptr});
   }
   if (state != nullptr) {
     state->position += tokens_BT.size(1);
     if (state->device_position.defined()) state->device_position.add_(tokens_BT.size(1));
   }
-  return normalised_BTD;
+  return stream.input_BTD;
 }
 
 Tensor DecoderLM::next_logits(const Tensor& tokens_BT, DecoderState& state) const {
@@ -203,12 +173,8 @@ Tensor DecoderLM::step(const Tensor& tokens_BT, DecoderState& state) const {
   Tensor x_BD = embed(tokens_BT, &state).squeeze(1);
   if (rope_ != nullptr) rope_->reserve(state.position + 1, device());
   for (size_t layer = 0; layer < blocks_.size(); ++layer) {
-    const Block& block = blocks_[layer];
-    x_BD = block.attention.step(x_BD,
-                                block.attention_norm,
-                                rope_ != nullptr ? &rope_->tables() : nullptr,
-                                state.layers[layer]);
-    x_BD = block.mlp.step(x_BD, block.mlp_norm);
+    x_BD = blocks_[layer].step(
+        x_BD, rope_ != nullptr ? &rope_->tables() : nullptr, state.layers[layer]);
   }
   ++state.position;
   state.device_position.add_(1);
@@ -247,21 +213,15 @@ Tensor DecoderLM::distillation_loss_sum(const Tensor& tokens_BT,
 Tensor DecoderLM::transfer_loss_sum(const Tensor& tokens_BT) const {
   Tensor total;
   const std::optional<RotaryEmbedding::Tables> rope = rope_of(tokens_BT, nullptr);
-  const auto without_gradient = [](const auto& compute) {
+  Tensor x_BTD;
+  {
     const torch::NoGradGuard no_grad;
-    return compute();
-  };
-  Tensor x_BTD = without_gradient([&] { return embed(tokens_BT, nullptr); });
+    x_BTD = embed(tokens_BT, nullptr);
+  }
   for (const Block& block : blocks_) {
-    const Tensor normalised = without_gradient([&] { return block.attention_norm(x_BTD); });
-    const Attention::Transfer transfer =
-        block.attention.forward_transfer(normalised, rope.has_value() ? &*rope : nullptr);
-    if (transfer.error_sum.defined())
-      total = total.defined() ? total + transfer.error_sum : transfer.error_sum;
-    x_BTD = without_gradient([&] {
-      const Tensor attended = x_BTD + transfer.y_BTD;
-      return attended + block.mlp.forward(block.mlp_norm(attended));
-    });
+    const auto [sum_BTD, error_sum] = block.forward_transfer(x_BTD, rope);
+    if (error_sum.defined()) total = total.defined() ? total + error_sum : error_sum;
+    x_BTD = sum_BTD;
   }
   if (!total.defined() || !total.requires_grad()) {
     throw ConfigError(
@@ -292,7 +252,7 @@ DecoderState DecoderLM::random_state(int64_t batch, int64_t length, int64_t capa
   state.position = length;
   if (state.device_position.defined()) state.device_position.fill_(length);
   for (size_t layer = 0; layer < blocks_.size(); ++layer) {
-    state.layers[layer] = blocks_[layer].attention.random_state(batch, length, capacity);
+    state.layers[layer] = blocks_[layer].attention().random_state(batch, length, capacity);
     state.layers[layer].device_length = state.device_position;
   }
   reserve(state, capacity);
@@ -311,20 +271,18 @@ void DecoderLM::reserve(DecoderState& state, int64_t tokens) const {
 }
 
 void DecoderLM::prepare_generation() {
-  for (Block& block : blocks_) block.attention.merge_feature_map();
+  for (Block& block : blocks_) block.attention().merge_feature_map();
   if (!device().is_cuda()) return;
   most_step_rows_ = Linear{.weight = head_VD_}.most_step_rows(/*is_behind_norm=*/true);
   for (Block& block : blocks_) {
-    block.attention.make_output_major();
-    block.mlp.make_output_major();
-    most_step_rows_ =
-        std::min({most_step_rows_, block.attention.most_step_rows(), block.mlp.most_step_rows()});
+    block.make_output_major();
+    most_step_rows_ = std::min(most_step_rows_, block.most_step_rows());
   }
 }
 
 bool DecoderLM::has_captured_step() const {
   return std::all_of(blocks_.begin(), blocks_.end(), [](const Block& block) {
-    return block.attention.has_captured_step();
+    return block.attention().has_captured_step();
   });
 }
 

@@ -6,9 +6,8 @@
 #include <optional>
 #include <vector>
 
-#include "model/attention/attention.h"
 #include "model/config.h"
-#include "model/layers/mlp.h"
+#include "model/nets/block.h"
 #include "model/parameters.h"
 
 namespace t2r::model {
@@ -134,13 +133,6 @@ class DecoderLM {
   const ParameterSet& parameters() const { return parameters_; }
 
  private:
-  struct Block {
-    Norm attention_norm;
-    Attention attention;
-    Norm mlp_norm;
-    Mlp mlp;
-  };
-
   torch::Tensor embed(const torch::Tensor& tokens_BT, const DecoderState* state) const;
   bool is_step(const torch::Tensor& tokens_BT, const DecoderState& state) const;
   torch::Tensor step(const torch::Tensor& tokens_BT, DecoderState& state) const;
@@ -150,7 +142,7 @@ class DecoderLM {
   DecoderConfig config_;
   ParameterSet parameters_;
   torch::Tensor token_embedding_VD_;
-  torch::Tensor position_embedding_;  ///< [max_positions, D], GPT-2 only
+  torch::Tensor position_embedding_;  ///< [max_positions, D], if learned
   std::vector<Block> blocks_;
   Norm final_norm_;
   torch::Tensor head_VD_;  ///< the token embedding itself if tied

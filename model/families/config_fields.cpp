@@ -1,4 +1,4 @@
-#include "model/files/config_fields.h"
+#include "model/families/config_fields.h"
 
 #include <limits>
 
@@ -35,6 +35,20 @@ std::vector<int64_t> Fields::integers(const char* name) const {
   if (json_.at(name).is_array()) return get<std::vector<int64_t>>(name);
   if (!json_.at(name).is_number()) refuse_type(name, "an integer or a list of integers");
   return {get<int64_t>(name)};
+}
+
+double Fields::positive_or(const char* name, double otherwise) const {
+  const double value = get_or(name, otherwise);
+  if (!(value > 0.0)) refuse(name, "above 0");
+  return value;
+}
+
+void Fields::refuse(const char* name, const std::string& found, const std::string& allowed) const {
+  throw ConfigError(concat(file_, ": ", name, " = ", found, ", allowed: ", allowed));
+}
+
+void Fields::refuse(const char* name, const std::string& allowed) const {
+  refuse(name, json_.contains(name) ? value_text(json_.at(name)) : "absent", allowed);
 }
 
 Fields Fields::section(const char* name) const {

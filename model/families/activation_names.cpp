@@ -1,4 +1,4 @@
-#include "model/files/activation_names.h"
+#include "model/families/activation_names.h"
 
 #include "base/error.h"
 #include "base/quoted_name.h"

@@ -48,6 +48,17 @@ class Fields {
   /// An integer, or a list of them.
   std::vector<int64_t> integers(const char* name) const;
 
+  /// A number.
+  /// @throws ConfigError  if it is not above 0
+  double positive_or(const char* name, double otherwise) const;
+
+  /// @throws ConfigError  always: file, field, what was found (by default its value), what is
+  /// allowed
+  [[noreturn]] void refuse(const char* name,
+                           const std::string& found,
+                           const std::string& allowed) const;
+  [[noreturn]] void refuse(const char* name, const std::string& allowed) const;
+
   /// @throws DataError  if the field is there and no object
   Fields section(const char* name) const;
 
