@@ -1,6 +1,7 @@
 """Tiny Hugging Face folders, made without transformers: what a test of model files begins with."""
 
 import json
+import math
 import random
 import struct
 
@@ -46,6 +47,17 @@ def random_tensor(rng, shape, dtype="F32", mean=0.0):
     for size in shape:
         numel *= size
     return dtype, list(shape), encode([rng.gauss(mean, 0.3) for _ in range(numel)], dtype)
+
+
+def formula_tensor(name, shape):
+    """A tensor that follows from its name and shape: large, so that an error anywhere shows."""
+    rng = random.Random(name)
+    mean = 1.0 if ("norm" in name or "ln_" in name) and "bias" not in name else 0.0
+    return (
+        "F32",
+        list(shape),
+        encode([mean + 0.6 * (rng.random() - 0.5) for _ in range(math.prod(shape))], "F32"),
+    )
 
 
 def shapes(family, head):
