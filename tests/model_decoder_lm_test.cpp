@@ -45,7 +45,9 @@ std::vector<Variant> variants() {
           {"llama mixed", "llama", mixed},
           {"gpt2 hedgehog", "gpt2", hedgehog},
           {"llama hedgehog", "llama", hedgehog},
-          {"llama hedgehog per query head", "llama", hedgehog_per_query}};
+          {"llama hedgehog per query head", "llama", hedgehog_per_query},
+          {"qwen2 softmax", "qwen2", std::nullopt},
+          {"qwen2 t2r", "qwen2", t2r}};
 }
 
 std::unique_ptr<DecoderLM> make(const Variant& variant) {

@@ -38,6 +38,7 @@ SIZES = {
 FAMILIES = {
     "gpt2": {"n_inner": 40},
     "llama": {},
+    "qwen2": {},
 }
 LENGTH = 8
 NEW_TOKENS = 16
