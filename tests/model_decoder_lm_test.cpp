@@ -47,7 +47,10 @@ std::vector<Variant> variants() {
           {"llama hedgehog", "llama", hedgehog},
           {"llama hedgehog per query head", "llama", hedgehog_per_query},
           {"qwen2 softmax", "qwen2", std::nullopt},
-          {"qwen2 t2r", "qwen2", t2r}};
+          {"qwen2 t2r", "qwen2", t2r},
+          {"qwen3 softmax", "qwen3", std::nullopt},
+          {"qwen3 t2r", "qwen3", t2r},
+          {"qwen3 hedgehog", "qwen3", hedgehog}};
 }
 
 std::unique_ptr<DecoderLM> make(const Variant& variant) {

@@ -14,6 +14,7 @@ constexpr std::array kFamilies = {
     &kGpt2,
     &kLlama,
     &kQwen2,
+    &kQwen3,
 };
 
 }  // namespace

@@ -45,6 +45,7 @@ struct Family {
 extern const Family kGpt2;
 extern const Family kLlama;
 extern const Family kQwen2;
+extern const Family kQwen3;
 
 /// @throws ConfigError  if there is none of this name; says `field` and which there are
 const Family& family_of(const std::string& model_type, const std::string& field);

@@ -39,6 +39,7 @@ FAMILIES = {
     "gpt2": {"n_inner": 40},
     "llama": {},
     "qwen2": {},
+    "qwen3": {"head_dim": 8},
 }
 LENGTH = 8
 NEW_TOKENS = 16
