@@ -50,7 +50,10 @@ std::vector<Variant> variants() {
           {"qwen2 t2r", "qwen2", t2r},
           {"qwen3 softmax", "qwen3", std::nullopt},
           {"qwen3 t2r", "qwen3", t2r},
-          {"qwen3 hedgehog", "qwen3", hedgehog}};
+          {"qwen3 hedgehog", "qwen3", hedgehog},
+          {"olmo2 softmax", "olmo2", std::nullopt},
+          {"olmo2 t2r", "olmo2", t2r},
+          {"olmo2 mixed", "olmo2", mixed}};
 }
 
 std::unique_ptr<DecoderLM> make(const Variant& variant) {

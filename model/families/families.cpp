@@ -13,6 +13,7 @@ namespace {
 constexpr std::array kFamilies = {
     &kGpt2,
     &kLlama,
+    &kOlmo2,
     &kQwen2,
     &kQwen3,
 };

@@ -45,6 +45,7 @@ class GpuCase(Case):
         "elu": ["--model.attention", "elu", "--model.feature-size", 0],
         "hedgehog": ["--model.attention", "hedgehog", "--model.feature-size", 64],
         "norms of heads": ["--model.family", "qwen3", "--learning-rate", 1e-3],
+        "norms behind branches": ["--model.family", "olmo2", "--learning-rate", 1e-3],
     }
 
     def arguments(self, output, *more):

@@ -38,6 +38,7 @@ SIZES = {
 FAMILIES = {
     "gpt2": {"n_inner": 40},
     "llama": {},
+    "olmo2": {},
     "qwen2": {},
     "qwen3": {"head_dim": 8},
 }
