@@ -30,6 +30,7 @@ DecoderConfig small_config(const std::string& family, std::optional<LinearAttent
   config.max_positions = 64;
   config.initializer_range = 0.15;  // logits that differ
   config.linear = linear;
+  if (family == "smollm3") config.block.layers_without_rope = {1};
   return config;
 }
 
@@ -50,6 +51,11 @@ std::vector<Variant> variants() {
     all.push_back({"hedgehog, 36 features: no whole units of 16 bytes", small_config(family, odd)});
   }
   all.push_back({"a map per query head", small_config("llama", per_query)});
+  for (const std::string family : {"qwen2", "qwen3", "olmo2", "smollm3"}) {
+    all.push_back({"softmax", small_config(family, std::nullopt)});
+    all.push_back({"t2r", small_config(family, t2r)});
+    all.push_back({"hedgehog", small_config(family, hedgehog)});
+  }
   return all;
 }
 

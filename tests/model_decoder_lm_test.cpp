@@ -53,12 +53,16 @@ std::vector<Variant> variants() {
           {"qwen3 hedgehog", "qwen3", hedgehog},
           {"olmo2 softmax", "olmo2", std::nullopt},
           {"olmo2 t2r", "olmo2", t2r},
-          {"olmo2 mixed", "olmo2", mixed}};
+          {"olmo2 mixed", "olmo2", mixed},
+          {"smollm3 softmax", "smollm3", std::nullopt},
+          {"smollm3 t2r", "smollm3", t2r},
+          {"smollm3 hedgehog", "smollm3", hedgehog}};
 }
 
 std::unique_ptr<DecoderLM> make(const Variant& variant) {
   DecoderConfig config = tiny_config(variant.family);
   config.linear = variant.linear;
+  if (variant.family == "smollm3") config.block.layers_without_rope = {1};
   auto model = std::make_unique<DecoderLM>(config);
   model->initialize(3);
   const torch::NoGradGuard no_grad;

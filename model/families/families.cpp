@@ -16,6 +16,7 @@ constexpr std::array kFamilies = {
     &kOlmo2,
     &kQwen2,
     &kQwen3,
+    &kSmolLM3,
 };
 
 }  // namespace

@@ -41,6 +41,7 @@ FAMILIES = {
     "olmo2": {},
     "qwen2": {},
     "qwen3": {"head_dim": 8},
+    "smollm3": {"no_rope_layers": [1, 0, 1]},
 }
 LENGTH = 8
 NEW_TOKENS = 16
