@@ -13,6 +13,7 @@ namespace {
 constexpr std::array kFamilies = {
     &kGpt2,
     &kLlama,
+    &kMistral,
     &kOlmo2,
     &kQwen2,
     &kQwen3,

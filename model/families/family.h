@@ -44,6 +44,7 @@ struct Family {
 
 extern const Family kGpt2;
 extern const Family kLlama;
+extern const Family kMistral;
 extern const Family kOlmo2;
 extern const Family kQwen2;
 extern const Family kQwen3;

@@ -124,6 +124,39 @@ class Families(Case):
                     self.assertEqual(config["no_rope_layers"], [1, 1, 1, 0])
                 self.generate(latest)
 
+    def test_windows_that_would_bite_are_refused_by_name(self):
+        sliding = ["full_attention", "full_attention", "sliding_attention"]
+        for name, changes in (
+            ("mistral", {"sliding_window": 63}),
+            ("qwen2", {"sliding_window": 8, "layer_types": sliding}),
+            ("qwen3", {"sliding_window": 8, "layer_types": sliding}),
+            (
+                "qwen2",
+                {
+                    "sliding_window": 8,
+                    "use_sliding_window": True,
+                    "max_window_layers": 2,
+                    "layer_types": None,
+                },
+            ),
+            (
+                "smollm3",
+                {"sliding_window": 8, "use_sliding_window": True, "layer_types": None},
+            ),
+        ):
+            with self.subTest(name=name, **changes):
+                model = self.write(name, **changes)
+                result = run("convert", "--model", model, "--output", self.folder / "none")
+                self.fails(result, 78, "sliding_window", str(changes["sliding_window"]))
+        for name, changes in (
+            ("mistral", {"sliding_window": 64}),
+            ("qwen2", {"sliding_window": 8, "use_sliding_window": False, "layer_types": None}),
+            ("qwen3", {"sliding_window": 8, "use_sliding_window": True, "layer_types": None}),
+        ):
+            with self.subTest(name=name, **changes):
+                model = self.write(name, **changes)
+                self.must("convert", "--model", model, "--output", self.folder / f"{model.name}-t")
+
 
 if __name__ == "__main__":
     unittest.main()

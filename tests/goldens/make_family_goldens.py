@@ -38,6 +38,7 @@ SIZES = {
 FAMILIES = {
     "gpt2": {"n_inner": 40},
     "llama": {},
+    "mistral": {"sliding_window": None},
     "olmo2": {},
     "qwen2": {},
     "qwen3": {"head_dim": 8},
