@@ -6,10 +6,11 @@
 
 #include "model/attention/linear_attention.h"
 #include "model/loss.h"
+#include "model/ops/operators.h"
 #include "model/search/sampling.h"
 
-/// The model's operations on a GPU: operators of libt2r_ops (model/ops), found by name in
-/// LibTorch's dispatcher, so that the model itself links no CUDA.
+/// The model's operations on a GPU: the operators of libt2r_ops (model/ops), in a table that the
+/// program registers which links them, so that the model itself links no CUDA.
 ///
 /// All take bfloat16 or float32, run on the current stream, never wait for the device and can be
 /// captured in a CUDA graph. A bias or position that is absent is an undefined tensor. Called by
@@ -17,6 +18,9 @@
 namespace t2r::model::gpu {
 
 using torch::Tensor;
+
+/// Once, before the first tensor is on a GPU; returns true.
+bool register_operators(const ops::Operators& operators);
 
 /// LayerNorm of the last dimension, or without bias RMSNorm.
 Tensor norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps);
@@ -57,24 +61,14 @@ Tensor linear_distillation_sum(const Tensor& x_ND,
                                const Tensor& targets_N,
                                const TeacherHead& teacher);
 
-/// Causal linear attention with the map phi(x) = relu(scale W x + b) inside (scale 1 for keys).
-struct MappedAttention {
-  Tensor q_BTHd, k_BTHd, v_BTHd;
-  Tensor weight_MKd, bias_MK;
-  double scale = 1.0;
-  DenominatorRule rule;
-};
+/// Causal linear attention with the map phi(x) = relu(scale W x + b) inside (scale 1 for keys);
+/// `initial` comes beside the inputs.
+using MappedAttention = ops::CausalInputs;
 LinearAttentionOutput causal_linear_attention(const MappedAttention& inputs,
                                               const LinearAttentionState* initial);
 
 /// The same on a fused projection [B, T, heads of q, k, v, d] and without states, for training.
-struct FusedAttention {
-  Tensor qkv_BTHd;
-  int64_t query_heads = 0;
-  Tensor weight_MKd, bias_MK;
-  double scale = 1.0;
-  DenominatorRule rule;
-};
+using ops::FusedAttention;
 Tensor causal_linear_attention(const FusedAttention& inputs);
 
 /// The same from features.
@@ -117,18 +111,8 @@ Tensor cache_attention_step(const CacheAttention& inputs);
 bool has_cache_attention(int64_t head_dim);
 
 /// A projection of the few rows of a step, with what stands before and behind it, in bfloat16:
-/// f(norm(x) W^T + b) + residual. Undefined tensors are left out.
-struct StepLinear {
-  Tensor x_NI;
-  Tensor weight_OI, bias = {};
-  Tensor norm_weight = {}, norm_bias = {};  ///< with norm_bias LayerNorm, else RMSNorm
-  double eps = 0.0;
-  Tensor residual_NO = {};
-  enum class Activation { kNone, kGelu, kSwiglu } activation = Activation::kNone;
-  Tensor cosine_Ph = {}, sine_Ph = {}, position_1 = {};  ///< RoPE of the first `rotated` columns
-  int64_t rotated = 0;
-  bool float_output = false;
-};
+/// f(norm(x) W^T + b) + residual.
+using StepLinear = ops::StepLinearInputs;
 Tensor step_linear(const StepLinear& inputs);
 
 /// The most rows that step_linear takes with so many inputs on the current device, behind `norms`

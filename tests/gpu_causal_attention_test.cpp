@@ -41,24 +41,24 @@ struct Case {
 /// The same computation by the oracle: features by einsum, documents one by one.
 CausalOutputs oracle(const CausalInputs& in, int64_t state_heads) {
   Tensor phi_q = in.q_BTHd, phi_k = in.k_BTHd;
-  if (in.weight_HKd.has_value()) {
+  if (in.weight_MKd.defined()) {
     const int64_t heads = phi_q.size(2);
-    phi_q = at::relu(at::einsum("bthd,hkd->bthk", {phi_q, spread(*in.weight_HKd, heads, 0)})
+    phi_q = at::relu(at::einsum("bthd,hkd->bthk", {phi_q, spread(in.weight_MKd, heads, 0)})
                          .mul(in.scale)
-                         .add(spread(*in.bias_HK, heads, 0)));
-    phi_k = at::relu(at::einsum("bthd,hkd->bthk", {spread(phi_k, state_heads, 2), *in.weight_HKd})
-                         .add(*in.bias_HK));
+                         .add(spread(in.bias_MK, heads, 0)));
+    phi_k = at::relu(at::einsum("bthd,hkd->bthk", {spread(phi_k, state_heads, 2), in.weight_MKd})
+                         .add(in.bias_MK));
   }
-  const model::DenominatorRule rule{in.floor, in.added};
+  const model::DenominatorRule& rule = in.rule;
   const int64_t batch = phi_q.size(0), length = phi_q.size(1);
-  if (!in.document_start_BT.has_value()) {
+  if (!in.document_start_BT.defined()) {
     model::LinearAttentionState initial;
-    if (in.initial_s_BHKd.has_value()) initial = {*in.initial_s_BHKd, *in.initial_z_BHK};
+    if (in.initial_s_BMKd.defined()) initial = {in.initial_s_BMKd, in.initial_z_BMK};
     const auto out = model::causal_linear_attention_parallel(
-        phi_q, phi_k, in.v_BTHd, in.initial_s_BHKd.has_value() ? &initial : nullptr, rule);
+        phi_q, phi_k, in.v_BTHd, in.initial_s_BMKd.defined() ? &initial : nullptr, rule);
     return {out.o_BTHV, out.state.s_BHKV, out.state.z_BHK};
   }
-  const Tensor starts = in.document_start_BT->cpu();
+  const Tensor starts = in.document_start_BT.cpu();
   std::vector<Tensor> o, s, z;
   for (int64_t b = 0; b < batch; ++b) {
     std::vector<Tensor> parts;
@@ -70,9 +70,9 @@ CausalOutputs oracle(const CausalInputs& in, int64_t state_heads) {
         return tensor.slice(0, b, b + 1).slice(1, begin, end);
       };
       model::LinearAttentionState initial;
-      const bool carried = starts[b][begin].item<int>() < 0 && in.initial_s_BHKd.has_value();
+      const bool carried = starts[b][begin].item<int>() < 0 && in.initial_s_BMKd.defined();
       if (carried)
-        initial = {in.initial_s_BHKd->slice(0, b, b + 1), in.initial_z_BHK->slice(0, b, b + 1)};
+        initial = {in.initial_s_BMKd.slice(0, b, b + 1), in.initial_z_BMK.slice(0, b, b + 1)};
       last = model::causal_linear_attention_parallel(
           rows(phi_q), rows(phi_k), rows(in.v_BTHd), carried ? &initial : nullptr, rule);
       parts.push_back(last.o_BTHV);
@@ -110,12 +110,12 @@ Problem make_problem(const Case& c, at::ScalarType type, uint64_t seed = 7) {
       in.q_BTHd = random({c.batch, c.length, c.query_heads, c.head_size}).to(type);
       in.k_BTHd = random({c.batch, c.length, c.key_heads, c.head_size}).to(type);
     }
-    in.weight_HKd = random({c.state_heads, c.features, c.head_size})
+    in.weight_MKd = random({c.state_heads, c.features, c.head_size})
                         .div(std::sqrt(double(c.head_size)))
                         .to(type);
     // Few features may all be off, and then the floor decides: rounding would flip it, so they are
     // kept on.
-    in.bias_HK = random({c.state_heads, c.features})
+    in.bias_MK = random({c.state_heads, c.features})
                      .abs()
                      .mul(0.1)
                      .add(c.dead            ? -20.0
@@ -132,11 +132,11 @@ Problem make_problem(const Case& c, at::ScalarType type, uint64_t seed = 7) {
   }
   if (!in.v_BTHd.defined())
     in.v_BTHd = random({c.batch, c.length, c.value_heads, c.head_size}).add(c.v_mean).to(type);
-  in.scale = c.scale, in.floor = c.floor, in.added = c.added;
+  in.scale = c.scale, in.rule.floor = c.floor, in.rule.added = c.added;
   p.leaves = {in.q_BTHd.detach(), in.k_BTHd.detach(), in.v_BTHd.detach()};
   p.names = {"q", "k", "v"};
   if (c.map) {
-    p.leaves.insert(p.leaves.end(), {*in.weight_HKd, *in.bias_HK});
+    p.leaves.insert(p.leaves.end(), {in.weight_MKd, in.bias_MK});
     p.names.insert(p.names.end(), {"weight", "bias"});
   }
   if (c.state) {
@@ -165,8 +165,8 @@ Problem make_problem(const Case& c, at::ScalarType type, uint64_t seed = 7) {
 CausalInputs with_leaves(CausalInputs in, const std::vector<Tensor>& leaves, const Case& c) {
   size_t i = 0;
   in.q_BTHd = leaves[i++], in.k_BTHd = leaves[i++], in.v_BTHd = leaves[i++];
-  if (c.map) in.weight_HKd = leaves[i++], in.bias_HK = leaves[i++];
-  if (c.state) in.initial_s_BHKd = leaves[i++], in.initial_z_BHK = leaves[i++];
+  if (c.map) in.weight_MKd = leaves[i++], in.bias_MK = leaves[i++];
+  if (c.state) in.initial_s_BMKd = leaves[i++], in.initial_z_BMK = leaves[i++];
   return in;
 }
 
@@ -264,7 +264,7 @@ TEST(GpuCausal, TheLongestSequence) {  // against the operator in float64, or fl
       const auto type =
           simt_bytes(c, at::kDouble) <= current_device().shared_bytes ? at::kDouble : at::kFloat;
       const Result exact = run(p, c, true, [&](CausalInputs in) {
-        for (Tensor* tensor : {&in.q_BTHd, &in.k_BTHd, &in.v_BTHd, &*in.weight_HKd, &*in.bias_HK})
+        for (Tensor* tensor : {&in.q_BTHd, &in.k_BTHd, &in.v_BTHd, &in.weight_MKd, &in.bias_MK})
           *tensor = tensor->to(type);
         CausalOutputs out = causal(in);
         out.o_BTHd = out.o_BTHd.to(at::kDouble);
@@ -372,10 +372,10 @@ TEST(GpuCausal, AFusedProjectionGetsOneGradient) {
         const Tensor apart = causal({.q_BTHd = parts[0],
                                      .k_BTHd = parts[1],
                                      .v_BTHd = parts[2],
-                                     .weight_HKd = leaves[1],
-                                     .bias_HK = leaves[2],
+                                     .weight_MKd = leaves[1],
+                                     .bias_MK = leaves[2],
                                      .scale = 0.125,
-                                     .floor = 0.01})
+                                     .rule = {.floor = 0.01, .added = 0.0}})
                                  .o_BTHd;
         const Tensor fused = model::gpu::causal_linear_attention(
             model::gpu::FusedAttention{.qkv_BTHd = leaves[0],
@@ -397,12 +397,12 @@ TEST(GpuCausal, AFusedProjectionGetsOneGradient) {
 
 TEST(GpuCausal, AMapAtAnyAddress) {
   Problem p = make_problem({}, at::kBFloat16);
-  const Tensor weight = *p.inputs.weight_HKd;
+  const Tensor weight = p.inputs.weight_MKd;
   const Tensor odd =
       at::empty({weight.numel() + 1}, weight.options()).slice(0, 1).view(weight.sizes());
   odd.copy_(weight);
   const Tensor wanted = causal(p.inputs).o_BTHd;
-  p.inputs.weight_HKd = odd;
+  p.inputs.weight_MKd = odd;
   EXPECT_TRUE(at::equal(causal(p.inputs).o_BTHd, wanted));
 }
 
@@ -521,19 +521,17 @@ TEST(GpuCausal, AgreesWithTheCpuKernel) {
       const Result cpu = run(p, c, false, [&](const CausalInputs& in) {
         const auto features = [&](const Tensor& x, int64_t heads, double scale) {
           if (!map) return x.cpu();
-          const Tensor y =
-              at::einsum("bthd,hkd->bthk",
-                         {spread(x.cpu(), heads, 2), spread(in.weight_HKd->cpu(), heads, 0)});
-          return at::relu(y.mul(scale).add(spread(in.bias_HK->cpu(), heads, 0)));
+          const Tensor y = at::einsum(
+              "bthd,hkd->bthk", {spread(x.cpu(), heads, 2), spread(in.weight_MKd.cpu(), heads, 0)});
+          return at::relu(y.mul(scale).add(spread(in.bias_MK.cpu(), heads, 0)));
         };
-        const model::LinearAttentionState initial{in.initial_s_BHKd->cpu(),
-                                                  in.initial_z_BHK->cpu()};
+        const model::LinearAttentionState initial{in.initial_s_BMKd.cpu(), in.initial_z_BMK.cpu()};
         const auto out =
             model::causal_linear_attention(features(in.q_BTHd, c.query_heads, in.scale),
                                            features(in.k_BTHd, c.state_heads, 1.0),
                                            in.v_BTHd.cpu(),
                                            &initial,
-                                           {in.floor, in.added});
+                                           in.rule);
         return CausalOutputs{out.o_BTHV.cuda(), out.state.s_BHKV.cuda(), out.state.z_BHK.cuda()};
       });
       EXPECT_LE(relative_error(gpu.outputs.o_BTHd, cpu.outputs.o_BTHd), 5e-6);
@@ -596,9 +594,9 @@ TEST(GpuCausal, FullSizePassesRepeatBitwise) {
       const Tensor o = causal({.q_BTHd = leaves[0],
                                .k_BTHd = leaves[1],
                                .v_BTHd = leaves[2],
-                               .weight_HKd = leaves[3],
-                               .bias_HK = leaves[4],
-                               .floor = 0.01})
+                               .weight_MKd = leaves[3],
+                               .bias_MK = leaves[4],
+                               .rule = {.floor = 0.01, .added = 0.0}})
                            .o_BTHd;
       std::vector<Tensor> results = torch::autograd::grad({o}, leaves, {grad_o});
       results.push_back(o.detach());
@@ -631,7 +629,7 @@ TEST(GpuCausal, BadInputIsRefusedByName) {
               HasSubstr("v is on cpu, q is on cuda:0, allowed: one device"));
   EXPECT_THAT(refusal([](auto& in) { in.k_BTHd = in.k_BTHd.cpu(); }),
               HasSubstr("k is on cpu, q is on cuda:0, allowed: one device"));
-  EXPECT_THAT(refusal([](auto& in) { in.weight_HKd = in.weight_HKd->cpu(); }),
+  EXPECT_THAT(refusal([](auto& in) { in.weight_MKd = in.weight_MKd.cpu(); }),
               HasSubstr("weight is on cpu, q is on cuda:0, allowed: one device"));
   EXPECT_THAT(refusal([](auto& in) { in.q_BTHd = in.q_BTHd.to(at::kHalf); }),
               HasSubstr("q has dtype Half, allowed: bfloat16, float32, float64"));
@@ -640,13 +638,13 @@ TEST(GpuCausal, BadInputIsRefusedByName) {
   EXPECT_THAT(refusal([](auto& in) { in.v_BTHd = in.v_BTHd.slice(3, 0, 48); }),
               HasSubstr("v has head size 48, allowed: 32, 64, 128"));
   EXPECT_THAT(refusal([](auto& in) {
-                in.weight_HKd = in.weight_HKd->slice(1, 0, 0),
-                in.bias_HK = in.bias_HK->slice(1, 0, 0);
+                in.weight_MKd = in.weight_MKd.slice(1, 0, 0),
+                in.bias_MK = in.bias_MK.slice(1, 0, 0);
               }),
               HasSubstr("feature size is 0, allowed: 1 to 128"));
   EXPECT_THAT(refusal([](auto& in) {
-                in.weight_HKd = in.weight_HKd->repeat({1, 5, 1}).slice(1, 0, 129),
-                in.bias_HK = in.bias_HK->repeat({1, 5}).slice(1, 0, 129);
+                in.weight_MKd = in.weight_MKd.repeat({1, 5, 1}).slice(1, 0, 129),
+                in.bias_MK = in.bias_MK.repeat({1, 5}).slice(1, 0, 129);
               }),
               HasSubstr("feature size is 129, allowed: 1 to 128"));
   EXPECT_THAT(refusal([](auto& in) { in.k_BTHd = in.k_BTHd.slice(1, 0, 10); }),
@@ -662,13 +660,13 @@ TEST(GpuCausal, BadInputIsRefusedByName) {
                 in.q_BTHd = at::cat({in.q_BTHd, in.q_BTHd.slice(2, 0, 1)}, 2);
               }),
               HasSubstr("heads of q, the map, k, v are 3, 2, 2, 2"));
-  EXPECT_THAT(refusal([](auto& in) { in.floor = 0.0; }), HasSubstr("floor is 0 and added 0"));
+  EXPECT_THAT(refusal([](auto& in) { in.rule.floor = 0.0; }), HasSubstr("floor is 0 and added 0"));
   EXPECT_THAT(refusal([](auto& in) {
                 in.document_start_BT = at::zeros({2, 200}, in.q_BTHd.options().dtype(at::kLong));
               }),
               HasSubstr("document_start has dtype Long, allowed: int32"));
   EXPECT_THAT(refusal([](auto& in) {
-                in.initial_s_BHKd = at::zeros({2, 2, 32, 64}, in.q_BTHd.options());
+                in.initial_s_BMKd = at::zeros({2, 2, 32, 64}, in.q_BTHd.options());
               }),
               HasSubstr("initial_s and initial_z come together"));
 }

@@ -44,20 +44,21 @@ struct Case {
 Tensor oracle(const CrossInputs& in, int64_t state_heads) {
   const int64_t heads = in.q_BTHd.size(2);
   Tensor phi_q = in.q_BTHd, phi_k = in.k_BSHd;
-  if (in.weight_HKd.has_value()) {
-    phi_q = at::relu(at::einsum("bthd,hkd->bthk", {phi_q, spread(*in.weight_HKd, heads, 0)})
+  if (in.weight_MKd.defined()) {
+    phi_q = at::relu(at::einsum("bthd,hkd->bthk", {phi_q, spread(in.weight_MKd, heads, 0)})
                          .mul(in.scale)
-                         .add(spread(*in.bias_HK, heads, 0)));
-    phi_k = at::relu(at::einsum("bshd,hkd->bshk", {spread(phi_k, state_heads, 2), *in.weight_HKd})
-                         .add(*in.bias_HK));
+                         .add(spread(in.bias_MK, heads, 0)));
+    phi_k = at::relu(at::einsum("bshd,hkd->bshk", {spread(phi_k, state_heads, 2), in.weight_MKd})
+                         .add(in.bias_MK));
   }
-  if (in.source_mask_BS.has_value())
-    phi_k = phi_k * in.source_mask_BS->to(phi_k.scalar_type()).unsqueeze(2).unsqueeze(3);
+  if (in.source_mask_BS.defined())
+    phi_k = phi_k * in.source_mask_BS.to(phi_k.scalar_type()).unsqueeze(2).unsqueeze(3);
   const Tensor s =
       spread(at::einsum("bshk,bshd->bhkd", {phi_k, spread(in.v_BSHd, state_heads, 2)}), heads, 1);
   const Tensor z = spread(phi_k.sum(1), heads, 1);
   const Tensor n = at::einsum("bthk,bhk->bth", {phi_q, z});
-  const Tensor denominator = (in.absolute ? n.abs() : n).add(in.added).clamp_min(in.floor);
+  const Tensor denominator =
+      (in.absolute ? n.abs() : n).add(in.rule.added).clamp_min(in.rule.floor);
   return at::einsum("bthk,bhkd->bthd", {phi_q, s}) / denominator.unsqueeze(3);
 }
 
@@ -77,12 +78,12 @@ Problem make_problem(const Case& c, at::ScalarType type) {
   if (c.map) {
     in.q_BTHd = random({c.batch, c.length, c.query_heads, c.head_size}).to(type);
     in.k_BSHd = random({c.batch, c.source_length, c.key_heads, c.head_size}).to(type);
-    in.weight_HKd = random({c.state_heads, c.features, c.head_size})
+    in.weight_MKd = random({c.state_heads, c.features, c.head_size})
                         .div(std::sqrt(double(c.head_size)))
                         .to(type);
     // Few features may all be off, and then the floor decides: rounding would flip it, so they are
     // kept on.
-    in.bias_HK = random({c.state_heads, c.features})
+    in.bias_MK = random({c.state_heads, c.features})
                      .abs()
                      .mul(0.1)
                      .add(c.dead            ? -20.0
@@ -112,11 +113,11 @@ Problem make_problem(const Case& c, at::ScalarType type) {
     const Tensor position = at::arange(c.source_length, options).unsqueeze(0);
     in.source_mask_BS = (position < lengths).logical_and(position.remainder(7) != 3);
   }
-  in.scale = c.scale, in.floor = c.floor, in.added = c.added, in.absolute = c.absolute;
+  in.scale = c.scale, in.rule.floor = c.floor, in.rule.added = c.added, in.absolute = c.absolute;
   p.leaves = {in.q_BTHd.detach(), in.k_BSHd.detach(), in.v_BSHd.detach()};
   p.names = {"q", "k", "v"};
   if (c.map) {
-    p.leaves.insert(p.leaves.end(), {*in.weight_HKd, *in.bias_HK});
+    p.leaves.insert(p.leaves.end(), {in.weight_MKd, in.bias_MK});
     p.names.insert(p.names.end(), {"weight", "bias"});
   }
   p.grad_o = random({c.batch, c.length, c.query_heads, c.head_size}).to(type);
@@ -126,7 +127,7 @@ Problem make_problem(const Case& c, at::ScalarType type) {
 /// `inputs` with `leaves` in their places.
 CrossInputs with_leaves(CrossInputs in, const std::vector<Tensor>& leaves) {
   in.q_BTHd = leaves[0], in.k_BSHd = leaves[1], in.v_BSHd = leaves[2];
-  if (leaves.size() > 3) in.weight_HKd = leaves[3], in.bias_HK = leaves[4];
+  if (leaves.size() > 3) in.weight_MKd = leaves[3], in.bias_MK = leaves[4];
   return in;
 }
 
@@ -314,7 +315,7 @@ TEST(GpuCross, PaddingIsNotRead) {
     for (const bool map : {true, false}) {
       const Problem clean = make_problem({.map = map, .mask = true}, type);
       Problem poisoned = clean;
-      const Tensor padding = clean.inputs.source_mask_BS->logical_not().unsqueeze(2).unsqueeze(3);
+      const Tensor padding = clean.inputs.source_mask_BS.logical_not().unsqueeze(2).unsqueeze(3);
       for (const int i : {1, 2})
         poisoned.leaves[i] = clean.leaves[i].masked_fill(padding, std::nan(""));
       const auto function = [](const CrossInputs& in) { return cross(in); };
@@ -402,15 +403,15 @@ TEST(GpuCross, BadInputIsRefusedByName) {
               HasSubstr("q is on cpu, allowed: cuda"));
   EXPECT_THAT(refusal([](auto& in) { in.k_BSHd = in.k_BSHd.cpu(); }),
               HasSubstr("k is on cpu, q is on cuda:0, allowed: one device"));
-  EXPECT_THAT(refusal([](auto& in) { in.weight_HKd = in.weight_HKd->cpu(); }),
+  EXPECT_THAT(refusal([](auto& in) { in.weight_MKd = in.weight_MKd.cpu(); }),
               HasSubstr("weight is on cpu, q is on cuda:0, allowed: one device"));
   EXPECT_THAT(refusal([&](auto& in) {
                 in.source_mask_BS = zeros({2, 200}, at::kBool).cpu();
               }),
               HasSubstr("source_mask is on cpu, q is on cuda:0, allowed: one device"));
   EXPECT_THAT(refusal([](auto& in) {
-                in.weight_HKd = in.weight_HKd->repeat({1, 5, 1}).slice(1, 0, 129),
-                in.bias_HK = in.bias_HK->repeat({1, 5}).slice(1, 0, 129);
+                in.weight_MKd = in.weight_MKd.repeat({1, 5, 1}).slice(1, 0, 129),
+                in.bias_MK = in.bias_MK.repeat({1, 5}).slice(1, 0, 129);
               }),
               HasSubstr("feature size is 129, allowed: 1 to 128"));
   EXPECT_THAT(
@@ -427,11 +428,11 @@ TEST(GpuCross, BadInputIsRefusedByName) {
   EXPECT_THAT(refusal([](auto& in) { in.k_BSHd = in.k_BSHd.slice(1, 0, 0); }),
               HasSubstr("k has size 0 in dimension 1"));
   EXPECT_THAT(refusal([](auto& in) {
-                in.weight_HKd = in.weight_HKd->slice(1, 0, 0),
-                in.bias_HK = in.bias_HK->slice(1, 0, 0);
+                in.weight_MKd = in.weight_MKd.slice(1, 0, 0),
+                in.bias_MK = in.bias_MK.slice(1, 0, 0);
               }),
               HasSubstr("feature size is 0, allowed: 1 to 128"));
-  EXPECT_THAT(refusal([](auto& in) { in.bias_HK = std::nullopt; }),
+  EXPECT_THAT(refusal([](auto& in) { in.bias_MK = Tensor(); }),
               HasSubstr("weight and bias come together"));
   EXPECT_THAT(refusal([](auto& in) {
                 in.q_BTHd = at::cat({in.q_BTHd, in.q_BTHd.slice(2, 0, 1)}, 2);
@@ -449,7 +450,7 @@ TEST(GpuCross, BadInputIsRefusedByName) {
                 in.source_mask_BS = zeros({2, 130}, at::kBool);
               }),
               HasSubstr("source_mask has shape [2, 130], allowed: [2, 200]"));
-  EXPECT_THAT(refusal([](auto& in) { in.floor = 0.0; }), HasSubstr("floor is 0 and added 0"));
+  EXPECT_THAT(refusal([](auto& in) { in.rule.floor = 0.0; }), HasSubstr("floor is 0 and added 0"));
   EXPECT_THAT(refusal([](auto& in) { in.scale = 0.0; }),
               HasSubstr("scale is 0, allowed: positive"));
 }

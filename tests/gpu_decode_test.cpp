@@ -35,7 +35,7 @@ struct Case {
 /// A sequence of tokens; `at(t)` is what the step takes for token t.
 struct Sequence {
   Tensor q_BTHd, k_BTHd, v_BTHd;
-  std::optional<Tensor> weight, bias;
+  Tensor weight, bias;  // or undefined
   Tensor s, z;
   Case c;
 
@@ -48,8 +48,7 @@ struct Sequence {
             s,
             z,
             c.scale,
-            c.floor,
-            c.added};
+            {c.floor, c.added}};
   }
 };
 
@@ -96,7 +95,7 @@ Step oracle(const DecodeInputs& in, const Case& c) {
   Tensor phi_q = exact(in.q_BHd), phi_k = exact(in.k_BHd);
   const Tensor v = spread(exact(in.v_BHd), c.state_heads, 1);
   if (c.map) {
-    const Tensor weight = exact(*in.weight_HKd), bias = exact(*in.bias_HK);
+    const Tensor weight = exact(in.weight_MKd), bias = exact(in.bias_MK);
     phi_q =
         at::relu(at::einsum("bhd,hkd->bhk", {phi_q, spread(weight, c.query_heads, 0)}) * c.scale +
                  spread(bias, c.query_heads, 0));
@@ -224,8 +223,7 @@ TEST(GpuDecode, EqualsCausalAttentionTokenByToken) {
                                           sequence.s.clone(),
                                           sequence.z.clone(),
                                           c.scale,
-                                          c.floor,
-                                          c.added});
+                                          {c.floor, c.added}});
       std::vector<Tensor> o;
       for (int64_t t = 0; t < 70; ++t) o.push_back(decode_step(sequence.at(t)));
       EXPECT_LE(relative_error(at::stack(o, 1), whole.o_BTHd), bar) << "o";
@@ -250,8 +248,7 @@ TEST(GpuDecode, SlicesOfAFusedProjection) {
                           sequence.s,
                           sequence.z,
                           c.scale,
-                          c.floor,
-                          c.added};
+                          {c.floor, c.added}};
     const Step exact = oracle(in, c);
     EXPECT_LE(relative_error(decode_step(in), exact.o), 1e-2);
     EXPECT_LE(relative_error(sequence.s, exact.s), 2e-5);
@@ -298,18 +295,18 @@ TEST(GpuDecode, BadInputIsRefusedByName) {
               HasSubstr("q is on cpu, allowed: cuda"));
   EXPECT_THAT(refusal([](auto& in) { in.v_BHd = in.v_BHd.cpu(); }),
               HasSubstr("v is on cpu, q is on cuda:0, allowed: one device"));
-  EXPECT_THAT(refusal([](auto& in) { in.bias_HK = in.bias_HK->cpu(); }),
+  EXPECT_THAT(refusal([](auto& in) { in.bias_MK = in.bias_MK.cpu(); }),
               HasSubstr("bias is on cpu, q is on cuda:0, allowed: one device"));
   EXPECT_THAT(refusal([](auto& in) { in.s_BHKd = in.s_BHKd.cpu(); }),
               HasSubstr("s is on cpu, q is on cuda:0, allowed: one device"));
   EXPECT_THAT(refusal([](auto& in) {
-                in.weight_HKd = in.weight_HKd->slice(1, 0, 0),
-                in.bias_HK = in.bias_HK->slice(1, 0, 0);
+                in.weight_MKd = in.weight_MKd.slice(1, 0, 0),
+                in.bias_MK = in.bias_MK.slice(1, 0, 0);
               }),
               HasSubstr("feature size is 0, allowed: 1 to 128"));
   EXPECT_THAT(refusal([](auto& in) {
-                in.weight_HKd = in.weight_HKd->repeat({1, 5, 1}).slice(1, 0, 129),
-                in.bias_HK = in.bias_HK->repeat({1, 5}).slice(1, 0, 129);
+                in.weight_MKd = in.weight_MKd.repeat({1, 5, 1}).slice(1, 0, 129),
+                in.bias_MK = in.bias_MK.repeat({1, 5}).slice(1, 0, 129);
               }),
               HasSubstr("feature size is 129, allowed: 1 to 128"));
   EXPECT_THAT(refusal([](auto& in) { in.q_BHd = in.q_BHd.to(at::kDouble); }),
@@ -326,7 +323,7 @@ TEST(GpuDecode, BadInputIsRefusedByName) {
                 in.q_BHd = at::cat({in.q_BHd, in.q_BHd.slice(1, 0, 1)}, 1);
               }),
               HasSubstr("heads of q, the map, k, v are 3, 2, 2, 2"));
-  EXPECT_THAT(refusal([](auto& in) { in.bias_HK = std::nullopt; }),
+  EXPECT_THAT(refusal([](auto& in) { in.bias_MK = Tensor(); }),
               HasSubstr("weight and bias come together"));
   EXPECT_THAT(refusal([](auto& in) { in.s_BHKd = in.s_BHKd.to(at::kBFloat16); }),
               HasSubstr("s has dtype BFloat16, allowed: Float"));
@@ -335,7 +332,7 @@ TEST(GpuDecode, BadInputIsRefusedByName) {
       HasSubstr("allowed: contiguous"));
   EXPECT_THAT(refusal([](auto& in) { in.z_BHK = in.z_BHK.slice(2, 0, 31); }),
               HasSubstr("z has shape [3, 2, 31], allowed: [3, 2, 32]"));
-  EXPECT_THAT(refusal([](auto& in) { in.floor = 0.0; }), HasSubstr("floor is 0 and added 0"));
+  EXPECT_THAT(refusal([](auto& in) { in.rule.floor = 0.0; }), HasSubstr("floor is 0 and added 0"));
 }
 
 }  // namespace

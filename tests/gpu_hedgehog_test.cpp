@@ -115,7 +115,11 @@ Tensors run_attention(const Data& data, at::ScalarType type, bool by_definition)
     const Tensor weights = at::einsum("bthk,bshk->bhts", {phi_q, phi_k}).tril();
     o = at::einsum("bhts,bshd->bthd", {weights / (weights.sum(-1, true) + 1e-6), v});
   } else {
-    o = causal_hedgehog(qkv, weight, bias, c.query_heads, 0.0, 1e-6);
+    o = causal_hedgehog({.qkv_BTHd = qkv,
+                         .query_heads = c.query_heads,
+                         .weight_MKd = weight,
+                         .bias_MK = bias,
+                         .rule = {.floor = 0.0, .added = 1e-6}});
   }
   at::manual_seed(6);
   const Tensor grad_o =
@@ -309,7 +313,11 @@ TEST(CausalHedgehog, GraphReplayEqualsEagerBitwise) {
     const Tensor qkv = data.qkv.detach().requires_grad_(),
                  weight = data.weight.detach().requires_grad_(),
                  bias = data.bias.detach().requires_grad_();
-    const Tensor o = causal_hedgehog(qkv, weight, bias, 6, 0.0, 1e-6);
+    const Tensor o = causal_hedgehog({.qkv_BTHd = qkv,
+                                      .query_heads = 6,
+                                      .weight_MKd = weight,
+                                      .bias_MK = bias,
+                                      .rule = {.floor = 0.0, .added = 1e-6}});
     Tensors results{o};
     for (const Tensor& gradient :
          torch::autograd::grad({o}, {qkv, weight, bias}, {at::ones_like(o)}))
@@ -359,9 +367,21 @@ TEST(HedgehogMapGpu, WhatDoesNotFitIsRefusedByName) {
               HasSubstr("q has 4 heads for 3 maps"));
   EXPECT_THAT(refused(data.q().slice(1, 0, 0), data.k().slice(1, 0, 0), data.weight, data.bias),
               HasSubstr("q has size 0 in dimension 1"));
-  EXPECT_THAT(message_of([&] { causal_hedgehog(data.qkv, data.weight, data.bias, 5, 0.0, 1e-6); }),
+  EXPECT_THAT(message_of([&] {
+                causal_hedgehog({.qkv_BTHd = data.qkv,
+                                 .query_heads = 5,
+                                 .weight_MKd = data.weight,
+                                 .bias_MK = data.bias,
+                                 .rule = {.floor = 0.0, .added = 1e-6}});
+              }),
               HasSubstr("an even number of others"));
-  EXPECT_THAT(message_of([&] { causal_hedgehog(data.qkv, data.weight, data.bias, 4, 0.0, 0.0); }),
+  EXPECT_THAT(message_of([&] {
+                causal_hedgehog({.qkv_BTHd = data.qkv,
+                                 .query_heads = 4,
+                                 .weight_MKd = data.weight,
+                                 .bias_MK = data.bias,
+                                 .rule = {.floor = 0.0, .added = 0.0}});
+              }),
               HasSubstr("floor is 0"));
 }
 

@@ -45,8 +45,8 @@ StepLinearInputs make_inputs(const Case& c) {
   in.x_NI = random({c.rows, c.inputs}, 2.0, 0.5);
   in.weight_OI = random({height, c.inputs}, 1.0 / std::sqrt(double(c.inputs)), 0.0);
   if (c.bias) in.bias = random({height}, 0.5, 0.0);
-  if (c.norm != Norm::kNone) in.norm_weight_I = random({c.inputs}, 0.3, 1.0);
-  if (c.norm == Norm::kLayer) in.norm_bias_I = random({c.inputs}, 0.3, 0.0);
+  if (c.norm != Norm::kNone) in.norm_weight = random({c.inputs}, 0.3, 1.0);
+  if (c.norm == Norm::kLayer) in.norm_bias = random({c.inputs}, 0.3, 0.0);
   in.eps = 1e-5;
   if (c.residual) in.residual_NO = random({c.rows, c.outputs}, 1.0, 0.0);
   in.activation = c.activation;
@@ -64,24 +64,23 @@ Tensor oracle(const StepLinearInputs& in, const Case& c) {
   const auto exact = [](const Tensor& tensor) { return tensor.to(at::kDouble); };
   Tensor x = exact(in.x_NI);
   if (c.norm == Norm::kLayer)
-    x = at::layer_norm(x, {c.inputs}, exact(*in.norm_weight_I), exact(*in.norm_bias_I), in.eps);
+    x = at::layer_norm(x, {c.inputs}, exact(in.norm_weight), exact(in.norm_bias), in.eps);
   if (c.norm == Norm::kRms)
-    x = x * (x.square().mean(-1, true) + in.eps).rsqrt() * exact(*in.norm_weight_I);
+    x = x * (x.square().mean(-1, true) + in.eps).rsqrt() * exact(in.norm_weight);
   Tensor y = at::matmul(x, exact(in.weight_OI).t());
-  if (c.bias) y = y + exact(*in.bias);
+  if (c.bias) y = y + exact(in.bias);
   if (c.activation == Activation::kGelu) y = at::gelu(y, "tanh");
   if (c.activation == Activation::kSwiglu)
     y = at::silu(y.slice(1, 0, c.outputs)) * y.slice(1, c.outputs);
   if (c.half > 0) {
     const Tensor heads = y.unflatten(1, {-1, 2, c.half});
-    const Tensor cosine = exact((*in.cosine_Ph)[c.position]),
-                 sine = exact((*in.sine_Ph)[c.position]);
+    const Tensor cosine = exact((in.cosine_Ph)[c.position]), sine = exact((in.sine_Ph)[c.position]);
     const Tensor low = heads.select(2, 0), high = heads.select(2, 1);
     const Tensor turned =
         at::stack({low * cosine - high * sine, high * cosine + low * sine}, 2).flatten(1);
     y = at::cat({turned.slice(1, 0, c.rotated), y.slice(1, c.rotated)}, 1);
   }
-  return c.residual ? y + exact(*in.residual_NO) : y;
+  return c.residual ? y + exact(in.residual_NO) : y;
 }
 
 int64_t most_rows(const Case& c) {
@@ -243,7 +242,7 @@ TEST(GpuStepLinear, BadInputIsRefusedByName) {
               HasSubstr("weight has shape [64, 96], allowed: [64, 64]"));
   EXPECT_THAT(refusal([](auto& in) { in.weight_OI = in.weight_OI.t().contiguous().t(); }),
               HasSubstr("weight is not contiguous"));
-  EXPECT_THAT(refusal([](auto& in) { in.bias = in.norm_weight_I; }),
+  EXPECT_THAT(refusal([](auto& in) { in.bias = in.norm_weight; }),
               HasSubstr("bias has shape [64], allowed: [96]"));
   EXPECT_THAT(refusal([](auto& in) { in.position_1.reset(); }),
               HasSubstr("cosine, sine and position come together"));

@@ -73,8 +73,8 @@ Tensor ours(const std::vector<Tensor>& in) {
   return ops::causal({.q_BTHd = in[0],
                       .k_BTHd = in[1],
                       .v_BTHd = in[2],
-                      .weight_HKd = in[3],
-                      .bias_HK = in[4]})
+                      .weight_MKd = in[3],
+                      .bias_MK = in[4]})
       .o_BTHd;
 }
 

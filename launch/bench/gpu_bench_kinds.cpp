@@ -65,8 +65,8 @@ double decode_time(const DecodeShape& shape) {
         {.q_BHd = token(),
          .k_BHd = token(),
          .v_BHd = token(),
-         .weight_HKd = map.weight,
-         .bias_HK = map.bias,
+         .weight_MKd = map.weight,
+         .bias_MK = map.bias,
          .s_BHKd = at::randn({shape.batch, shape.heads, shape.features, shape.head_size}, state),
          .z_BHK = at::rand({shape.batch, shape.heads, shape.features}, state).add_(1.0)});
   }
@@ -108,7 +108,7 @@ CrossShape parse_cross(const std::string& text) {
 
 Tensor ours(const std::vector<Tensor>& in) {
   return ops::cross(
-      {.q_BTHd = in[0], .k_BSHd = in[1], .v_BSHd = in[2], .weight_HKd = in[3], .bias_HK = in[4]});
+      {.q_BTHd = in[0], .k_BSHd = in[1], .v_BSHd = in[2], .weight_MKd = in[3], .bias_MK = in[4]});
 }
 
 Tensor heads_first(const Tensor& tensor) {

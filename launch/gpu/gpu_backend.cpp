@@ -10,6 +10,8 @@
 #include "launch/gpu/gpu_step.h"
 #include "launch/gpu/gpu_trace.h"
 #include "launch/gpu_memory.h"
+#include "model/gpu_ops.h"
+#include "model/ops/operators.h"
 
 namespace t2r::launch {
 namespace {
@@ -88,7 +90,8 @@ std::unique_ptr<Backend> make_gpu_backend(const BackendOptions& options,
   return std::make_unique<GpuBackend>(options, world, host);
 }
 
-[[maybe_unused]] const bool is_registered = register_gpu_backend(&make_gpu_backend);
+[[maybe_unused]] const bool is_registered =
+    model::gpu::register_operators(ops::operators()) && register_gpu_backend(&make_gpu_backend);
 
 }  // namespace
 }  // namespace t2r::launch

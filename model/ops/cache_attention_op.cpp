@@ -3,7 +3,6 @@
 #include <ATen/Functions.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
-#include <torch/library.h>
 
 #include "model/kernels/cuda/decode/cache_attention.h"
 #include "model/ops/op_support.h"
@@ -138,33 +137,6 @@ Tensor cache_attention_step(const CacheAttentionInputs& in) {
   check_launch(kernels::cuda::cache_attention(a, c10::cuda::getCurrentCUDAStream()),
                "the kernel of attention over a cache");
   return o;
-}
-
-namespace {
-
-Tensor op_cache_attention_step(const Tensor& q,
-                               const Tensor& k,
-                               const Tensor& v,
-                               const Tensor& keys,
-                               const Tensor& values,
-                               const Tensor& length,
-                               const Tensor& tickets,
-                               double scale) {
-  return cache_attention_step({q, k, v, keys, values, length, tickets, scale});
-}
-
-}  // namespace
-
-TORCH_LIBRARY_FRAGMENT(t2r, library) {
-  library.def(
-      "cache_attention_step(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values, "
-      "Tensor length, Tensor(c!) tickets, *, "
-      "float scale=1.0) -> Tensor");
-}
-
-// Explicit: there is no gradient formula, and autograd says so when somebody asks for one.
-TORCH_LIBRARY_IMPL(t2r, CompositeExplicitAutograd, library) {
-  library.impl("cache_attention_step", op_cache_attention_step);
 }
 
 }  // namespace t2r::ops

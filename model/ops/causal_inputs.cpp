@@ -92,9 +92,9 @@ kernels::cuda::Shape check_causal(const CausalInputs& in) {
   check_like(q, "q", q);
   check_like(in.k_BTHd, "k", q);
   check_like(in.v_BTHd, "v", q);
-  TORCH_CHECK(in.weight_HKd.has_value() == in.bias_HK.has_value(),
+  TORCH_CHECK(in.weight_MKd.defined() == in.bias_MK.defined(),
               "t2r: weight and bias come together");
-  const bool has_map = in.weight_HKd.has_value();
+  const bool has_map = in.weight_MKd.defined();
   kernels::cuda::Shape shape;
   for (const int dimension : {0, 1}) {
     TORCH_CHECK(q.size(dimension) >= 1 && q.size(dimension) < (int64_t{1} << 31),
@@ -122,11 +122,11 @@ kernels::cuda::Shape check_causal(const CausalInputs& in) {
               ", allowed: the same");
   int64_t features = q.size(3);
   if (has_map) {
-    const Tensor& weight = *in.weight_HKd;
+    const Tensor& weight = in.weight_MKd;
     check_tensor(weight, "weight", 3, q);
-    check_tensor(*in.bias_HK, "bias", 2, q);
+    check_tensor(in.bias_MK, "bias", 2, q);
     for (const auto& [tensor, name] :
-         {std::pair{&weight, "weight"}, std::pair{&*in.bias_HK, "bias"}}) {
+         {std::pair{&weight, "weight"}, std::pair{&in.bias_MK, "bias"}}) {
       TORCH_CHECK(tensor->scalar_type() == q.scalar_type(),
                   "t2r: ",
                   name,
@@ -144,7 +144,7 @@ kernels::cuda::Shape check_causal(const CausalInputs& in) {
                 ", allowed: the same");
     features = weight.size(1);
     check_sizes(weight, "weight", {weight.size(0), features, shape.head_size});
-    check_sizes(*in.bias_HK, "bias", {weight.size(0), features});
+    check_sizes(in.bias_MK, "bias", {weight.size(0), features});
     shape.state_heads = static_cast<int>(weight.size(0));
   } else {
     shape.state_heads = shape.key_heads;
@@ -156,26 +156,26 @@ kernels::cuda::Shape check_causal(const CausalInputs& in) {
               kMaxFeatures);
   shape.feature_size = static_cast<int>(features);
   check_heads(shape, has_map);
-  check_rule(in.scale, in.floor, in.added);
-  if (in.document_start_BT.has_value()) {
-    check_tensor(*in.document_start_BT, "document_start", 2, q);
-    check_sizes(*in.document_start_BT, "document_start", {q.size(0), q.size(1)});
-    TORCH_CHECK(in.document_start_BT->scalar_type() == at::kInt,
+  check_rule(in.scale, in.rule.floor, in.rule.added);
+  if (in.document_start_BT.defined()) {
+    check_tensor(in.document_start_BT, "document_start", 2, q);
+    check_sizes(in.document_start_BT, "document_start", {q.size(0), q.size(1)});
+    TORCH_CHECK(in.document_start_BT.scalar_type() == at::kInt,
                 "t2r: document_start has dtype ",
-                in.document_start_BT->scalar_type(),
+                in.document_start_BT.scalar_type(),
                 ", allowed: int32");
   }
-  TORCH_CHECK(in.initial_s_BHKd.has_value() == in.initial_z_BHK.has_value(),
+  TORCH_CHECK(in.initial_s_BMKd.defined() == in.initial_z_BMK.defined(),
               "t2r: initial_s and initial_z come together");
-  if (in.initial_s_BHKd.has_value()) {
+  if (in.initial_s_BMKd.defined()) {
     const auto state_type = q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-    check_tensor(*in.initial_s_BHKd, "initial_s", 4, q);
-    check_tensor(*in.initial_z_BHK, "initial_z", 3, q);
+    check_tensor(in.initial_s_BMKd, "initial_s", 4, q);
+    check_tensor(in.initial_z_BMK, "initial_z", 3, q);
     check_sizes(
-        *in.initial_s_BHKd, "initial_s", {q.size(0), shape.state_heads, features, shape.head_size});
-    check_sizes(*in.initial_z_BHK, "initial_z", {q.size(0), shape.state_heads, features});
-    for (const auto& [tensor, name] : {std::pair{&*in.initial_s_BHKd, "initial_s"},
-                                       std::pair{&*in.initial_z_BHK, "initial_z"}}) {
+        in.initial_s_BMKd, "initial_s", {q.size(0), shape.state_heads, features, shape.head_size});
+    check_sizes(in.initial_z_BMK, "initial_z", {q.size(0), shape.state_heads, features});
+    for (const auto& [tensor, name] :
+         {std::pair{&in.initial_s_BMKd, "initial_s"}, std::pair{&in.initial_z_BMK, "initial_z"}}) {
       TORCH_CHECK(tensor->scalar_type() == state_type,
                   "t2r: ",
                   name,
@@ -207,12 +207,12 @@ std::array<Tensor, 3> qkv_parts(const Tensor& qkv, int64_t query_heads) {
 
 bool needs_gradient(const CausalInputs& in) {
   if (!at::GradMode::is_enabled()) return false;
-  const auto needs = [](const OptionalTensor& tensor) {
-    return tensor.has_value() && tensor->requires_grad();
+  const auto needs = [](const Tensor& tensor) {
+    return tensor.defined() && tensor.requires_grad();
   };
   return in.q_BTHd.requires_grad() || in.k_BTHd.requires_grad() || in.v_BTHd.requires_grad() ||
-         needs(in.weight_HKd) || needs(in.bias_HK) || needs(in.initial_s_BHKd) ||
-         needs(in.initial_z_BHK);
+         needs(in.weight_MKd) || needs(in.bias_MK) || needs(in.initial_s_BMKd) ||
+         needs(in.initial_z_BMK);
 }
 
 }  // namespace t2r::ops

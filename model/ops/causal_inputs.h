@@ -1,36 +1,11 @@
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <array>
-#include <optional>
 
 #include "model/kernels/cuda/causal/causal_attention.h"
+#include "model/ops/causal_op.h"
 
 namespace t2r::ops {
-
-using at::Tensor;
-
-/// Arguments of causal linear attention on a GPU. Legend: B batch, T tokens, Hq >= Hs >= Hk, Hv
-/// heads of queries, states, keys and values (each a multiple of the next), d head size, K
-/// features.
-struct CausalInputs {
-  Tensor q_BTHd;  ///< bfloat16, float32 or float64; with a map x of phi(x), without one phi(q)
-                  ///< itself ([B, T, Hq, K])
-  Tensor k_BTHd;
-  Tensor v_BTHd;
-  std::optional<Tensor> weight_HKd =
-      {};  ///< the map: phi(x) = relu(scale W x + b), scale = 1 for keys
-  std::optional<Tensor> bias_HK = {};
-  /// int32: index of the first token of each token's document; negative for one that began before
-  /// this call, and only its tokens see the initial state.
-  std::optional<Tensor> document_start_BT = {};
-  std::optional<Tensor> initial_s_BHKd = {};  ///< float32 (float64 for float64 inputs)
-  std::optional<Tensor> initial_z_BHK = {};
-  double scale = 1.0;
-  double floor = 0.01;
-  double added = 0.0;
-};
 
 /// Shape of `inputs`.
 /// @throws c10::Error  naming argument, value and what is allowed, if anything does not fit;

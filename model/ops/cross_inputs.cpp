@@ -27,15 +27,15 @@ kernels::cuda::Shape check_cross(const CrossInputs& in) {
                   ", allowed: 1 to 2^31 - 1");
     }
   }
-  TORCH_CHECK(in.weight_HKd.has_value() == in.bias_HK.has_value(),
+  TORCH_CHECK(in.weight_MKd.defined() == in.bias_MK.defined(),
               "t2r: weight and bias come together");
-  const bool has_map = in.weight_HKd.has_value();
-  TORCH_CHECK(!has_map || in.weight_HKd->dim() == 3,
+  const bool has_map = in.weight_MKd.defined();
+  TORCH_CHECK(!has_map || in.weight_MKd.dim() == 3,
               "t2r: weight has ",
-              has_map ? in.weight_HKd->dim() : 0,
+              has_map ? in.weight_MKd.dim() : 0,
               " dimensions, allowed: 3");
   const int64_t batch = q.size(0), source = k.size(1), head_size = v.size(3);
-  const int64_t features = has_map ? in.weight_HKd->size(1) : q.size(3);
+  const int64_t features = has_map ? in.weight_MKd.size(1) : q.size(3);
   TORCH_CHECK(head_size == 32 || head_size == 64 || head_size == 128,
               "t2r: v has head size ",
               head_size,
@@ -51,7 +51,7 @@ kernels::cuda::Shape check_cross(const CrossInputs& in) {
   shape.query_heads = static_cast<int>(q.size(2));
   shape.key_heads = static_cast<int>(k.size(2));
   shape.value_heads = static_cast<int>(v.size(2));
-  shape.state_heads = has_map ? static_cast<int>(in.weight_HKd->size(0)) : shape.key_heads;
+  shape.state_heads = has_map ? static_cast<int>(in.weight_MKd.size(0)) : shape.key_heads;
   shape.head_size = static_cast<int>(head_size);
   shape.feature_size = static_cast<int>(features);
   check_heads(shape, has_map);
@@ -66,11 +66,11 @@ kernels::cuda::Shape check_cross(const CrossInputs& in) {
   check_input(k, "k", {batch, source, shape.key_heads, width}, q);
   check_input(v, "v", {batch, source, shape.value_heads, head_size}, q);
   if (has_map) {
-    check_input(*in.weight_HKd, "weight", {shape.state_heads, features, head_size}, q);
-    check_input(*in.bias_HK, "bias", {shape.state_heads, features}, q);
+    check_input(in.weight_MKd, "weight", {shape.state_heads, features, head_size}, q);
+    check_input(in.bias_MK, "bias", {shape.state_heads, features}, q);
   }
-  if (in.source_mask_BS.has_value()) {
-    const Tensor& mask = *in.source_mask_BS;
+  if (in.source_mask_BS.defined()) {
+    const Tensor& mask = in.source_mask_BS;
     TORCH_CHECK(mask.device() == q.device(),
                 "t2r: source_mask is on ",
                 mask.device(),
@@ -91,7 +91,7 @@ kernels::cuda::Shape check_cross(const CrossInputs& in) {
                 source,
                 "]");
   }
-  check_rule(in.scale, in.floor, in.added);
+  check_rule(in.scale, in.rule.floor, in.rule.added);
   return shape;
 }
 

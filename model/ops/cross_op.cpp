@@ -4,10 +4,10 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
 
 #include "model/kernels/cuda/cross/cross_simt.h"
 #include "model/ops/causal_inputs.h"
+#include "model/ops/cross_inputs.h"
 #include "model/ops/op_support.h"
 
 namespace t2r::ops {
@@ -21,18 +21,19 @@ using kernels::cuda::View;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-/// Everything between autograd and the kernels; undefined tensors are absent.
+/// Inputs that the kernels take as they are, and their shape.
 struct Problem {
-  Shape shape;
-  Tensor q, k, v, weight, bias, source_mask;
-  double scale, floor, added;
-  bool absolute;
+  explicit Problem(const CrossInputs& inputs) : in(inputs), shape(check_cross(inputs)) {}
 
-  int source_length() const { return static_cast<int>(k.size(1)); }
+  CrossInputs in;
+  Shape shape;
+
+  int source_length() const { return static_cast<int>(in.k_BSHd.size(1)); }
   int64_t states() const { return int64_t{shape.batch} * shape.state_heads; }
   int64_t items() const { return int64_t{shape.batch} * shape.query_heads; }
   at::TensorOptions state_options() const {
-    return q.options().dtype(q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+    return in.q_BTHd.options().dtype(in.q_BTHd.scalar_type() == at::kDouble ? at::kDouble
+                                                                            : at::kFloat);
   }
 };
 
@@ -46,17 +47,17 @@ struct Gradients {
 
 Tensor new_output(const Problem& p) {
   return at::empty({p.shape.batch, p.shape.length, p.shape.query_heads, p.shape.head_size},
-                   p.v.options());
+                   p.in.v_BSHd.options());
 }
 
 /// Gradients of k and v still have a head for every state.
 Gradients new_gradients(const Problem& p) {
   const auto empty = [&](int64_t length, int64_t heads, int64_t columns) {
-    return at::empty({p.shape.batch, length, heads, columns}, p.q.options());
+    return at::empty({p.shape.batch, length, heads, columns}, p.in.q_BTHd.options());
   };
-  return {.q = empty(p.shape.length, p.shape.query_heads, p.q.size(3)),
-          .k = empty(p.source_length(), p.shape.state_heads, p.k.size(3)),
-          .v = empty(p.source_length(), p.shape.state_heads, p.v.size(3)),
+  return {.q = empty(p.shape.length, p.shape.query_heads, p.in.q_BTHd.size(3)),
+          .k = empty(p.source_length(), p.shape.state_heads, p.in.k_BSHd.size(3)),
+          .v = empty(p.source_length(), p.shape.state_heads, p.in.v_BSHd.size(3)),
           .weight = {},
           .bias = {}};
 }
@@ -65,26 +66,30 @@ CrossArguments common_arguments(const Problem& p, bool backward) {
   CrossArguments a;
   a.shape = p.shape;
   a.source_length = p.source_length();
-  a.rule = {static_cast<float>(p.scale), static_cast<float>(p.floor), static_cast<float>(p.added)};
-  a.absolute = p.absolute;
+  a.rule = {static_cast<float>(p.in.scale),
+            static_cast<float>(p.in.rule.floor),
+            static_cast<float>(p.in.rule.added)};
+  a.absolute = p.in.absolute;
   a.plan = kernels::cuda::plan_cross(
-      p.shape, a.source_length, p.weight.defined(), backward, current_device());
-  a.q = view_of(p.q);
-  a.k = view_of(p.k);
-  a.v = view_of(p.v);
-  a.weight = pointer<void>(p.weight);
-  a.bias = pointer<void>(p.bias);
-  a.source_mask = pointer<unsigned char>(p.source_mask);
+      p.shape, a.source_length, p.in.weight_MKd.defined(), backward, current_device());
+  a.q = view_of(p.in.q_BTHd);
+  a.k = view_of(p.in.k_BSHd);
+  a.v = view_of(p.in.v_BSHd);
+  a.weight = pointer<void>(p.in.weight_MKd);
+  a.bias = pointer<void>(p.in.bias_MK);
+  a.source_mask = pointer<unsigned char>(p.in.source_mask_BS);
   return a;
 }
 
 ForwardResult forward_bf16(const Problem& p) {
   CrossArguments a = common_arguments(p, false);
   ForwardResult result{new_output(p), {}};
-  if (!a.plan.whole || !kernels::cuda::plan_cross(
-                            p.shape, a.source_length, p.weight.defined(), true, current_device())
-                            .sums_again) {
-    result.state = at::empty({p.states() * a.plan.record_bytes}, p.q.options().dtype(at::kByte));
+  if (!a.plan.whole ||
+      !kernels::cuda::plan_cross(
+           p.shape, a.source_length, p.in.weight_MKd.defined(), true, current_device())
+           .sums_again) {
+    result.state =
+        at::empty({p.states() * a.plan.record_bytes}, p.in.q_BTHd.options().dtype(at::kByte));
   }
   Tensor sums;
   if (!a.plan.whole)
@@ -108,9 +113,9 @@ Gradients backward_bf16(const Problem& p, const Tensor& state, const Tensor& gra
     grad_state = at::empty_like(state);
     sums = floats(p.states() * a.plan.queries.segments);
   }
-  if (p.weight.defined()) {
-    g.weight = at::empty_like(p.weight);
-    g.bias = at::empty_like(p.bias);
+  if (p.in.weight_MKd.defined()) {
+    g.weight = at::empty_like(p.in.weight_MKd);
+    g.bias = at::empty_like(p.in.bias_MK);
     const int64_t slots = int64_t{a.plan.groups} * p.shape.state_heads;
     query_parts = floats(slots * a.plan.queries.segments);
     if (!a.plan.whole) source_parts = floats(slots * a.plan.source.segments);
@@ -137,19 +142,19 @@ CrossSimtArguments<Scalar> simt_arguments(const Problem& p) {
   const int multiprocessors = current_device().multiprocessors;
   a.shape = p.shape;
   a.source_length = p.source_length();
-  a.floor = p.floor;
-  a.added = p.added;
-  a.absolute = p.absolute;
+  a.floor = p.in.rule.floor;
+  a.added = p.in.rule.added;
+  a.absolute = p.in.absolute;
   a.queries = kernels::cuda::cut_tokens(
       p.shape.length, kernels::cuda::kCrossSimtChunk, static_cast<int>(p.items()), multiprocessors);
   a.source = kernels::cuda::cut_tokens(a.source_length,
                                        kernels::cuda::kCrossSimtChunk,
                                        static_cast<int>(p.states()),
                                        multiprocessors);
-  a.q = view_of(p.q);
-  a.k = view_of(p.k);
-  a.v = view_of(p.v);
-  a.source_mask = pointer<unsigned char>(p.source_mask);
+  a.q = view_of(p.in.q_BTHd);
+  a.k = view_of(p.in.k_BSHd);
+  a.v = view_of(p.in.v_BSHd);
+  a.source_mask = pointer<unsigned char>(p.in.source_mask_BS);
   return a;
 }
 
@@ -194,37 +199,40 @@ Gradients backward_simt(const Problem& p, const Tensor& state, const Tensor& gra
 }
 
 ForwardResult forward_any(const Problem& p) {
-  if (p.q.scalar_type() == at::kBFloat16) return forward_bf16(p);
-  return p.q.scalar_type() == at::kDouble ? forward_simt<double>(p) : forward_simt<float>(p);
+  if (p.in.q_BTHd.scalar_type() == at::kBFloat16) return forward_bf16(p);
+  return p.in.q_BTHd.scalar_type() == at::kDouble ? forward_simt<double>(p)
+                                                  : forward_simt<float>(p);
 }
 
 Gradients backward_any(const Problem& p, const Tensor& state, const Tensor& grad_o) {
-  if (p.q.scalar_type() == at::kBFloat16) return backward_bf16(p, state, grad_o);
-  return p.q.scalar_type() == at::kDouble ? backward_simt<double>(p, state, grad_o)
-                                          : backward_simt<float>(p, state, grad_o);
+  if (p.in.q_BTHd.scalar_type() == at::kBFloat16) return backward_bf16(p, state, grad_o);
+  return p.in.q_BTHd.scalar_type() == at::kDouble ? backward_simt<double>(p, state, grad_o)
+                                                  : backward_simt<float>(p, state, grad_o);
 }
 
+/// Autograd sees the tensors in front of `in`, which has them too; gradients are in their order.
 class Cross : public torch::autograd::Function<Cross> {
  public:
   static Tensor forward(AutogradContext* ctx,
-                        const Tensor& q,
-                        const Tensor& k,
-                        const Tensor& v,
-                        const OptionalTensor& weight,
-                        const OptionalTensor& bias,
-                        const OptionalTensor& source_mask,
-                        double scale,
-                        double floor,
-                        double added,
-                        bool absolute) {
-    const c10::cuda::CUDAGuard guard(q.device());
-    const Problem p = problem({q, k, v, weight, bias, source_mask, scale, floor, added, absolute});
-    const ForwardResult result = forward_any(p);
-    ctx->save_for_backward({q, k, v, p.weight, p.bias, p.source_mask, result.state});
-    ctx->saved_data["scale"] = scale;
-    ctx->saved_data["floor"] = floor;
-    ctx->saved_data["added"] = added;
-    ctx->saved_data["absolute"] = absolute;
+                        const Tensor& /*q*/,
+                        const Tensor& /*k*/,
+                        const Tensor& /*v*/,
+                        const OptionalTensor& /*weight*/,
+                        const OptionalTensor& /*bias*/,
+                        const CrossInputs& in) {
+    const c10::cuda::CUDAGuard guard(in.q_BTHd.device());
+    const ForwardResult result = forward_any(Problem(in));
+    ctx->save_for_backward({in.q_BTHd,
+                            in.k_BSHd,
+                            in.v_BSHd,
+                            in.weight_MKd,
+                            in.bias_MK,
+                            in.source_mask_BS,
+                            result.state});
+    ctx->saved_data["scale"] = in.scale;
+    ctx->saved_data["floor"] = in.rule.floor;
+    ctx->saved_data["added"] = in.rule.added;
+    ctx->saved_data["absolute"] = in.absolute;
     return result.o;
   }
 
@@ -232,19 +240,16 @@ class Cross : public torch::autograd::Function<Cross> {
     refuse_second_derivatives("cross");
     const auto saved = ctx->get_saved_variables();
     const c10::cuda::CUDAGuard guard(saved[0].device());
-    const auto optional = [](const Tensor& tensor) {
-      return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
-    };
-    const Problem p = problem({saved[0],
-                               saved[1],
-                               saved[2],
-                               optional(saved[3]),
-                               optional(saved[4]),
-                               optional(saved[5]),
-                               ctx->saved_data["scale"].toDouble(),
-                               ctx->saved_data["floor"].toDouble(),
-                               ctx->saved_data["added"].toDouble(),
-                               ctx->saved_data["absolute"].toBool()});
+    const Problem p({.q_BTHd = saved[0],
+                     .k_BSHd = saved[1],
+                     .v_BSHd = saved[2],
+                     .weight_MKd = saved[3],
+                     .bias_MK = saved[4],
+                     .source_mask_BS = saved[5],
+                     .scale = ctx->saved_data["scale"].toDouble(),
+                     .rule = {.floor = ctx->saved_data["floor"].toDouble(),
+                              .added = ctx->saved_data["added"].toDouble()},
+                     .absolute = ctx->saved_data["absolute"].toBool()});
     const Tensor grad_o =
         gradients[0].defined() ? readable_bf16(gradients[0]) : at::zeros_like(new_output(p));
     const Gradients g = backward_any(p, saved[6], grad_o);
@@ -253,52 +258,25 @@ class Cross : public torch::autograd::Function<Cross> {
             add_groups(g.v, 2, p.shape.value_heads),
             g.weight,
             g.bias,
-            Tensor(),
-            Tensor(),
-            Tensor(),
-            Tensor(),
             Tensor()};
-  }
-
- private:
-  static Problem problem(const CrossInputs& in) {
-    const auto or_undefined = [](const OptionalTensor& tensor) {
-      return tensor.value_or(Tensor());
-    };
-    return {check_cross(in),
-            in.q_BTHd,
-            in.k_BSHd,
-            in.v_BSHd,
-            or_undefined(in.weight_HKd),
-            or_undefined(in.bias_HK),
-            or_undefined(in.source_mask_BS),
-            in.scale,
-            in.floor,
-            in.added,
-            in.absolute};
   }
 };
 
-Tensor run(const CrossInputs& in) {
-  return Cross::apply(in.q_BTHd,
-                      in.k_BSHd,
-                      in.v_BSHd,
-                      contiguous_and_aligned(in.weight_HKd),
-                      contiguous(in.bias_HK),
-                      contiguous(in.source_mask_BS),
-                      in.scale,
-                      in.floor,
-                      in.added,
-                      in.absolute);
+Tensor run(CrossInputs in) {
+  in.weight_MKd = contiguous_and_aligned(in.weight_MKd);
+  in.bias_MK = contiguous(in.bias_MK);
+  in.source_mask_BS = contiguous(in.source_mask_BS);
+  return Cross::apply(
+      in.q_BTHd, in.k_BSHd, in.v_BSHd, optional(in.weight_MKd), optional(in.bias_MK), in);
 }
 
 /// The same without a map: features by tensor operations.
 CrossInputs with_features(CrossInputs in) {
-  const Tensor weight = *in.weight_HKd, bias = *in.bias_HK;
-  in.weight_HKd = in.bias_HK = std::nullopt;
-  if (in.source_mask_BS.has_value()) {  // whatever padding holds, it may not reach d W
+  const Tensor weight = in.weight_MKd, bias = in.bias_MK;
+  in.weight_MKd = in.bias_MK = Tensor();
+  if (in.source_mask_BS.defined()) {  // whatever padding holds, it may not reach d W
     in.k_BSHd =
-        in.k_BSHd.masked_fill(in.source_mask_BS->logical_not().unsqueeze(2).unsqueeze(3), 0.0);
+        in.k_BSHd.masked_fill(in.source_mask_BS.logical_not().unsqueeze(2).unsqueeze(3), 0.0);
   }
   in.q_BTHd = map_features(in.q_BTHd, weight, bias, in.scale);
   in.k_BSHd = map_features(in.k_BSHd, weight, bias, 1.0);
@@ -306,7 +284,7 @@ CrossInputs with_features(CrossInputs in) {
 }
 
 Tensor cross_bf16(CrossInputs in, const Shape& shape) {
-  const bool has_map = in.weight_HKd.has_value();
+  const bool has_map = in.weight_MKd.defined();
   if (!has_map && shape.feature_size % 8 != 0) {  // zeros behind the features: rows of 16 bytes
     const int64_t missing = 8 - shape.feature_size % 8;
     in.q_BTHd = at::constant_pad_nd(in.q_BTHd, {0, missing});
@@ -328,8 +306,7 @@ Tensor cross_bf16(CrossInputs in, const Shape& shape) {
   // Too large for the tensor-core kernels or this device: the float32 ones, one rounding at the
   // end.
   for (Tensor* tensor : {&in.q_BTHd, &in.k_BSHd, &in.v_BSHd}) *tensor = tensor->to(at::kFloat);
-  if (has_map)
-    in.weight_HKd = in.weight_HKd->to(at::kFloat), in.bias_HK = in.bias_HK->to(at::kFloat);
+  if (has_map) in.weight_MKd = in.weight_MKd.to(at::kFloat), in.bias_MK = in.bias_MK.to(at::kFloat);
   return cross(in).to(at::kBFloat16);
 }
 
@@ -339,54 +316,11 @@ Tensor cross(const CrossInputs& inputs) {
   CrossInputs in = inputs;
   const Shape shape = check_cross(in);
   if (in.q_BTHd.scalar_type() == at::kBFloat16) return cross_bf16(in, shape);
-  if (in.weight_HKd.has_value()) in = with_features(in);
+  if (in.weight_MKd.defined()) in = with_features(in);
   for (Tensor* tensor : {&in.q_BTHd, &in.k_BSHd, &in.v_BSHd}) {
     if (tensor->stride(3) != 1) *tensor = tensor->contiguous();
   }
   return run(in);
-}
-
-namespace {
-
-Tensor op_cross(const Tensor& q,
-                const Tensor& k,
-                const Tensor& v,
-                const Tensor& weight,
-                const Tensor& bias,
-                const OptionalTensor& source_mask,
-                double scale,
-                double floor,
-                double added,
-                bool absolute) {
-  return cross({q, k, v, weight, bias, source_mask, scale, floor, added, absolute});
-}
-
-Tensor op_cross_features(const Tensor& phi_q,
-                         const Tensor& phi_k,
-                         const Tensor& v,
-                         const OptionalTensor& source_mask,
-                         double floor,
-                         double added,
-                         bool absolute) {
-  return cross({phi_q, phi_k, v, {}, {}, source_mask, 1.0, floor, added, absolute});
-}
-
-}  // namespace
-
-TORCH_LIBRARY_FRAGMENT(t2r, library) {
-  library.def(
-      "cross(Tensor q, Tensor k, Tensor v, Tensor weight, Tensor bias, *, Tensor? "
-      "source_mask=None, float scale=1.0, float "
-      "floor=0.01, float added=0.0, bool absolute=True) -> Tensor");
-  library.def(
-      "cross_features(Tensor phi_q, Tensor phi_k, Tensor v, *, Tensor? source_mask=None, float "
-      "floor=0.01, float added=0.0, bool "
-      "absolute=True) -> Tensor");
-}
-
-TORCH_LIBRARY_IMPL(t2r, CompositeImplicitAutograd, library) {
-  library.impl("cross", op_cross);
-  library.impl("cross_features", op_cross_features);
 }
 
 }  // namespace t2r::ops

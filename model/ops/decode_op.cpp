@@ -3,7 +3,6 @@
 #include <ATen/Functions.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
-#include <torch/library.h>
 
 #include "model/kernels/cuda/decode/decode_step.h"
 #include "model/ops/op_support.h"
@@ -61,12 +60,12 @@ Shape check_decode(const DecodeInputs& in) {
               "t2r: q has size ",
               q.size(0),
               " in dimension 0, allowed: 1 to 2^24 - 1");
-  TORCH_CHECK(in.weight_HKd.has_value() == in.bias_HK.has_value(),
+  TORCH_CHECK(in.weight_MKd.defined() == in.bias_MK.defined(),
               "t2r: weight and bias come together");
-  const bool has_map = in.weight_HKd.has_value();
-  TORCH_CHECK(!has_map || in.weight_HKd->dim() == 3,
+  const bool has_map = in.weight_MKd.defined();
+  TORCH_CHECK(!has_map || in.weight_MKd.dim() == 3,
               "t2r: weight has ",
-              has_map ? in.weight_HKd->dim() : 0,
+              has_map ? in.weight_MKd.dim() : 0,
               " dimensions, allowed: 3");
   Shape shape;
   shape.batch = static_cast<int>(q.size(0));
@@ -74,8 +73,8 @@ Shape check_decode(const DecodeInputs& in) {
   shape.query_heads = static_cast<int>(q.size(1));
   shape.key_heads = static_cast<int>(k.size(1));
   shape.value_heads = static_cast<int>(v.size(1));
-  shape.state_heads = has_map ? static_cast<int>(in.weight_HKd->size(0)) : shape.key_heads;
-  const int64_t head_size = v.size(2), features = has_map ? in.weight_HKd->size(1) : q.size(2);
+  shape.state_heads = has_map ? static_cast<int>(in.weight_MKd.size(0)) : shape.key_heads;
+  const int64_t head_size = v.size(2), features = has_map ? in.weight_MKd.size(1) : q.size(2);
   TORCH_CHECK(head_size == 32 || head_size == 64 || head_size == 128,
               "t2r: v has head size ",
               head_size,
@@ -98,12 +97,12 @@ Shape check_decode(const DecodeInputs& in) {
   check_input(k, "k", {batch, shape.key_heads, width}, q);
   check_input(v, "v", {batch, shape.value_heads, head_size}, q);
   if (has_map) {
-    check_input(*in.weight_HKd, "weight", {shape.state_heads, features, head_size}, q);
-    check_input(*in.bias_HK, "bias", {shape.state_heads, features}, q);
+    check_input(in.weight_MKd, "weight", {shape.state_heads, features, head_size}, q);
+    check_input(in.bias_MK, "bias", {shape.state_heads, features}, q);
   }
   check_state(in.s_BHKd, "s", {batch, shape.state_heads, features, head_size}, q);
   check_state(in.z_BHK, "z", {batch, shape.state_heads, features}, q);
-  check_rule(in.scale, in.floor, in.added);
+  check_rule(in.scale, in.rule.floor, in.rule.added);
   return shape;
 }
 
@@ -115,15 +114,12 @@ Tensor decode_step(const DecodeInputs& in) {
   const c10::cuda::CUDAGuard guard(in.q_BHd.device());
   const Tensor q = with_contiguous_columns(in.q_BHd), k = with_contiguous_columns(in.k_BHd),
                v = with_contiguous_columns(in.v_BHd);
-  Tensor weight, bias;
-  if (in.weight_HKd.has_value()) {
-    weight = *contiguous_and_aligned(in.weight_HKd);
-    bias = in.bias_HK->contiguous();
-  }
+  const Tensor weight = contiguous_and_aligned(in.weight_MKd), bias = contiguous(in.bias_MK);
   const Tensor o = at::empty({a.shape.batch, a.shape.query_heads, a.shape.head_size},
                              q.options().requires_grad(false));
-  a.rule = {
-      static_cast<float>(in.scale), static_cast<float>(in.floor), static_cast<float>(in.added)};
+  a.rule = {static_cast<float>(in.scale),
+            static_cast<float>(in.rule.floor),
+            static_cast<float>(in.rule.added)};
   a.plan = kernels::cuda::plan_decode(
       a.shape, weight.defined(), q.scalar_type() == at::kBFloat16, current_device());
   require_shared_memory(a.plan.shared_bytes, "decode_step");
@@ -139,50 +135,6 @@ Tensor decode_step(const DecodeInputs& in) {
                    a, q.scalar_type() == at::kBFloat16, c10::cuda::getCurrentCUDAStream()),
                "the decode kernel");
   return o;
-}
-
-namespace {
-
-Tensor op_decode_step(const Tensor& phi_q,
-                      const Tensor& phi_k,
-                      const Tensor& v,
-                      const Tensor& s,
-                      const Tensor& z,
-                      double floor,
-                      double added) {
-  return decode_step({phi_q, phi_k, v, {}, {}, s, z, 1.0, floor, added});
-}
-
-Tensor op_decode_step_map(const Tensor& q,
-                          const Tensor& k,
-                          const Tensor& v,
-                          const Tensor& weight,
-                          const Tensor& bias,
-                          const Tensor& s,
-                          const Tensor& z,
-                          double scale,
-                          double floor,
-                          double added) {
-  return decode_step({q, k, v, weight, bias, s, z, scale, floor, added});
-}
-
-}  // namespace
-
-TORCH_LIBRARY_FRAGMENT(t2r, library) {
-  library.def(
-      "decode_step(Tensor phi_q, Tensor phi_k, Tensor v, Tensor(a!) s, Tensor(b!) z, *, float "
-      "floor=0.01, float added=0.0) -> "
-      "Tensor");
-  library.def(
-      "decode_step_map(Tensor q, Tensor k, Tensor v, Tensor weight, Tensor bias, Tensor(a!) s, "
-      "Tensor(b!) z, *, float scale=1.0, "
-      "float floor=0.01, float added=0.0) -> Tensor");
-}
-
-// Explicit: there is no gradient formula, and autograd says so when somebody asks for one.
-TORCH_LIBRARY_IMPL(t2r, CompositeExplicitAutograd, library) {
-  library.impl("decode_step", op_decode_step);
-  library.impl("decode_step_map", op_decode_step_map);
 }
 
 }  // namespace t2r::ops

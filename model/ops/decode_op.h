@@ -2,11 +2,12 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <optional>
+#include "model/kernels/cpu/causal_attention_cpu.h"
 
 namespace t2r::ops {
 
 using at::Tensor;
+using model::kernels::DenominatorRule;
 
 /// One token for a batch of sequences on a GPU. Legend: B sequences, Hq >= Hs >= Hk, Hv heads of
 /// queries, states, keys and values (each a multiple of the next; at most 64 query heads a state),
@@ -16,13 +17,12 @@ struct DecodeInputs {
                  ///< Hq, K])
   Tensor k_BHd;
   Tensor v_BHd;
-  std::optional<Tensor> weight_HKd;  ///< the map: phi(x) = relu(scale W x + b), scale = 1 for keys
-  std::optional<Tensor> bias_HK;
+  Tensor weight_MKd;  ///< the map: phi(x) = relu(scale W x + b), scale = 1 for keys; or undefined
+  Tensor bias_MK;
   Tensor s_BHKd;  ///< float32, updated in place
   Tensor z_BHK;   ///< float32, updated in place
   double scale = 1.0;
-  double floor = 0.01;
-  double added = 0.0;
+  DenominatorRule rule = {};
 };
 
 /// The recurrent form of causal linear attention: S += phi(k) v^T, z += phi(k), then o = phi(q) S /

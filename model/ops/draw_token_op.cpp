@@ -2,7 +2,6 @@
 
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
-#include <torch/library.h>
 
 #include "model/kernels/cuda/decode/draw_token.h"
 #include "model/ops/op_support.h"
@@ -69,34 +68,6 @@ void draw_token(const DrawTokenInputs& in) {
   a.overlaps = device.hopper;
   check_launch(kernels::cuda::draw_token(a, c10::cuda::getCurrentCUDAStream()),
                "the kernel that draws tokens");
-}
-
-namespace {
-
-void op_draw_token(const Tensor& logits,
-                   const Tensor& tokens,
-                   const Tensor& history,
-                   const Tensor& position,
-                   double temperature,
-                   int64_t top_k,
-                   double top_p,
-                   int64_t seed) {
-  draw_token(
-      {logits, tokens, history, position, temperature, top_k, top_p, static_cast<uint64_t>(seed)});
-}
-
-}  // namespace
-
-TORCH_LIBRARY_FRAGMENT(t2r, library) {
-  library.def(
-      "draw_token(Tensor logits, Tensor(a!) tokens, Tensor(b!) history, Tensor position, *, float "
-      "temperature=0.0, int top_k=0, "
-      "float top_p=1.0, int seed=0) -> ()");
-}
-
-// Explicit: there is no gradient formula, and autograd says so when somebody asks for one.
-TORCH_LIBRARY_IMPL(t2r, CompositeExplicitAutograd, library) {
-  library.impl("draw_token", op_draw_token);
 }
 
 }  // namespace t2r::ops

@@ -4,7 +4,6 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
 
 #include <limits>
 
@@ -129,14 +128,6 @@ Tensor embedding(const Tensor& weight, const Tensor& tokens, const OptionalTenso
                 weight.scalar_type(),
                 weight);
   return Embedding::apply(weight.contiguous(), tokens.contiguous(), contiguous(position));
-}
-
-TORCH_LIBRARY_FRAGMENT(t2r, library) {
-  library.def("embedding(Tensor weight, Tensor tokens, Tensor? position=None) -> Tensor");
-}
-
-TORCH_LIBRARY_IMPL(t2r, CompositeImplicitAutograd, library) {
-  library.impl("embedding", embedding);
 }
 
 }  // namespace t2r::ops

@@ -4,12 +4,11 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
 
 #include <algorithm>
 
 #include "model/kernels/cuda/pointwise/hedgehog_map.h"
-#include "model/ops/causal_op.h"
+#include "model/ops/causal_passes.h"
 #include "model/ops/op_support.h"
 
 namespace t2r::ops {
@@ -233,30 +232,31 @@ Tensor features_in_parts(const Tensor& x, const Tensor& weight, const Tensor& bi
   return at::cat({at::softmax(y, -1), at::softmax(-y, -1)}, -1);
 }
 
-CausalInputs of_features(
-    const Tensor& phi_q, const Tensor& phi_k, const Tensor& v, double floor, double added) {
-  return {.q_BTHd = phi_q, .k_BTHd = phi_k, .v_BTHd = v, .floor = floor, .added = added};
+CausalInputs of_features(const Tensor& phi_q,
+                         const Tensor& phi_k,
+                         const Tensor& v,
+                         const DenominatorRule& rule) {
+  return {.q_BTHd = phi_q, .k_BTHd = phi_k, .v_BTHd = v, .rule = rule};
 }
 
+/// Autograd sees the tensors in front of `in`.
 class CausalHedgehog : public torch::autograd::Function<CausalHedgehog> {
  public:
   static Tensor forward(AutogradContext* ctx,
                         const Tensor& qkv,
                         const Tensor& weight,
                         const Tensor& bias,
-                        int64_t query_heads,
-                        double floor,
-                        double added,
+                        const FusedAttention& in,
                         bool save) {
     const c10::cuda::CUDAGuard guard(qkv.device());
-    const auto [q, k, v] = qkv_parts(qkv, query_heads);
+    const auto [q, k, v] = qkv_parts(qkv, in.query_heads);
     const auto [phi_q, phi_k] = forward_map(q, k, weight, bias);
     const FeaturesForward result =
-        causal_features_forward(of_features(phi_q, phi_k, v, floor, added), save);
+        causal_features_forward(of_features(phi_q, phi_k, v, in.rule), save);
     ctx->save_for_backward({qkv, weight, bias, phi_q, phi_k, result.states});
-    ctx->saved_data["query_heads"] = query_heads;
-    ctx->saved_data["floor"] = floor;
-    ctx->saved_data["added"] = added;
+    ctx->saved_data["query_heads"] = in.query_heads;
+    ctx->saved_data["floor"] = in.rule.floor;
+    ctx->saved_data["added"] = in.rule.added;
     return result.o_BTHd;
   }
 
@@ -266,22 +266,17 @@ class CausalHedgehog : public torch::autograd::Function<CausalHedgehog> {
     const Tensor &qkv = saved[0], &weight = saved[1], &bias = saved[2];
     const c10::cuda::CUDAGuard guard(qkv.device());
     const int64_t query_heads = ctx->saved_data["query_heads"].toInt();
+    const DenominatorRule rule{.floor = ctx->saved_data["floor"].toDouble(),
+                               .added = ctx->saved_data["added"].toDouble()};
     const auto [q, k, v] = qkv_parts(qkv, query_heads);
     const Tensor grad_qkv = at::empty(qkv.sizes(), qkv.options());
     const auto [grad_q, grad_k, grad_v] = qkv_parts(grad_qkv, query_heads);
-    const FeatureGradients g =
-        causal_features_backward(of_features(saved[3],
-                                             saved[4],
-                                             v,
-                                             ctx->saved_data["floor"].toDouble(),
-                                             ctx->saved_data["added"].toDouble()),
-                                 saved[5],
-                                 gradients[0],
-                                 grad_v);
+    const FeatureGradients g = causal_features_backward(
+        of_features(saved[3], saved[4], v, rule), saved[5], gradients[0], grad_v);
     if (!g.v_BTHd.is_same(grad_v)) grad_v.copy_(g.v_BTHd);
     const MapGradients map =
         backward_map(q, k, weight, bias, g.phi_q_BTHK, g.phi_k_BTHK, grad_q, grad_k);
-    return {grad_qkv, map.weight, map.bias, Tensor(), Tensor(), Tensor(), Tensor()};
+    return {grad_qkv, map.weight, map.bias, Tensor(), Tensor()};
   }
 };
 
@@ -295,51 +290,29 @@ std::tuple<Tensor, Tensor> hedgehog_features(const Tensor& q,
   if (!is_fused(q, weight))
     return {features_in_parts(q, weight, bias), features_in_parts(k, weight, bias)};
   const variable_list phi = Features::apply(
-      readable_bf16(q), readable_bf16(k), *contiguous_and_aligned(weight), bias.contiguous());
+      readable_bf16(q), readable_bf16(k), contiguous_and_aligned(weight), bias.contiguous());
   return {phi[0], phi[1]};
 }
 
-Tensor causal_hedgehog(const Tensor& qkv,
-                       const Tensor& weight,
-                       const Tensor& bias,
-                       int64_t query_heads,
-                       double floor,
-                       double added) {
-  const auto [q, k, v] = qkv_parts(qkv, query_heads);
+Tensor causal_hedgehog(const FusedAttention& in) {
+  const Tensor &weight = in.weight_MKd, &bias = in.bias_MK;
+  const auto [q, k, v] = qkv_parts(in.qkv_BTHd, in.query_heads);
   check_map(q, k, weight, bias);
   kernels::cuda::Shape shape;
-  shape.query_heads = static_cast<int>(query_heads);
+  shape.query_heads = static_cast<int>(in.query_heads);
   shape.key_heads = shape.value_heads = static_cast<int>(k.size(2));
   shape.state_heads = static_cast<int>(weight.size(0));
   check_heads(shape, /*has_map=*/true);
-  check_rule(1.0, floor, added);
-  const c10::cuda::CUDAGuard guard(qkv.device());  // whose kernels are chosen
+  check_rule(1.0, in.rule.floor, in.rule.added);
+  const c10::cuda::CUDAGuard guard(in.qkv_BTHd.device());  // whose kernels are chosen
   if (is_fused(q, weight) && has_features_passes(2 * weight.size(1), q.size(3))) {
     const bool save = needs_gradient(
-        {.q_BTHd = q, .k_BTHd = k, .v_BTHd = v, .weight_HKd = weight, .bias_HK = bias});
-    return CausalHedgehog::apply(readable_bf16(qkv),
-                                 *contiguous_and_aligned(weight),
-                                 bias.contiguous(),
-                                 query_heads,
-                                 floor,
-                                 added,
-                                 save);
+        {.q_BTHd = q, .k_BTHd = k, .v_BTHd = v, .weight_MKd = weight, .bias_MK = bias});
+    return CausalHedgehog::apply(
+        readable_bf16(in.qkv_BTHd), contiguous_and_aligned(weight), bias.contiguous(), in, save);
   }
   const auto [phi_q, phi_k] = hedgehog_features(q, k, weight, bias);
-  return causal(of_features(phi_q, phi_k, v, floor, added)).o_BTHd;
-}
-
-TORCH_LIBRARY_FRAGMENT(t2r, library) {
-  library.def(
-      "hedgehog_features(Tensor q, Tensor k, Tensor weight, Tensor bias) -> (Tensor, Tensor)");
-  library.def(
-      "causal_hedgehog(Tensor qkv, Tensor weight, Tensor bias, int query_heads, *, float "
-      "floor=0.0, float added=1e-6) -> Tensor");
-}
-
-TORCH_LIBRARY_IMPL(t2r, CompositeImplicitAutograd, library) {
-  library.impl("hedgehog_features", hedgehog_features);
-  library.impl("causal_hedgehog", causal_hedgehog);
+  return causal(of_features(phi_q, phi_k, v, in.rule)).o_BTHd;
 }
 
 }  // namespace t2r::ops

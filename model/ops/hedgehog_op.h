@@ -4,9 +4,9 @@
 
 #include <tuple>
 
-namespace t2r::ops {
+#include "model/ops/causal_op.h"
 
-using at::Tensor;
+namespace t2r::ops {
 
 /// Hedgehog's map phi(x) = [softmax(W x + b), softmax(-W x - b)] of queries and keys on a GPU,
 /// differentiable in all inputs. bfloat16, with head size 32, 64 or 128 and at most 64 rows of W:
@@ -29,13 +29,9 @@ std::tuple<Tensor, Tensor> hedgehog_features(const Tensor& q_BTHd,
 
 /// Causal linear attention with that map on a fused projection [B, T, heads of q, k, v, d], for
 /// training: its gradient is written where it belongs instead of put together from three. Contract
-/// as hedgehog_features() and causal() (causal_op.h). Registered as torch.ops.t2r.causal_hedgehog.
+/// as hedgehog_features() and causal() (causal_op.h); `scale` is not read. Registered as
+/// torch.ops.t2r.causal_hedgehog.
 /// @return  o_BTHd
-Tensor causal_hedgehog(const Tensor& qkv_BTHd,
-                       const Tensor& weight_MRd,
-                       const Tensor& bias_MR,
-                       int64_t query_heads,
-                       double floor,
-                       double added);
+Tensor causal_hedgehog(const FusedAttention& inputs);
 
 }  // namespace t2r::ops

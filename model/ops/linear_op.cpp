@@ -4,7 +4,6 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
 
 #include "model/ops/matmul_lt.h"
 #include "model/ops/op_support.h"
@@ -154,25 +153,6 @@ Tensor linear(const Tensor& x, const Projection& projection) {
               projection.inputs(),
               ", the inputs of weight");
   return Linear::apply(x, projection.weight, contiguous(projection.bias), projection.input_major);
-}
-
-namespace {
-
-Tensor op_linear(const Tensor& x,
-                 const Tensor& weight,
-                 const OptionalTensor& bias,
-                 bool input_major) {
-  return linear(x, {weight, bias, input_major});
-}
-
-}  // namespace
-
-TORCH_LIBRARY_FRAGMENT(t2r, library) {
-  library.def("linear(Tensor x, Tensor weight, Tensor? bias, bool input_major) -> Tensor");
-}
-
-TORCH_LIBRARY_IMPL(t2r, CompositeImplicitAutograd, library) {
-  library.impl("linear", op_linear);
 }
 
 }  // namespace t2r::ops

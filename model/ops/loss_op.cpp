@@ -5,7 +5,6 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
 
 #include <algorithm>
 
@@ -187,18 +186,6 @@ Tensor loss_sum(const Tensor& x,
       .losses.sum(at::kDouble);
 }
 
-/// linear_distillation_sum as it is registered.
-Tensor registered_distillation_sum(const Tensor& x,
-                                   const Tensor& weight,
-                                   const Tensor& targets,
-                                   const Tensor& teacher_x,
-                                   const Tensor& teacher_weight,
-                                   double share,
-                                   int64_t chunk_rows) {
-  return linear_distillation_sum(
-      x, weight, targets, {teacher_x, teacher_weight, share}, chunk_rows);
-}
-
 }  // namespace
 
 Tensor linear_cross_entropy_values(const Tensor& x,
@@ -256,25 +243,6 @@ Tensor linear_distillation_sum(const Tensor& x,
       targets,
       {teacher.x_NE.detach().contiguous(), teacher.weight_VE.detach().contiguous(), teacher.share},
       chunk_rows);
-}
-
-TORCH_LIBRARY_FRAGMENT(t2r, library) {
-  library.def(
-      "linear_cross_entropy_sum(Tensor x, Tensor weight, Tensor targets, *, int chunk_rows=0) -> "
-      "Tensor");
-  library.def(
-      "linear_cross_entropy_values(Tensor x, Tensor weight, Tensor targets, *, int chunk_rows=0) "
-      "-> Tensor");
-  library.def(
-      "linear_distillation_sum(Tensor x, Tensor weight, Tensor targets, Tensor teacher_x, Tensor "
-      "teacher_weight, float share, *, "
-      "int chunk_rows=0) -> Tensor");
-}
-
-TORCH_LIBRARY_IMPL(t2r, CompositeImplicitAutograd, library) {
-  library.impl("linear_cross_entropy_sum", linear_cross_entropy_sum);
-  library.impl("linear_cross_entropy_values", linear_cross_entropy_values);
-  library.impl("linear_distillation_sum", registered_distillation_sum);
 }
 
 }  // namespace t2r::ops

@@ -4,7 +4,6 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
 
 #include "model/ops/matmul_lt.h"
 #include "model/ops/op_support.h"
@@ -135,28 +134,6 @@ Tensor mlp_gelu(const Tensor& x, const Projection& up, const Projection& down) {
                         down.bias->contiguous(),
                         up.input_major,
                         save);
-}
-
-namespace {
-
-Tensor op_mlp_gelu(const Tensor& x,
-                   const Tensor& w1,
-                   const Tensor& b1,
-                   const Tensor& w2,
-                   const Tensor& b2,
-                   bool input_major) {
-  return mlp_gelu(x, {w1, b1, input_major}, {w2, b2, input_major});
-}
-
-}  // namespace
-
-TORCH_LIBRARY_FRAGMENT(t2r, library) {
-  library.def(
-      "mlp_gelu(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, bool input_major) -> Tensor");
-}
-
-TORCH_LIBRARY_IMPL(t2r, CompositeImplicitAutograd, library) {
-  library.impl("mlp_gelu", op_mlp_gelu);
 }
 
 }  // namespace t2r::ops

@@ -4,7 +4,6 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
 
 #include "model/kernels/cuda/pointwise/norm.h"
 #include "model/ops/op_support.h"
@@ -153,18 +152,6 @@ Tensor norm(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, d
   check_norm("norm", x, std::nullopt, weight, bias, eps);
   return AddNorm::apply(
       x.contiguous(), OptionalTensor(), weight.contiguous(), contiguous(bias), eps)[1];
-}
-
-TORCH_LIBRARY_FRAGMENT(t2r, library) {
-  library.def(
-      "add_norm(Tensor x, Tensor? delta, Tensor weight, Tensor? bias, float eps) -> (Tensor, "
-      "Tensor)");
-  library.def("norm(Tensor x, Tensor weight, Tensor? bias, float eps) -> Tensor");
-}
-
-TORCH_LIBRARY_IMPL(t2r, CompositeImplicitAutograd, library) {
-  library.impl("add_norm", add_norm);
-  library.impl("norm", norm);
 }
 
 }  // namespace t2r::ops

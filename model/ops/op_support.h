@@ -123,6 +123,14 @@ T* mutable_pointer(const at::Tensor& tensor) {
 /// Absent tensors may not reach autograd's Function as undefined ones.
 using OptionalTensor = std::optional<at::Tensor>;
 
+inline OptionalTensor optional(const at::Tensor& tensor) {
+  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+}
+
+/// An absent tensor stays that.
+inline at::Tensor contiguous(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.contiguous() : tensor;
+}
 inline OptionalTensor contiguous(const OptionalTensor& tensor) {
   return tensor.has_value() ? OptionalTensor(tensor->contiguous()) : std::nullopt;
 }
@@ -149,9 +157,9 @@ inline bool is_aligned(const at::Tensor& tensor) {
 }
 
 /// The same, in memory that 16-byte copies can read.
-inline OptionalTensor contiguous_and_aligned(const OptionalTensor& tensor) {
-  const OptionalTensor result = contiguous(tensor);
-  return result.has_value() && !is_aligned(*result) ? OptionalTensor(result->clone()) : result;
+inline at::Tensor contiguous_and_aligned(const at::Tensor& tensor) {
+  const at::Tensor result = contiguous(tensor);
+  return result.defined() && !is_aligned(result) ? result.clone() : result;
 }
 
 /// Gradients of heads that share `heads` heads, added up over dimension `dimension`; an undefined
@@ -173,16 +181,16 @@ at::Tensor readable_bf16(const at::Tensor& gradient);
 /// A map's products scale W x + b in tensor operations: x_BTHd -> [B, T, maps, K], or queries'
 /// heads; not contiguous.
 at::Tensor map_products(const at::Tensor& x_BTHd,
-                        const at::Tensor& weight_HKd,
-                        const at::Tensor& bias_HK,
+                        const at::Tensor& weight_MKd,
+                        const at::Tensor& bias_MK,
                         double scale);
 
 /// T2R's map in tensor operations, where no kernel has it fused: the same, with relu. Of bfloat16
 /// in float32, rounded once: a product rounded before its bias is added has the wrong sign, and so
 /// gradient or none, in one of 6,000 features: 2 % of a gradient's norm.
 at::Tensor map_features(const at::Tensor& x_BTHd,
-                        const at::Tensor& weight_HKd,
-                        const at::Tensor& bias_HK,
+                        const at::Tensor& weight_MKd,
+                        const at::Tensor& bias_MK,
                         double scale);
 
 }  // namespace t2r::ops

@@ -3,7 +3,6 @@
 #include <ATen/Functions.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
-#include <torch/library.h>
 
 #include <algorithm>
 
@@ -184,44 +183,6 @@ Tensor make_spans(const std::vector<ParameterSlice>& slices, const at::Device& d
   }
   const auto rows = static_cast<int64_t>(spans.size() / 3);
   return at::tensor(spans, at::kLong).view({rows, 3}).to(device);
-}
-
-namespace {
-
-void op_gradient_norm(const Tensor& gradients, const Tensor& control, double beta1, double beta2) {
-  gradient_norm(gradients, control, beta1, beta2);
-}
-
-void op_adamw(const Tensor& master,
-              const OptionalTensor& values,
-              const Tensor& gradients,
-              const Tensor& first_moment,
-              const Tensor& second_moment,
-              const Tensor& spans,
-              const Tensor& control,
-              double beta1,
-              double beta2,
-              double eps,
-              double weight_decay) {
-  adamw({master, values, gradients, first_moment, second_moment, spans, control},
-        {.beta1 = beta1, .beta2 = beta2, .eps = eps, .weight_decay = weight_decay});
-}
-
-}  // namespace
-
-TORCH_LIBRARY_FRAGMENT(t2r, library) {
-  library.def(
-      "gradient_norm(Tensor gradients, Tensor(a!) control, float beta1, float beta2) -> ()");
-  library.def(
-      "adamw_(Tensor(a!) master, Tensor(b!)? values, Tensor gradients, Tensor(c!) first_moment, "
-      "Tensor(d!) second_moment, Tensor "
-      "spans, Tensor control, float beta1, float beta2, float eps, float weight_decay) -> ()");
-}
-
-// Explicit: there is no gradient formula, and autograd says so when somebody asks for one.
-TORCH_LIBRARY_IMPL(t2r, CompositeExplicitAutograd, library) {
-  library.impl("gradient_norm", op_gradient_norm);
-  library.impl("adamw_", op_adamw);
 }
 
 }  // namespace t2r::ops

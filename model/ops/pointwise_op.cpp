@@ -4,7 +4,6 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
 
 #include "model/kernels/cuda/pointwise/pointwise.h"
 #include "model/ops/op_support.h"
@@ -127,16 +126,6 @@ Tensor rotate_heads(const Tensor& x, int64_t num_heads, const Tensor& cosine, co
   check_other(cosine, "rotate_heads", "cosine", {x.size(1), x.size(3) / 2}, at::kFloat, x);
   check_other(sine, "rotate_heads", "sine", {x.size(1), x.size(3) / 2}, at::kFloat, x);
   return RotateHeads::apply(x.contiguous(), num_heads, cosine.contiguous(), sine.contiguous());
-}
-
-TORCH_LIBRARY_FRAGMENT(t2r, library) {
-  library.def("swiglu(Tensor gate_up) -> Tensor");
-  library.def("rotate_heads(Tensor x, int num_heads, Tensor cosine, Tensor sine) -> Tensor");
-}
-
-TORCH_LIBRARY_IMPL(t2r, CompositeImplicitAutograd, library) {
-  library.impl("swiglu", swiglu);
-  library.impl("rotate_heads", rotate_heads);
 }
 
 }  // namespace t2r::ops

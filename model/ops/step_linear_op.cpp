@@ -3,7 +3,6 @@
 #include <ATen/Functions.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
-#include <torch/library.h>
 
 #include <algorithm>
 
@@ -34,9 +33,9 @@ void check_inputs(const StepLinearInputs& in) {
               inputs,
               " columns, allowed: multiples of 8 up to ",
               kMaxStepInputs);
-  const int norms = (in.norm_weight_I.has_value() ? 1 : 0) + (in.norm_bias_I.has_value() ? 1 : 0);
-  const int64_t most_rows = most_step_rows(
-      inputs, norms, in.activation == Activation::kSwiglu || in.cosine_Ph.has_value());
+  const int norms = (in.norm_weight.defined() ? 1 : 0) + (in.norm_bias.defined() ? 1 : 0);
+  const int64_t most_rows =
+      most_step_rows(inputs, norms, in.activation == Activation::kSwiglu || in.cosine_Ph.defined());
   TORCH_CHECK(most_rows > 0,
               "t2r: step_linear: x has ",
               inputs,
@@ -69,31 +68,31 @@ void check_inputs(const StepLinearInputs& in) {
         " is not contiguous or not aligned, allowed: contiguous, from a multiple of 16 bytes on");
   };
   check(in.weight_OI, "weight", {height, inputs});
-  if (in.bias.has_value()) check(*in.bias, "bias", {height});
-  if (in.norm_weight_I.has_value()) check(*in.norm_weight_I, "norm_weight", {inputs});
-  TORCH_CHECK(!in.norm_bias_I.has_value() || in.norm_weight_I.has_value(),
+  if (in.bias.defined()) check(in.bias, "bias", {height});
+  if (in.norm_weight.defined()) check(in.norm_weight, "norm_weight", {inputs});
+  TORCH_CHECK(!in.norm_bias.defined() || in.norm_weight.defined(),
               "t2r: step_linear: norm_bias comes with norm_weight");
-  if (in.norm_bias_I.has_value()) check(*in.norm_bias_I, "norm_bias", {inputs});
+  if (in.norm_bias.defined()) check(in.norm_bias, "norm_bias", {inputs});
   TORCH_CHECK(in.eps >= 0, "t2r: step_linear: eps is ", in.eps, ", allowed: not negative");
-  if (in.residual_NO.has_value()) check(*in.residual_NO, "residual", {rows, outputs});
-  const bool rotates = in.cosine_Ph.has_value();
-  TORCH_CHECK(in.sine_Ph.has_value() == rotates && in.position_1.has_value() == rotates,
+  if (in.residual_NO.defined()) check(in.residual_NO, "residual", {rows, outputs});
+  const bool rotates = in.cosine_Ph.defined();
+  TORCH_CHECK(in.sine_Ph.defined() == rotates && in.position_1.defined() == rotates,
               "t2r: step_linear: cosine, sine and position come together");
   TORCH_CHECK((in.activation == Activation::kNone && !rotates) || !in.float_output,
               "t2r: step_linear: float_output is set, allowed: without activation and rotation");
   if (!rotates) return;
   TORCH_CHECK(in.activation == Activation::kNone,
               "t2r: step_linear: activation is set, allowed with cosine: none");
-  TORCH_CHECK(in.cosine_Ph->dim() == 2 && in.cosine_Ph->size(1) >= 1,
+  TORCH_CHECK(in.cosine_Ph.dim() == 2 && in.cosine_Ph.size(1) >= 1,
               "t2r: step_linear: cosine has shape ",
-              in.cosine_Ph->sizes(),
+              in.cosine_Ph.sizes(),
               ", allowed: [positions, half of a head]");
-  check_other(*in.cosine_Ph, kOp, "cosine", in.cosine_Ph->sizes(), at::kFloat, x);
-  check_other(*in.sine_Ph, kOp, "sine", in.cosine_Ph->sizes(), at::kFloat, x);
-  TORCH_CHECK(in.cosine_Ph->is_contiguous() && in.sine_Ph->is_contiguous(),
+  check_other(in.cosine_Ph, kOp, "cosine", in.cosine_Ph.sizes(), at::kFloat, x);
+  check_other(in.sine_Ph, kOp, "sine", in.cosine_Ph.sizes(), at::kFloat, x);
+  TORCH_CHECK(in.cosine_Ph.is_contiguous() && in.sine_Ph.is_contiguous(),
               "t2r: step_linear: cosine or sine is not contiguous");
-  check_other(*in.position_1, kOp, "position", {1}, at::kLong, x);
-  const int64_t head = 2 * in.cosine_Ph->size(1);
+  check_other(in.position_1, kOp, "position", {1}, at::kLong, x);
+  const int64_t head = 2 * in.cosine_Ph.size(1);
   TORCH_CHECK(
       outputs % head == 0 && in.rotated % head == 0 && in.rotated >= 0 && in.rotated <= outputs,
       "t2r: step_linear: rotated is ",
@@ -105,7 +104,7 @@ void check_inputs(const StepLinearInputs& in) {
 }
 
 StepKind kind_of(const StepLinearInputs& in) {
-  if (in.cosine_Ph.has_value()) return StepKind::kRotate;
+  if (in.cosine_Ph.defined()) return StepKind::kRotate;
   switch (in.activation) {
     case Activation::kNone:
       return StepKind::kPlain;
@@ -115,10 +114,6 @@ StepKind kind_of(const StepLinearInputs& in) {
       return StepKind::kSwiglu;
   }
   TORCH_CHECK(false, "t2r: step_linear: activation is out of range");
-}
-
-const void* pointer_or_null(const OptionalTensor& tensor) {
-  return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
 }
 
 }  // namespace
@@ -152,17 +147,17 @@ Tensor step_linear(const StepLinearInputs& in) {
       x.options().dtype(in.float_output ? at::kFloat : at::kBFloat16).requires_grad(false));
   a.x = pointer<void>(x);
   a.weight = pointer<void>(in.weight_OI);
-  a.bias = pointer_or_null(in.bias);
-  a.norm_weight = pointer_or_null(in.norm_weight_I);
-  a.norm_bias = pointer_or_null(in.norm_bias_I);
+  a.bias = pointer<void>(in.bias);
+  a.norm_weight = pointer<void>(in.norm_weight);
+  a.norm_bias = pointer<void>(in.norm_bias);
   a.eps = static_cast<float>(in.eps);
-  a.residual = pointer_or_null(in.residual_NO);
+  a.residual = pointer<void>(in.residual_NO);
   if (a.kind == StepKind::kRotate) {
-    a.cosine = pointer<float>(*in.cosine_Ph);
-    a.sine = pointer<float>(*in.sine_Ph);
-    a.position = pointer<int64_t>(*in.position_1);
-    a.table_rows = in.cosine_Ph->size(0);
-    a.half = static_cast<int>(in.cosine_Ph->size(1));
+    a.cosine = pointer<float>(in.cosine_Ph);
+    a.sine = pointer<float>(in.sine_Ph);
+    a.position = pointer<int64_t>(in.position_1);
+    a.table_rows = in.cosine_Ph.size(0);
+    a.half = static_cast<int>(in.cosine_Ph.size(1));
     a.rotated = static_cast<int>(in.rotated);
   }
   a.out = mutable_pointer<void>(out);
@@ -172,58 +167,6 @@ Tensor step_linear(const StepLinearInputs& in) {
       kernels::cuda::step_linear(a, device.multiprocessors, c10::cuda::getCurrentCUDAStream()),
       "the kernel of a step's projection");
   return out;
-}
-
-namespace {
-
-Tensor op_step_linear(const Tensor& x,
-                      const Tensor& weight,
-                      const OptionalTensor& bias,
-                      const OptionalTensor& norm_weight,
-                      const OptionalTensor& norm_bias,
-                      double eps,
-                      const OptionalTensor& residual,
-                      int64_t activation,
-                      const OptionalTensor& cosine,
-                      const OptionalTensor& sine,
-                      const OptionalTensor& position,
-                      int64_t rotated,
-                      bool float_output) {
-  TORCH_CHECK(activation >= 0 && activation <= 2,
-              "t2r: step_linear: activation is ",
-              activation,
-              ", allowed: 0 none, 1 gelu, 2 swiglu");
-  return step_linear({x,
-                      weight,
-                      bias,
-                      norm_weight,
-                      norm_bias,
-                      eps,
-                      residual,
-                      static_cast<Activation>(activation),
-                      cosine,
-                      sine,
-                      position,
-                      rotated,
-                      float_output});
-}
-
-}  // namespace
-
-TORCH_LIBRARY_FRAGMENT(t2r, library) {
-  library.def(
-      "step_linear(Tensor x, Tensor weight, Tensor? bias=None, *, Tensor? norm_weight=None, "
-      "Tensor? norm_bias=None, float eps=0.0, "
-      "Tensor? residual=None, int activation=0, Tensor? cosine=None, Tensor? sine=None, Tensor? "
-      "position=None, int rotated=0, "
-      "bool float_output=False) -> Tensor");
-  library.def("most_step_rows(int inputs, int norms, bool pairs) -> int");
-}
-
-// Explicit: there is no gradient formula, and autograd says so when somebody asks for one.
-TORCH_LIBRARY_IMPL(t2r, CompositeExplicitAutograd, library) {
-  library.impl("step_linear", op_step_linear);
-  library.impl("most_step_rows", most_step_rows);
 }
 
 }  // namespace t2r::ops

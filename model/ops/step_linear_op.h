@@ -2,28 +2,25 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <optional>
-
 namespace t2r::ops {
 
 using at::Tensor;
 
-/// A projection in a step of generation. Legend: N rows (1 to most_step_rows()), I inputs, O
-/// outputs.
+/// A projection in a step of generation; undefined tensors are left out. Legend: N rows (1 to
+/// most_step_rows()), I inputs, O outputs.
 struct StepLinearInputs {
   Tensor x_NI;       ///< bfloat16, as everything but the tables and the position
   Tensor weight_OI;  ///< [O, I]; with swiglu [2 O, I]: gate, then up
-  std::optional<Tensor> bias;
-  std::optional<Tensor>
-      norm_weight_I;  ///< x is normalised first: LayerNorm with norm_bias, else RMSNorm
-  std::optional<Tensor> norm_bias_I;
+  Tensor bias = {};
+  Tensor norm_weight = {};  ///< x is normalised first: LayerNorm with norm_bias, else RMSNorm
+  Tensor norm_bias = {};
   double eps = 0.0;
-  std::optional<Tensor> residual_NO;  ///< added to the result
+  Tensor residual_NO = {};  ///< added to the result
   enum class Activation { kNone, kGelu, kSwiglu } activation = Activation::kNone;
-  std::optional<Tensor> cosine_Ph;   ///< with sine and position: the first `rotated` columns are
-                                     ///< heads of 2 h columns, turned (RoPE)
-  std::optional<Tensor> sine_Ph;     ///< float32, P positions
-  std::optional<Tensor> position_1;  ///< int64, on the device, 0 to P - 1; another one gives NaN
+  Tensor cosine_Ph = {};   ///< with sine and position: the first `rotated` columns are heads of 2 h
+                           ///< columns, turned (RoPE)
+  Tensor sine_Ph = {};     ///< float32, P positions
+  Tensor position_1 = {};  ///< int64, on the device, 0 to P - 1; another one gives NaN
   int64_t rotated = 0;
   bool float_output = false;  ///< float32 instead of bfloat16; not with an activation or RoPE
 };
