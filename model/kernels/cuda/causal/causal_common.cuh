@@ -403,6 +403,14 @@ __device__ __forceinline__ void multiply_split_transposed(float (&c)[kRows / 8][
     }
 }
 
+/// Accumulators of 16 columns as an operand of the next product.
+__device__ __forceinline__ void pack_operand(uint32_t (&operand)[4], const float (&x)[2][4]) {
+  operand[0] = pack(x[0][0], x[0][1]);
+  operand[1] = pack(x[0][2], x[0][3]);
+  operand[2] = pack(x[1][0], x[1][1]);
+  operand[3] = pack(x[1][2], x[1][3]);
+}
+
 __device__ __forceinline__ const bf16* rows_of(const View& view, int batch, int head) {
   return static_cast<const bf16*>(view.data) + batch * view.batch_stride + head * view.head_stride;
 }
@@ -424,6 +432,21 @@ struct CausalMask {
 
   __device__ __forceinline__ bool keep(int row, int column, bool high) const {
     return column <= row && column >= (high ? start_high : start_low);
+  }
+
+  /// Zeros where a row does not see the key: accumulators of 16 rows and columns.
+  __device__ __forceinline__ void clear_unseen(float (&x)[2][4],
+                                               int row0,
+                                               int column0,
+                                               int lane) const {
+    const int low = row0 + lane / 4, high = low + 8;
+#pragma unroll
+    for (int n = 0; n < 2; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int column = column0 + n * 8 + 2 * (lane & 3) + (i & 1);
+        if (!keep(i < 2 ? low : high, column, i >= 2)) x[n][i] = 0.0F;
+      }
   }
 };
 

@@ -10,14 +10,6 @@ struct RowPair {
   float low = 0.0F, high = 0.0F;
 };
 
-/// Accumulators of 16 columns as an operand of the next product.
-__device__ __forceinline__ void pack_operand(uint32_t (&operand)[4], const float (&x)[2][4]) {
-  operand[0] = pack(x[0][0], x[0][1]);
-  operand[1] = pack(x[0][2], x[0][3]);
-  operand[2] = pack(x[1][0], x[1][1]);
-  operand[3] = pack(x[1][2], x[1][3]);
-}
-
 /// A chunk on its way through the block: its tokens, and what document boundaries hide from its
 /// rows.
 struct BackwardChunk {

@@ -123,17 +123,10 @@ class BackwardRows {
     }
   }
 
-  /// Zeros where a row does not see the key: of 16 columns.
+  /// Zeros where a row does not see one of 16 keys.
   __device__ __forceinline__ void clear_unseen(float (&x)[2][4], int j) const {
-    if (j == block.row_block || block.starts != nullptr) {
-#pragma unroll
-      for (int n = 0; n < 2; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int column = j * 16 + n * 8 + 2 * (block.lane & 3) + (i & 1);
-          if (!chunk.mask.keep(i < 2 ? block.low : block.high, column, i >= 2)) x[n][i] = 0.0F;
-        }
-    }
+    if (j == block.row_block || block.starts != nullptr)
+      chunk.mask.clear_unseen(x, block.row0, j * 16, block.lane);
   }
 
   // Do the rows see the carried state?
