@@ -254,6 +254,60 @@ __device__ __forceinline__ void add_weighted_rows(WeightedColumnSums<kFeatures>&
   }
 }
 
+/// Features of 16 rows of k, to the own rows of `phi_k`; 0 for padding and behind the source.
+template <int kHead, int kFeatures>
+__device__ __forceinline__ void source_features(uint32_t (&phi)[kFeatures / 16][4],
+                                                const Tile<kHead>& k,
+                                                const Tile<kHead>& weight,
+                                                const float* bias,
+                                                bool low_exists,
+                                                bool high_exists,
+                                                int row0,
+                                                int lane) {
+  float y[kFeatures / 8][4];
+  project<kHead, kFeatures>(y, k, weight, row0, lane);
+  activate<kFeatures>(phi, y, bias, 1.0F, low_exists, high_exists, lane);
+}
+
+/// s += phi(k)^T v, z (of warp 0) += phi(k) for a chunk that this warp has its rows of. A barrier
+/// in between, and one has to follow.
+template <int kHead, int kFeatures, bool kMap, int kInput, class Product>
+__device__ __forceinline__ void sum_source_chunk(Product& s,
+                                                 WeightedColumnSums<kFeatures>& z,
+                                                 const Tile<kInput>& k,
+                                                 const Tile<kHead>& v,
+                                                 const Tile<kFeatures>& phi_k,
+                                                 const Tile<kHead>& weight,
+                                                 const float* bias,
+                                                 const unsigned char* mask,
+                                                 int first,
+                                                 int length,
+                                                 int row0,
+                                                 int lane) {
+  const int rows = rounded_rows(length - first);
+  if constexpr (kMap) {
+    if (row0 < rows) {
+      const int low = first + row0 + lane / 4, high = low + 8;
+      uint32_t phi[kFeatures / 16][4];
+      source_features<kHead, kFeatures>(phi,
+                                        k,
+                                        weight,
+                                        bias,
+                                        low < length && (mask == nullptr || mask[low] != 0),
+                                        high < length && (mask == nullptr || mask[high] != 0),
+                                        row0,
+                                        lane);
+      store_rows<kFeatures>(phi_k, row0, phi, lane);
+    }
+  }
+  __syncthreads();
+  add_rows(s, phi_k, v, rows, lane);
+  if (row0 == 0) {
+    const uint32_t ones = ones_column(lane);
+    add_weighted_rows(z, phi_k, rows, lane, [ones](int) { return ones; });
+  }
+}
+
 /// The denominator of one query from n = phi(q) . z, and d denominator / d n.
 struct Denominator {
   float value, slope;
