@@ -8,6 +8,7 @@ namespace t2r::kernels::cuda {
 template <int kHead, int kFeatures, bool kMap>
 struct CrossBackwardMemory {
   static constexpr int kInput = kMap ? kHead : kFeatures;  // columns of q and k
+  static constexpr bool kHasGradO = true;
   static constexpr int kSecond = kCrossRows * kInput * 2;
   static constexpr int kStage = kSecond + kCrossRows * kHead * 2;
   static constexpr int kWeight = 2 * kStage;
@@ -25,125 +26,147 @@ struct CrossBackwardMemory {
   static constexpr int kBlocks = blocks_with(kClusterBytes);
 };
 
-/// Gradients of cross_forward_kernel. Queries: with n_t = phi(q_t) . z, D_t the denominator and
-/// D'_t = d D_t / d n_t (0 on the floor, else the sign of n_t, or 1):
+/// A block of threads of cross_backward_kernel. Warps: z, dz and both d b live in one warp each.
 ///
-///   e_t = -(d o_t . o_t) D'_t
-///   d phi(q)_t = (S d o_t + e_t z) / D_t
-///   dS = sum of phi(q_t) d o_t^T / D_t,  dz = sum of phi(q_t) e_t / D_t
-///
-/// d o . o is recomputed as phi(q) . (S d o) / D, from the very product that it must cancel
-/// against, as in causal_backward_kernel.
-/// Source: d phi(k)_s = dS v_s + dz, d v_s = dS^T phi(k)_s, both 0 for padding.
-///
-/// S is read, or the source's chunks are added up first as in the forward. Per chunk of queries:
-/// rows: e, d q, R | barrier | dS, dz, d W | barrier. Per chunk of the source: rows | barrier | d W
-/// | barrier; without a map every warp walks its own rows.
+/// Barriers, per chunk of queries: R, e and d y are in shared memory | the sums have them. Per
+/// chunk of the source, with a map: d y is in shared memory | dW has it. Without a map every warp
+/// walks its own rows of the source. Where a state is loaded: nobody reads the one before | it has
+/// come.
 template <int kHead, int kFeatures, bool kMap>
-__global__ void __launch_bounds__(kCrossThreads,
-                                  (CrossBackwardMemory<kHead, kFeatures, kMap>::kBlocks))
-    cross_backward_kernel(const __grid_constant__ CrossArguments a, CrossPart part) {
-  using Memory = CrossBackwardMemory<kHead, kFeatures, kMap>;
-  constexpr int kInput = Memory::kInput, kSteps = kFeatures / 16;
-  extern __shared__ __align__(128) unsigned char memory[];
-  const uint32_t base = shared_address(memory);
-  float* const bias = reinterpret_cast<float*>(memory + Memory::kBias);
-  float* const e_shared = reinterpret_cast<float*>(memory + Memory::kE);
-  const Tile<kHead> weight{base + Memory::kWeight};
-  const Tile<kFeatures> phi_tile{base + Memory::kPhi}, grad_y_tile{base + Memory::kGradY};
-  const SharedState<kHead, kFeatures> state(memory, Memory::kState, Memory::kShare);
-  const Shape& shape = a.shape;
-  const CrossBlock block(a, part);
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, row0 = warp * 16,
-            low = row0 + lane / 4, high = low + 8;
-  const int features = shape.feature_size, input_units = kMap ? kHead / 8 : (features + 7) / 8;
-  const int group = shape.query_heads / shape.state_heads;
-  const int key_head = block.head / (shape.state_heads / shape.key_heads),
-            value_head = block.head / (shape.state_heads / shape.value_heads);
-  const bool sums_again = part == CrossPart::kWhole && a.plan.sums_again;
-  const auto mask_of = [&](int batch) {
-    return a.source_mask == nullptr ? nullptr : a.source_mask + int64_t{batch} * a.source_length;
-  };
-  const auto stage_of = [&](int step) { return base + (step & 1) * Memory::kStage; };
-  wait_for_earlier_kernels();
+class CrossBackward
+    : CrossWalk<kHead, kFeatures, kMap, CrossBackwardMemory<kHead, kFeatures, kMap>> {
+  using Walk = CrossWalk<kHead, kFeatures, kMap, CrossBackwardMemory<kHead, kFeatures, kMap>>;
+  using typename Walk::Features, typename Walk::Memory, typename Walk::Product;
+  using Walk::a, Walk::part, Walk::memory, Walk::base, Walk::bias, Walk::weight, Walk::shape,
+      Walk::block, Walk::state, Walk::lane, Walk::warp, Walk::row0, Walk::low, Walk::high,
+      Walk::features, Walk::input_units, Walk::group, Walk::step;
+  using Walk::kInput, Walk::kSteps;
 
-  CrossCursor cursor(block, sums_again, group, part != CrossPart::kQueries);
-  int copied = 0;
-  const auto copy_next = [&] {
-    const uint32_t stage = stage_of(copied++);
-    cursor.next(
-        [&](int batch, int index) {
-          const int first = (block.source_begin + index) * kCrossRows,
-                    valid = min(kCrossRows, a.source_length - first);
-          const unsigned char* const mask =
-              mask_of(batch) == nullptr ? nullptr : mask_of(batch) + first;
-          copy_chunk_rows(Tile<kInput>{stage},
-                          rows_of(a.k, batch, key_head) + first * a.k.token_stride,
-                          a.k.token_stride,
-                          mask,
-                          row0,
-                          valid,
-                          input_units,
-                          lane);
-          copy_chunk_rows(Tile<kHead>{stage + Memory::kSecond},
-                          rows_of(a.v, batch, value_head) + first * a.v.token_stride,
-                          a.v.token_stride,
-                          mask,
-                          row0,
-                          valid,
-                          kHead / 8,
-                          lane);
-        },
-        [&](int batch, int member, int index) {
-          const int head = block.head * group + member,
-                    first = (block.query_begin + index) * kCrossRows;
-          const int valid = min(kCrossRows, shape.length - first);
-          copy_chunk_rows(Tile<kInput>{stage},
-                          rows_of(a.q, batch, head) + first * a.q.token_stride,
-                          a.q.token_stride,
-                          nullptr,
-                          row0,
-                          valid,
-                          input_units,
-                          lane);
-          copy_chunk_rows(Tile<kHead>{stage + Memory::kSecond},
-                          rows_of(a.grad_o, batch, head) + first * a.grad_o.token_stride,
-                          a.grad_o.token_stride,
-                          nullptr,
-                          row0,
-                          valid,
-                          kHead / 8,
-                          lane);
-        });
-    commit_copies();
-  };
-  if constexpr (kMap) {
-    copy_weight_async<kHead, kFeatures, kCrossThreads>(
-        [&](int row, int unit) { return weight.at(row, unit); }, a.weight, block.head, features);
-    load_bias<kFeatures, kCrossThreads>(bias, a.bias, block.head, features);
-  }
+ public:
+  __device__ __forceinline__ CrossBackward(const CrossArguments& arguments,
+                                           CrossPart launch,
+                                           unsigned char* shared)
+      : Walk(arguments,
+             launch,
+             shared,
+             /*sums_first=*/launch == CrossPart::kWhole && arguments.plan.sums_again,
+             /*sources_last=*/launch != CrossPart::kQueries),
+        sums_again(launch == CrossPart::kWhole && arguments.plan.sums_again),
+        ds(warp),
+        dw(warp) {}
+
+  __device__ __forceinline__ void run() {
+    this->load_map();
 #pragma unroll 1
-  for (int i = 0; i < 2; ++i) copy_next();
+    for (int i = 0; i < 2; ++i) this->copy_next();
+    wait_copies<1>();
+    __syncthreads();
+    for (int batch = block.batch; batch < block.batch_end; ++batch) {
+      if (sums_again) {
+        clear_sums();
+        this->sum_source(ds, sums, batch, phi_tile.base);
+        state.add_up(ds, sums, block.segments, block.rank);
+      } else {
+        load_state(part == CrossPart::kSource ? a.grad_state : a.state, batch);
+      }
+      if (part != CrossPart::kSource) {
+        clear_sums();
+        for (int member = 0; member < group; ++member) run_queries(batch, member);
+        if (part == CrossPart::kQueries) {
+          write_share<kHead>(
+              a.sums + block.part * a.plan.sums_floats, ds, sums, warp == kZWarp, features, lane);
+          break;
+        }
+        state.add_up(ds, sums, block.segments, block.rank);
+      }
+      run_source(batch);
+    }
+    if constexpr (kMap) write_map_gradient();
+  }
 
-  constexpr int kZWarp = 0, kQueryBiasWarp = 1, kSourceBiasWarp = 2;
-  SharedProduct<kFeatures, kHead, kCrossWarps> ds(warp), dw(warp);  // the first is S, too
-  WeightedColumnSums<kFeatures>
-      sums;  // z and dz, or d b of the queries or the source: each in one warp
+ private:
+  static constexpr int kZWarp = 0, kQueryBiasWarp = 1, kSourceBiasWarp = 2;
+  using GradFeatures = float[kFeatures / 8][4];
 
-  const auto load_state = [&](const unsigned char* records, int batch) {
+  __device__ __forceinline__ void clear_sums() {
+    ds.clear();
+    if (warp == kZWarp) sums.clear();
+  }
+
+  __device__ __forceinline__ void load_state(const unsigned char* records, int batch) const {
     __syncthreads();
     state.load(records + (int64_t{batch} * shape.state_heads + block.head) * a.plan.record_bytes);
     commit_copies();
     wait_copies<0>();
     __syncthreads();
-  };
+  }
 
-  // e, d q, R and the gradient of the map's output for the own rows of a chunk of queries.
-  const auto query_rows = [&](const Tile<kInput>& q_tile,
-                              const Tile<kHead>& grad_o_tile,
-                              bf16* grad_q,
-                              int valid) {
-    uint32_t phi[kSteps][4];
+  /// d q of the block's chunks of one head's queries; adds to dS, dz, dW and d b.
+  __device__ __forceinline__ void run_queries(int batch, int member) {
+    bf16* const grad_q = mutable_rows_of(a.grad_q, batch, block.head * group + member);
+    for (int chunk = block.query_begin; chunk < block.query_end; ++chunk, ++step) {
+      const Tile<kInput> q_tile{this->stage_of(step)};
+      const Tile<kHead> grad_o_tile{this->stage_of(step) + Memory::kSecond};
+      const int64_t first = int64_t{chunk} * kCrossRows;
+      const int valid = min(kCrossRows, shape.length - static_cast<int>(first)),
+                rows = rounded_rows(valid);
+      wait_copies<1>();
+      __syncwarp();
+      if (row0 < rows)
+        query_rows(q_tile, grad_o_tile, grad_q + first * a.grad_q.token_stride, valid);
+      __syncthreads();
+      add_rows(ds, phi_tile, grad_o_tile, rows, lane);
+      if (warp == kZWarp) {
+        add_weighted_rows(sums, phi_tile, rows, lane, [&](int row) {
+          if (lane >= 8) return 0u;
+          uint32_t hi, lo;
+          split(e_shared[row], e_shared[row + 1], hi, lo);
+          return lane < 4 ? hi : lo;
+        });
+      }
+      add_map_gradient(q_tile, kQueryBiasWarp, rows);
+      __syncthreads();
+      this->copy_next();
+    }
+  }
+
+  /// d k and d v of the block's chunks of the source; adds to dW and d b.
+  __device__ __forceinline__ void run_source(int batch) {
+    const unsigned char* const mask = this->mask_of(batch);
+    bf16* const grad_k = mutable_rows_of(a.grad_k, batch, block.head);
+    bf16* const grad_v = mutable_rows_of(a.grad_v, batch, block.head);
+    for (int chunk = block.source_begin; chunk < block.source_end; ++chunk, ++step) {
+      const Tile<kInput> k_tile{this->stage_of(step)};
+      const int64_t first = int64_t{chunk} * kCrossRows;
+      const int valid = min(kCrossRows, a.source_length - static_cast<int>(first)),
+                rows = rounded_rows(valid);
+      wait_copies<1>();
+      __syncwarp();
+      if (row0 < rows) {
+        const auto exists = [&](int row) {
+          return row < valid && (mask == nullptr || mask[first + row] != 0);
+        };
+        source_rows(grad_k + first * a.grad_k.token_stride,
+                    grad_v + first * a.grad_v.token_stride,
+                    exists(low),
+                    exists(high),
+                    valid);
+      }
+      if constexpr (kMap) {
+        __syncthreads();
+        add_map_gradient(k_tile, kSourceBiasWarp, rows);
+        __syncthreads();
+      }
+      this->copy_next();
+    }
+  }
+
+  /// e, d q, R and the gradient of the map's output for the own rows of a chunk of queries.
+  __device__ __forceinline__ void query_rows(const Tile<kInput>& q_tile,
+                                             const Tile<kHead>& grad_o_tile,
+                                             bf16* grad_q,
+                                             int valid) const {
+    Features phi;
     if constexpr (kMap) {
       float y[kFeatures / 8][4];
       project<kHead, kFeatures>(y, q_tile, weight, row0, lane);
@@ -152,7 +175,7 @@ __global__ void __launch_bounds__(kCrossThreads,
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) q_tile.load_a(phi[i], row0, 2 * i, lane);
     }
-    float dphi[kFeatures / 8][4] = {};  // S d o, then d phi(q) times the denominator
+    GradFeatures dphi = {};  // S d o, then d phi(q) times the denominator
     {
       uint32_t own_grad_o[kHead / 16][4];
 #pragma unroll
@@ -184,8 +207,19 @@ __global__ void __launch_bounds__(kCrossThreads,
       dphi[n][2] = fmaf(e_high, z_pair.x, dphi[n][2]);
       dphi[n][3] = fmaf(e_high, z_pair.y, dphi[n][3]);
     }
+    write_grad_q(grad_q, phi, dphi, inverse_low, inverse_high, valid);
+    store_scaled_rows<kFeatures>(phi_tile, row0, phi, inverse_low, inverse_high, lane);
+  }
+
+  /// Epilogue of query_rows(): d q leaves through the own rows of R's tile.
+  __device__ __forceinline__ void write_grad_q(bf16* grad_q,
+                                               const Features& phi,
+                                               const GradFeatures& dphi,
+                                               float inverse_low,
+                                               float inverse_high,
+                                               int valid) const {
     if constexpr (kMap) {
-      uint32_t grad_y[kSteps][4];
+      Features grad_y;
       activate_back<kFeatures>(
           grad_y, phi, dphi, inverse_low * a.rule.scale, inverse_high * a.rule.scale);
       store_rows<kFeatures>(grad_y_tile, row0, grad_y, lane);
@@ -217,19 +251,15 @@ __global__ void __launch_bounds__(kCrossThreads,
       write_rows<kFeatures>(
           grad_q, a.grad_q.token_stride, phi_tile, row0, row0, valid, input_units, lane);
     }
-    store_scaled_rows<kFeatures>(phi_tile, row0, phi, inverse_low, inverse_high, lane);
-  };
+  }
 
-  // d k, d v and the gradient of the map's output for the own rows of a chunk of the source; they
-  // leave through the rows of v.
-  const auto source_rows = [&](const Tile<kInput>& k_tile,
-                               const Tile<kHead>& v_tile,
-                               bf16* grad_k,
-                               bf16* grad_v,
-                               bool low_exists,
-                               bool high_exists,
-                               int valid) {
-    uint32_t phi[kSteps][4];
+  /// d k, d v and the gradient of the map's output for the own rows of a chunk of the source; they
+  /// leave through the rows of v.
+  __device__ __forceinline__ void source_rows(
+      bf16* grad_k, bf16* grad_v, bool low_exists, bool high_exists, int valid) const {
+    const Tile<kInput> k_tile{this->stage_of(step)};
+    const Tile<kHead> v_tile{this->stage_of(step) + Memory::kSecond};
+    Features phi;
     if constexpr (kMap) {
       source_features<kHead, kFeatures>(
           phi, k_tile, weight, bias, low_exists, high_exists, row0, lane);
@@ -237,7 +267,7 @@ __global__ void __launch_bounds__(kCrossThreads,
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) k_tile.load_a(phi[i], row0, 2 * i, lane);
     }
-    float dphi[kFeatures / 8][4];
+    GradFeatures dphi;
 #pragma unroll
     for (int n = 0; n < kFeatures / 8; ++n) {
       const float2 dz_pair = *reinterpret_cast<const float2*>(state.z + 8 * n + 2 * (lane & 3));
@@ -258,7 +288,7 @@ __global__ void __launch_bounds__(kCrossThreads,
       write_rows<kHead>(grad_v, a.grad_v.token_stride, v_tile, row0, row0, valid, kHead / 8, lane);
     }
     if constexpr (kMap) {
-      uint32_t grad_y[kSteps][4];
+      Features grad_y;
       activate_back<kFeatures>(grad_y, phi, dphi, 1.0F, 1.0F);
       store_rows<kFeatures>(grad_y_tile, row0, grad_y, lane);
       float grad[kHead / 8][4];
@@ -271,9 +301,12 @@ __global__ void __launch_bounds__(kCrossThreads,
       write_rows<kFeatures>(
           grad_k, a.grad_k.token_stride, k_tile, row0, row0, valid, input_units, lane);
     }
-  };
+  }
 
-  const auto add_map_gradient = [&](const Tile<kInput>& input, int bias_warp, int rows) {
+  /// dW += d y^T x, and one warp's d b += d y, over a chunk's rows.
+  __device__ __forceinline__ void add_map_gradient(const Tile<kInput>& input,
+                                                   int bias_warp,
+                                                   int rows) {
     if constexpr (kMap) {
       add_rows(dw, grad_y_tile, input, rows, lane);
       if (warp == bias_warp) {
@@ -281,112 +314,10 @@ __global__ void __launch_bounds__(kCrossThreads,
         add_weighted_rows(sums, grad_y_tile, rows, lane, [ones](int) { return ones; });
       }
     }
-  };
-
-  wait_copies<1>();
-  __syncthreads();
-  int step = 0;
-  for (int batch = block.batch; batch < block.batch_end; ++batch) {
-    const unsigned char* const mask = mask_of(batch);
-    const auto clear_sums = [&] {
-      ds.clear();
-      if (warp == kZWarp) sums.clear();
-    };
-    if (sums_again) {
-      clear_sums();
-      for (int chunk = block.source_begin; chunk < block.source_end; ++chunk, ++step) {
-        const uint32_t stage = stage_of(step);
-        wait_copies<1>();
-        __syncwarp();
-        sum_source_chunk<kHead, kFeatures, kMap>(ds,
-                                                 sums,
-                                                 Tile<kInput>{stage},
-                                                 Tile<kHead>{stage + Memory::kSecond},
-                                                 kMap ? phi_tile : Tile<kFeatures>{stage},
-                                                 weight,
-                                                 bias,
-                                                 mask,
-                                                 chunk * kCrossRows,
-                                                 a.source_length,
-                                                 row0,
-                                                 lane);
-        __syncthreads();
-        copy_next();
-      }
-      state.add_up(ds, sums, block.segments, block.rank);
-    } else {
-      load_state(part == CrossPart::kSource ? a.grad_state : a.state, batch);
-    }
-
-    if (part != CrossPart::kSource) {
-      clear_sums();
-      for (int member = 0; member < group; ++member) {
-        bf16* const grad_q = mutable_rows_of(a.grad_q, batch, block.head * group + member);
-        for (int chunk = block.query_begin; chunk < block.query_end; ++chunk, ++step) {
-          const Tile<kInput> q_tile{stage_of(step)};
-          const Tile<kHead> grad_o_tile{stage_of(step) + Memory::kSecond};
-          const int64_t first = int64_t{chunk} * kCrossRows;
-          const int valid = min(kCrossRows, shape.length - static_cast<int>(first)),
-                    rows = rounded_rows(valid);
-          wait_copies<1>();
-          __syncwarp();
-          if (row0 < rows) {
-            query_rows(q_tile, grad_o_tile, grad_q + first * a.grad_q.token_stride, valid);
-          }
-          __syncthreads();
-          add_rows(ds, phi_tile, grad_o_tile, rows, lane);
-          if (warp == kZWarp) {
-            add_weighted_rows(sums, phi_tile, rows, lane, [&](int row) {
-              if (lane >= 8) return 0u;
-              uint32_t hi, lo;
-              split(e_shared[row], e_shared[row + 1], hi, lo);
-              return lane < 4 ? hi : lo;
-            });
-          }
-          add_map_gradient(q_tile, kQueryBiasWarp, rows);
-          __syncthreads();
-          copy_next();
-        }
-      }
-      if (part == CrossPart::kQueries) {
-        write_share<kHead>(
-            a.sums + block.part * a.plan.sums_floats, ds, sums, warp == kZWarp, features, lane);
-        break;
-      }
-      state.add_up(ds, sums, block.segments, block.rank);
-    }
-
-    bf16* const grad_k = mutable_rows_of(a.grad_k, batch, block.head);
-    bf16* const grad_v = mutable_rows_of(a.grad_v, batch, block.head);
-    for (int chunk = block.source_begin; chunk < block.source_end; ++chunk, ++step) {
-      const Tile<kInput> k_tile{stage_of(step)};
-      const int64_t first = int64_t{chunk} * kCrossRows;
-      const int valid = min(kCrossRows, a.source_length - static_cast<int>(first)),
-                rows = rounded_rows(valid);
-      wait_copies<1>();
-      __syncwarp();
-      if (row0 < rows) {
-        const auto exists = [&](int row) {
-          return row < valid && (mask == nullptr || mask[first + row] != 0);
-        };
-        source_rows(k_tile,
-                    Tile<kHead>{stage_of(step) + Memory::kSecond},
-                    grad_k + first * a.grad_k.token_stride,
-                    grad_v + first * a.grad_v.token_stride,
-                    exists(low),
-                    exists(high),
-                    valid);
-      }
-      if constexpr (kMap) {
-        __syncthreads();
-        add_map_gradient(k_tile, kSourceBiasWarp, rows);
-        __syncthreads();
-      }
-      copy_next();
-    }
   }
 
-  if constexpr (kMap) {
+  /// Epilogue: the block's part of dW and d b.
+  __device__ __forceinline__ void write_map_gradient() {
     __syncthreads();
     if (warp == kSourceBiasWarp)
       sums.for_each(lane, [&](int feature, float sum) { bias[feature] = sum; });
@@ -402,6 +333,31 @@ __global__ void __launch_bounds__(kCrossThreads,
       });
     }
   }
+
+  const bool sums_again;  // S and z are added up again instead of read
+  float* const e_shared = reinterpret_cast<float*>(memory + Memory::kE);
+  const Tile<kFeatures> phi_tile{base + Memory::kPhi}, grad_y_tile{base + Memory::kGradY};
+  Product ds, dw;                      // the first is S, too
+  WeightedColumnSums<kFeatures> sums;  // z and dz, or d b of the queries or the source
+};
+
+/// Gradients of cross_forward_kernel. Queries: with n_t = phi(q_t) . z, D_t the denominator and
+/// D'_t = d D_t / d n_t (0 on the floor, else the sign of n_t, or 1):
+///
+///   e_t = -(d o_t . o_t) D'_t
+///   d phi(q)_t = (S d o_t + e_t z) / D_t
+///   dS = sum of phi(q_t) d o_t^T / D_t,  dz = sum of phi(q_t) e_t / D_t
+///
+/// d o . o is recomputed as phi(q) . (S d o) / D, from the very product that it must cancel
+/// against, as in causal_backward_kernel.
+/// Source: d phi(k)_s = dS v_s + dz, d v_s = dS^T phi(k)_s, both 0 for padding.
+template <int kHead, int kFeatures, bool kMap>
+__global__ void __launch_bounds__(kCrossThreads,
+                                  (CrossBackwardMemory<kHead, kFeatures, kMap>::kBlocks))
+    cross_backward_kernel(const __grid_constant__ CrossArguments a, CrossPart part) {
+  extern __shared__ __align__(128) unsigned char memory[];
+  wait_for_earlier_kernels();
+  CrossBackward<kHead, kFeatures, kMap>(a, part, memory).run();
 }
 
 }  // namespace t2r::kernels::cuda
