@@ -81,98 +81,145 @@ struct DecodeMemory {
   }
 };
 
-/// Block (group of sequences, head). A warp owns some features of one state, whole rows of S: what
-/// it needs of the map, phi, z, S and its share of the sums is its own, so warps meet twice: when W
-/// and the token have arrived and, where several share a state, to add numerators and denominators
-/// up. The loads of S start first and wait in registers. Vectors (the key, then the queries) are
-/// taken two at a time.
-template <class Scalar, bool kMap, int kHead, int kHeld>
-__global__ void __launch_bounds__(kHeld == 16 ? 256 : 8 * kHead,
-                                  kHeld == 16 ? 2 : 1)  // 128 features fit a block
-    decode_kernel(const __grid_constant__ DecodeArguments a) {
-  using Memory = DecodeMemory<Scalar, kMap, kHead, kHeld>;
-  constexpr int kFeatures = Memory::kFeatures, kUnits = kHead / 4, kRowsAtOnce = 32 / kUnits;
-  constexpr int kLanes = kFeatures < 32 ? 32 / kFeatures : 1;  // that share a feature of the map
-  constexpr int kOwn = kFeatures < 32 ? 1 : kFeatures / 32;    // features per lane
-  constexpr int kValues = 16 / sizeof(Scalar), kMapUnits = kHead / kValues / kLanes;
-  extern __shared__ __align__(16) unsigned char memory[];
-  const Shape& shape = a.shape;
-  const int K = shape.feature_size, group = shape.query_heads / shape.state_heads,
-            warps = a.plan.warps_per_state;
-  const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, place = warp / warps,
-            share = warp % warps;
-  const int head = blockIdx.x % shape.state_heads,
-            sequence = blockIdx.x / shape.state_heads * a.plan.states_per_block + place;
-  const bool exists = sequence < shape.batch;
-  const int batch = exists ? sequence : shape.batch - 1, begin = share * kFeatures;
-  const int64_t item = int64_t{batch} * shape.state_heads + head;
-  const Memory at(shape, warps, a.plan.states_per_block);
-  const int width = kMap ? kHead : K;
-  float* const vectors =
-      reinterpret_cast<float*>(memory + at.vectors) + place * (group + 1) * width;
-  float2* const phi = reinterpret_cast<float2*>(memory + at.phi) + warp * kFeatures;
-  wait_for_earlier_kernels();
+// Symbols: S [features, head] and z [features] are the state, o = phi(q) S / (phi(q) . z) the
+// output; vectors are a head's key and queries before the map, phi their features; a share is what
+// one of a state's warps owns: kFeatures rows of S and of z; a place is a state within the block.
+//
+// Barriers: W and the vectors are in shared memory | numerators and denominators of all warps of a
+// state are | they have been added up (the last two for every pair of vectors, only where warps
+// share a state).
 
-  if constexpr (kMap) {
-    const Scalar* const w = static_cast<const Scalar*>(a.weight) + int64_t{head} * K * kHead;
-    for (int i = tid; i < K * (kHead / kValues); i += blockDim.x) {
-      copy_async_16(shared_address(memory) + i / (kHead / kValues) * Memory::kRowBytes +
-                        i % (kHead / kValues) * 16,
-                    w + i * kValues,
-                    true);
-    }
-    commit_copies();
+/// A block of threads of decode_kernel: (group of sequences, head).
+template <class Scalar, bool kMap, int kHead, int kHeld>
+class DecodeBlock {
+ public:
+  __device__ __forceinline__ DecodeBlock(const DecodeArguments& arguments, unsigned char* shared)
+      : a(arguments), memory(shared) {}
+
+  __device__ __forceinline__ void run() {
+    Own own;
+    load(own);
+    update(own);
+    for (int pair = 1; 2 * pair <= group; ++pair) read(own, pair);
   }
-  const auto input = [&](const View& view, int of) {
+
+ private:
+  using Memory = DecodeMemory<Scalar, kMap, kHead, kHeld>;
+  static constexpr int kFeatures = Memory::kFeatures, kUnits = kHead / 4, kRowsAtOnce = 32 / kUnits;
+  static constexpr int kOwn = kFeatures < 32 ? 1 : kFeatures / 32;  // features per lane
+
+  /// What a lane holds of the state, the token's value and the map.
+  struct Own {
+    float4 s[kHeld], v;
+    float z[kOwn], bias[kOwn];
+  };
+
+  __device__ __forceinline__ const Scalar* input(const View& view, int of) const {
     return static_cast<const Scalar*>(view.data) + batch * view.batch_stride +
            of * view.head_stride;
-  };
-  const Scalar* const key = input(a.k, head / (shape.state_heads / shape.key_heads));
-  const auto vector_value = [&](int i) {
+  }
+  __device__ __forceinline__ float vector_value(int i) const {
     const int vector = i / width, column = i % width;
     return to_float(vector == 0 ? key[column] : input(a.q, head * group + vector - 1)[column]);
-  };
-  const int values = (group + 1) * width, first_value = share * 32 + lane, team = warps * 32;
-  float ahead[kAhead];  // of the vectors; nothing waits for them before the loads of S have started
-#pragma unroll
-  for (int i = 0; i < kAhead; ++i)
-    ahead[i] = first_value + i * team < values ? vector_value(first_value + i * team) : 0.0F;
-  const int unit = lane % kUnits, first_row = lane / kUnits;
-  float4* const s = reinterpret_cast<float4*>(a.s + (item * K + begin) * kHead) + lane;
-  float4 held[kHeld];
-#pragma unroll
-  for (int i = 0; i < kHeld; ++i) {
-    held[i] = exists && begin + first_row + i * kRowsAtOnce < K ? __ldcs(s + 32 * i)
-                                                                : float4{0.0F, 0.0F, 0.0F, 0.0F};
   }
-  const Scalar* const value = input(a.v, head / (shape.state_heads / shape.value_heads)) + 4 * unit;
-  const float4 v = {to_float(value[0]), to_float(value[1]), to_float(value[2]), to_float(value[3])};
-  const int feature = begin + lane % kFeatures, lane_share = lane / kFeatures;
-  float bias[kOwn], z[kOwn];
-#pragma unroll
-  for (int j = 0; j < kOwn; ++j) {
-    const bool is_one = feature + 32 * j < K;
-    bias[j] =
-        kMap && is_one
-            ? to_float(static_cast<const Scalar*>(a.bias)[int64_t{head} * K + feature + 32 * j])
-            : 0.0F;
-    z[j] = is_one ? a.z[item * K + feature + 32 * j] : 0.0F;
-  }
-#pragma unroll
-  for (int i = 0; i < kAhead; ++i) {
-    if (first_value + i * team < values) vectors[first_value + i * team] = ahead[i];
-  }
-  for (int i = first_value + kAhead * team; i < values; i += team) vectors[i] = vector_value(i);
-  wait_copies<0>();
-  __syncthreads();
 
-  // phi of vectors 2 pair and 2 pair + 1 for the own features, to registers and to `phi`.
-  const auto make_features = [&](int pair, float(&low)[kOwn], float(&high)[kOwn]) {
+  /// Prologue: W and the vectors to shared memory, the rest to registers. The loads of S start
+  /// before anything waits.
+  __device__ __forceinline__ void load(Own& own) const {
+    if constexpr (kMap) {
+      constexpr int kValues = 16 / sizeof(Scalar);
+      const Scalar* const w = static_cast<const Scalar*>(a.weight) + int64_t{head} * K * kHead;
+      for (int i = tid; i < K * (kHead / kValues); i += blockDim.x) {
+        copy_async_16(shared_address(memory) + i / (kHead / kValues) * Memory::kRowBytes +
+                          i % (kHead / kValues) * 16,
+                      w + i * kValues,
+                      true);
+      }
+      commit_copies();
+    }
+    const int values = (group + 1) * width, first_value = share * 32 + lane, team = warps * 32;
+    float ahead[kAhead];  // of the vectors
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i)
+      ahead[i] = first_value + i * team < values ? vector_value(first_value + i * team) : 0.0F;
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      own.s[i] = exists && begin + first_row + i * kRowsAtOnce < K ? __ldcs(s + 32 * i)
+                                                                   : float4{0.0F, 0.0F, 0.0F, 0.0F};
+    }
+    const Scalar* const value =
+        input(a.v, head / (shape.state_heads / shape.value_heads)) + 4 * unit;
+    own.v = {to_float(value[0]), to_float(value[1]), to_float(value[2]), to_float(value[3])};
+#pragma unroll
+    for (int j = 0; j < kOwn; ++j) {
+      const bool is_one = feature + 32 * j < K;
+      own.bias[j] =
+          kMap && is_one
+              ? to_float(static_cast<const Scalar*>(a.bias)[int64_t{head} * K + feature + 32 * j])
+              : 0.0F;
+      own.z[j] = is_one ? a.z[item * K + feature + 32 * j] : 0.0F;
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (first_value + i * team < values) vectors[first_value + i * team] = ahead[i];
+    }
+    for (int i = first_value + kAhead * team; i < values; i += team) vectors[i] = vector_value(i);
+    wait_copies<0>();
+    __syncthreads();
+  }
+
+  /// S += phi(k) v^T and z += phi(k), written; o of the first query.
+  __device__ __forceinline__ void update(Own& own) const {
+    float phi_k[kOwn], phi_q[kOwn];
+    make_features(own, 0, phi_k, phi_q);
+#pragma unroll
+    for (int j = 0; j < kOwn; ++j) {
+      own.z[j] += phi_k[j];
+      if (exists && lane_share == 0 && feature + 32 * j < K)
+        a.z[item * K + feature + 32 * j] = own.z[j];
+    }
+    float4 sum = {0.0F, 0.0F, 0.0F, 0.0F};
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      const int row = first_row + i * kRowsAtOnce;
+      const float2 both = phi[row];
+      own.s[i] = axpy(both.x, own.v, own.s[i]);
+      if (exists && begin + row < K) __stcs(s + 32 * i, own.s[i]);
+      sum = axpy(both.y, own.s[i], sum);
+    }
+    finish(0, 1, sum_rows(sum), inner_with_z(own, phi_q));
+    join(0, 0, 1);
+  }
+
+  /// o of a pair of further queries.
+  __device__ __forceinline__ void read(const Own& own, int pair) const {
+    float low[kOwn], high[kOwn];
+    make_features(own, pair, low, high);
+    float4 sum_low = {0.0F, 0.0F, 0.0F, 0.0F}, sum_high = sum_low;
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      const float2 both = phi[first_row + i * kRowsAtOnce];
+      sum_low = axpy(both.x, own.s[i], sum_low);
+      sum_high = axpy(both.y, own.s[i], sum_high);
+    }
+    const int first = 2 * pair - 1, last = min(2 * pair, group - 1);
+    finish(first, 0, sum_rows(sum_low), inner_with_z(own, low));
+    if (last > first) finish(last, 1, sum_rows(sum_high), inner_with_z(own, high));
+    join(first, last, 0);
+  }
+
+  /// phi of vectors 2 pair and 2 pair + 1 for the own features, to registers and to `phi`.
+  __device__ __forceinline__ void make_features(const Own& own,
+                                                int pair,
+                                                float (&low)[kOwn],
+                                                float (&high)[kOwn]) const {
     const float* const x_low = vectors + 2 * pair * width;
     const float* const x_high = 2 * pair < group ? x_low + width : x_low;
 #pragma unroll
     for (int j = 0; j < kOwn; ++j) low[j] = high[j] = 0.0F;
     if constexpr (kMap) {
+      constexpr int kLanes = kFeatures < 32 ? 32 / kFeatures : 1;  // that share a feature
+      constexpr int kValues = 16 / sizeof(Scalar), kMapUnits = kHead / kValues / kLanes;
 #pragma unroll
       for (int u = 0; u < kMapUnits; ++u) {
         const int map_unit = lane_share * kMapUnits + u;
@@ -193,9 +240,9 @@ __global__ void __launch_bounds__(kHeld == 16 ? 256 : 8 * kHead,
     for (int j = 0; j < kOwn; ++j) {
       const bool is_one = feature + 32 * j < K;
       if constexpr (kMap) {
-        low[j] = fmaxf(fmaf(pair == 0 ? 1.0F : a.rule.scale, sum_lanes<kFeatures>(low[j]), bias[j]),
-                       0.0F);
-        high[j] = fmaxf(fmaf(a.rule.scale, sum_lanes<kFeatures>(high[j]), bias[j]), 0.0F);
+        low[j] = fmaxf(
+            fmaf(pair == 0 ? 1.0F : a.rule.scale, sum_lanes<kFeatures>(low[j]), own.bias[j]), 0.0F);
+        high[j] = fmaxf(fmaf(a.rule.scale, sum_lanes<kFeatures>(high[j]), own.bias[j]), 0.0F);
       } else if (is_one) {
         low[j] = x_low[feature + 32 * j];
         high[j] = x_high[feature + 32 * j];
@@ -204,23 +251,26 @@ __global__ void __launch_bounds__(kHeld == 16 ? 256 : 8 * kHead,
       if (lane_share == 0) phi[feature - begin + 32 * j] = {low[j], high[j]};
     }
     __syncwarp();
-  };
-  const auto inner_with_z = [&](const float(&x)[kOwn]) {
+  }
+
+  __device__ __forceinline__ float inner_with_z(const Own& own, const float (&x)[kOwn]) const {
     float sum = 0.0F;
 #pragma unroll
-    for (int j = 0; j < kOwn; ++j) sum = fmaf(x[j], lane_share == 0 ? z[j] : 0.0F, sum);
+    for (int j = 0; j < kOwn; ++j) sum = fmaf(x[j], lane_share == 0 ? own.z[j] : 0.0F, sum);
     return sum_lanes<1>(sum);
-  };
-  const auto sum_rows = [](const float4& x) -> float4 {
+  }
+  __device__ __forceinline__ static float4 sum_rows(const float4& x) {
     return {sum_lanes<kUnits>(x.x),
             sum_lanes<kUnits>(x.y),
             sum_lanes<kUnits>(x.z),
             sum_lanes<kUnits>(x.w)};
-  };
-  // o of query `member` from this warp's numerator and denominator; `slot` is its place in the
-  // pair.
-  Scalar* const o = static_cast<Scalar*>(a.o.data) + batch * a.o.batch_stride;
-  const auto divide = [&](int member, int column, const float4& numerator, float denominator) {
+  }
+
+  /// o of query `member` from its numerator and denominator.
+  __device__ __forceinline__ void divide(int member,
+                                         int column,
+                                         const float4& numerator,
+                                         float denominator) const {
     const float inverse = 1.0F / fmaxf(denominator + a.rule.added, a.rule.floor);
     if (exists) {
       store_four(o + (head * group + member) * a.o.head_stride + column,
@@ -229,10 +279,12 @@ __global__ void __launch_bounds__(kHeld == 16 ? 256 : 8 * kHead,
                   numerator.z * inverse,
                   numerator.w * inverse});
     }
-  };
-  float* const partial = reinterpret_cast<float*>(memory + at.partial);
-  float* const denominators = reinterpret_cast<float*>(memory + at.denominators);
-  const auto finish = [&](int member, int slot, const float4& numerator, float denominator) {
+  }
+  /// This warp's share of a query's numerator and denominator; `slot` is its place in the pair.
+  __device__ __forceinline__ void finish(int member,
+                                         int slot,
+                                         const float4& numerator,
+                                         float denominator) const {
     if (first_row != 0) return;
     if (warps == 1) {
       divide(member, 4 * unit, numerator, denominator);
@@ -240,9 +292,9 @@ __global__ void __launch_bounds__(kHeld == 16 ? 256 : 8 * kHead,
       reinterpret_cast<float4*>(partial + (warp * 2 + slot) * kHead)[unit] = numerator;
       if (unit == 0) denominators[warp * 2 + slot] = denominator;
     }
-  };
-  // Adds the warps' shares up; members `first` (in slot `slot`) to `last`, two at most.
-  const auto join = [&](int first, int last, int slot) {
+  }
+  /// Adds the warps' shares up; members `first` (in slot `slot`) to `last`, two at most.
+  __device__ __forceinline__ void join(int first, int last, int slot) const {
     if (warps == 1) return;
     __syncthreads();
     for (int i = share * 32 + lane; i < (last - first + 1) * kUnits; i += warps * 32) {
@@ -257,44 +309,46 @@ __global__ void __launch_bounds__(kHeld == 16 ? 256 : 8 * kHead,
       divide(first + i / kUnits, 4 * (i % kUnits), numerator, denominator);
     }
     __syncthreads();
-  };
+  }
 
-  {
-    float phi_k[kOwn], phi_q[kOwn];
-    make_features(0, phi_k, phi_q);
-#pragma unroll
-    for (int j = 0; j < kOwn; ++j) {
-      z[j] += phi_k[j];
-      if (exists && lane_share == 0 && feature + 32 * j < K)
-        a.z[item * K + feature + 32 * j] = z[j];
-    }
-    float4 sum = {0.0F, 0.0F, 0.0F, 0.0F};
-#pragma unroll
-    for (int i = 0; i < kHeld; ++i) {
-      const int row = first_row + i * kRowsAtOnce;
-      const float2 both = phi[row];
-      held[i] = axpy(both.x, v, held[i]);
-      if (exists && begin + row < K) __stcs(s + 32 * i, held[i]);
-      sum = axpy(both.y, held[i], sum);
-    }
-    finish(0, 1, sum_rows(sum), inner_with_z(phi_q));
-    join(0, 0, 1);
-  }
-  for (int pair = 1; 2 * pair <= group; ++pair) {
-    float low[kOwn], high[kOwn];
-    make_features(pair, low, high);
-    float4 sum_low = {0.0F, 0.0F, 0.0F, 0.0F}, sum_high = sum_low;
-#pragma unroll
-    for (int i = 0; i < kHeld; ++i) {
-      const float2 both = phi[first_row + i * kRowsAtOnce];
-      sum_low = axpy(both.x, held[i], sum_low);
-      sum_high = axpy(both.y, held[i], sum_high);
-    }
-    const int first = 2 * pair - 1, last = min(2 * pair, group - 1);
-    finish(first, 0, sum_rows(sum_low), inner_with_z(low));
-    if (last > first) finish(last, 1, sum_rows(sum_high), inner_with_z(high));
-    join(first, last, 0);
-  }
+  const DecodeArguments& a;
+  unsigned char* const memory;
+  const Shape& shape = a.shape;
+  const int K = shape.feature_size, group = shape.query_heads / shape.state_heads,
+            warps = a.plan.warps_per_state;
+  const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, place = warp / warps,
+            share = warp % warps;
+  const int head = blockIdx.x % shape.state_heads,
+            sequence = blockIdx.x / shape.state_heads * a.plan.states_per_block + place;
+  const bool exists = sequence < shape.batch;
+  const int batch = exists ? sequence : shape.batch - 1, begin = share * kFeatures;
+  const int64_t item = int64_t{batch} * shape.state_heads + head;
+  const Memory at{shape, warps, a.plan.states_per_block};
+  const int width = kMap ? kHead : K;
+  float* const vectors =
+      reinterpret_cast<float*>(memory + at.vectors) + place * (group + 1) * width;
+  float2* const phi = reinterpret_cast<float2*>(memory + at.phi) + warp * kFeatures;
+  float* const partial = reinterpret_cast<float*>(memory + at.partial);
+  float* const denominators = reinterpret_cast<float*>(memory + at.denominators);
+  // A lane's 16 bytes of a row of S, its first row; its first feature of the map.
+  const int unit = lane % kUnits, first_row = lane / kUnits;
+  const int feature = begin + lane % kFeatures, lane_share = lane / kFeatures;
+  float4* const s = reinterpret_cast<float4*>(a.s + (item * K + begin) * kHead) + lane;
+  const Scalar* const key = input(a.k, head / (shape.state_heads / shape.key_heads));
+  Scalar* const o = static_cast<Scalar*>(a.o.data) + batch * a.o.batch_stride;
+};
+
+/// A warp owns some features of one state, whole rows of S: what it needs of the map, phi, z, S and
+/// its share of the sums is its own, so warps meet twice: when W and the token have arrived and,
+/// where several share a state, to add numerators and denominators up. The loads of S start first
+/// and wait in registers. Vectors (the key, then the queries) are taken two at a time.
+template <class Scalar, bool kMap, int kHead, int kHeld>
+__global__ void __launch_bounds__(kHeld == 16 ? 256 : 8 * kHead,
+                                  kHeld == 16 ? 2 : 1)  // 128 features fit a block
+    decode_kernel(const __grid_constant__ DecodeArguments a) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  wait_for_earlier_kernels();
+  DecodeBlock<Scalar, kMap, kHead, kHeld>(a, memory).run();
 }
 
 template <class Scalar, bool kMap, int kHead, int kHeld>
