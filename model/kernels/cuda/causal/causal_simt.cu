@@ -136,66 +136,81 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const SimtArguments<S
   }
 }
 
-/// The formulas are those of causal_backward_kernel.
+/// A block of threads of backward_kernel: arrays in shared memory (symbols as in
+/// causal_backward.cuh) and the chunk that it is at.
+///
+/// Barriers, per chunk: inputs have come | p and dp | denominators and e | gradients are written |
+/// dS and dz are (before the next chunk's inputs).
 template <class Scalar>
-__global__ void __launch_bounds__(kThreads) backward_kernel(const SimtArguments<Scalar> a) {
-  extern __shared__ __align__(16) unsigned char memory[];
-  const int K = a.shape.feature_size, D = a.shape.head_size, T = a.shape.length, tid = threadIdx.x;
-  const Item item(a);
-  Scalar* const ds = reinterpret_cast<Scalar*>(memory);  // [K][D]
-  Scalar* const dz = ds + K * D;                         // [K]
-  Scalar* const phi_q = dz + K;                          // [kC][K]
-  Scalar* const phi_k = phi_q + kC * K;
-  Scalar* const v = phi_k + kC * K;  // [kC][D]
-  Scalar* const grad_o = v + kC * D;
-  Scalar* const p = grad_o + kC * D;     // [kC][kC]
-  Scalar* const dp = p + kC * kC;        // [kC][kC]: d o . v, then + e
-  Scalar* const inverse = dp + kC * kC;  // [kC]
-  Scalar* const e = inverse + kC;        // [kC]
-  const int64_t state = int64_t{item.batch} * a.shape.state_heads + item.state_head;
-  const bool takes_final = a.grad_final_s != nullptr && item.head % item.group == 0;
-  for (int i = tid; i < K * D + K; i += kThreads) {
-    ds[i] = !takes_final ? Scalar{0}
-            : i < K * D  ? a.grad_final_s[state * K * D + i]
-                         : a.grad_final_z[state * K + i - K * D];
+class Backward {
+ public:
+  __device__ Backward(const SimtArguments<Scalar>& arguments, unsigned char* memory)
+      : a(arguments), item(arguments), ds(reinterpret_cast<Scalar*>(memory)) {}
+
+  __device__ void run() {
+    start();
+    for (int chunk = chunks - 1; chunk >= 0; --chunk) {
+      first = chunk * kC, rows = min(kC, T - first);
+      s = a.states + (int64_t{blockIdx.x} * chunks + chunk) * (K * D + K);
+      __syncthreads();
+      load(phi_q, a.q, item.head, K);
+      load(phi_k, a.k, item.key_head, K);
+      load(v, a.v, item.value_head, D);
+      load(grad_o, a.grad_o, item.head, D);
+      __syncthreads();
+      make_weights();
+      __syncthreads();
+      make_terms();
+      __syncthreads();
+      last_start = item.starts == nullptr ? 0 : max(0, item.start(first + rows - 1) - first);
+      write_grad_q_and_k();
+      write_grad_v();
+      __syncthreads();
+      add_sums();
+    }
+    __syncthreads();
+    if (a.grad_initial_s != nullptr) {
+      for (int i = tid; i < K * D; i += kThreads)
+        a.grad_initial_s[int64_t{blockIdx.x} * K * D + i] = ds[i];
+      for (int i = tid; i < K; i += kThreads) a.grad_initial_z[int64_t{blockIdx.x} * K + i] = dz[i];
+    }
   }
-  const int chunks = (T + kC - 1) / kC;
-  for (int chunk = chunks - 1; chunk >= 0; --chunk) {
-    const int first = chunk * kC, rows = min(kC, T - first);
-    const Scalar* const s = a.states + (int64_t{blockIdx.x} * chunks + chunk) * (K * D + K);
-    const Scalar* const z = s + K * D;
-    const auto carried = [&](int row) {
-      return item.starts == nullptr || item.start(first + row) < first;
-    };
-    __syncthreads();
-    load_rows(phi_q,
-              rows_of<Scalar>(a.q, item.batch, item.head) + first * a.q.token_stride,
-              a.q.token_stride,
-              rows,
-              K);
-    load_rows(phi_k,
-              rows_of<Scalar>(a.k, item.batch, item.key_head) + first * a.k.token_stride,
-              a.k.token_stride,
-              rows,
-              K);
-    load_rows(v,
-              rows_of<Scalar>(a.v, item.batch, item.value_head) + first * a.v.token_stride,
-              a.v.token_stride,
-              rows,
-              D);
-    load_rows(grad_o,
-              rows_of<Scalar>(a.grad_o, item.batch, item.head) + first * a.grad_o.token_stride,
-              a.grad_o.token_stride,
-              rows,
-              D);
-    __syncthreads();
+
+ private:
+  /// dS and dz are the gradient of the final state, in the first head of a group.
+  __device__ void start() {
+    const int64_t state = int64_t{item.batch} * a.shape.state_heads + item.state_head;
+    const bool takes_final = a.grad_final_s != nullptr && item.head % item.group == 0;
+    for (int i = tid; i < K * D + K; i += kThreads) {
+      ds[i] = !takes_final ? Scalar{0}
+              : i < K * D  ? a.grad_final_s[state * K * D + i]
+                           : a.grad_final_z[state * K + i - K * D];
+    }
+  }
+
+  __device__ void load(Scalar* to, const View& view, int head, int columns) {
+    load_rows(to, at(view, head), view.token_stride, rows, columns);
+  }
+  /// The chunk's first row of a view.
+  __device__ Scalar* at(const View& view, int head) const {
+    return rows_of<Scalar>(view, item.batch, head) + first * view.token_stride;
+  }
+  /// Whether a row sees the state before the chunk.
+  __device__ bool carried(int row) const {
+    return item.starts == nullptr || item.start(first + row) < first;
+  }
+
+  __device__ void make_weights() {
     for (int i = tid; i < rows * kC; i += kThreads) {
       const int row = i / kC, column = i % kC;
       const bool seen = column <= row && first + column >= item.start(first + row);
       p[i] = seen ? dot(phi_q + row * K, phi_k + column * K, K) : Scalar{0};
       dp[i] = seen ? dot(grad_o + row * D, v + column * D, D) : Scalar{0};
     }
-    __syncthreads();
+  }
+
+  __device__ void make_terms() {
+    const Scalar* const z = s + K * D;
     for (int row = tid; row < rows; row += kThreads) {
       Scalar den = Scalar(a.added), inner = 0;
       for (int column = 0; column <= row; ++column) {
@@ -211,15 +226,11 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const SimtArguments<
       inverse[row] = Scalar{1} / max(den, Scalar(a.floor));
       e[row] = den < Scalar(a.floor) ? Scalar{0} : -inner * inverse[row];
     }
-    __syncthreads();
-    Scalar* const grad_q =
-        rows_of<Scalar>(a.grad_q, item.batch, item.head) + first * a.grad_q.token_stride;
-    Scalar* const grad_k =
-        rows_of<Scalar>(a.grad_k, item.batch, item.head) + first * a.grad_k.token_stride;
-    Scalar* const grad_v =
-        rows_of<Scalar>(a.grad_v, item.batch, item.head) + first * a.grad_v.token_stride;
-    const int last_start =
-        item.starts == nullptr ? 0 : max(0, item.start(first + rows - 1) - first);
+  }
+
+  __device__ void write_grad_q_and_k() {
+    const Scalar* const z = s + K * D;
+    Scalar *const grad_q = at(a.grad_q, item.head), *const grad_k = at(a.grad_k, item.head);
     for (int i = tid; i < rows * K; i += kThreads) {
       const int row = i / K, feature = i % K;
       Scalar sum = carried(row) ? dot(grad_o + row * D, s + feature * D, D) + e[row] * z[feature]
@@ -234,6 +245,10 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const SimtArguments<
       }
       grad_k[row * a.grad_k.token_stride + feature] = sum;
     }
+  }
+
+  __device__ void write_grad_v() {
+    Scalar* const grad_v = at(a.grad_v, item.head);
     for (int i = tid; i < rows * D; i += kThreads) {
       const int row = i / D, column = i % D;
       Scalar sum = row >= last_start ? dot(phi_k + row * K, ds + column, K, 1, D) : Scalar{0};
@@ -241,7 +256,10 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const SimtArguments<
         sum += p[query * kC + row] * inverse[query] * grad_o[query * D + column];
       grad_v[row * a.grad_v.token_stride + column] = sum;
     }
-    __syncthreads();
+  }
+
+  /// dS and dz of the chunk; what lies behind a document that began in it is dropped.
+  __device__ void add_sums() {
     const bool dropped = item.starts != nullptr && item.start(first + rows - 1) >= first;
     for (int i = tid; i < K * D + K; i += kThreads) {
       const bool is_z = i >= K * D;
@@ -253,12 +271,34 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const SimtArguments<
       ds[i] = sum;
     }
   }
-  __syncthreads();
-  if (a.grad_initial_s != nullptr) {
-    for (int i = tid; i < K * D; i += kThreads)
-      a.grad_initial_s[int64_t{blockIdx.x} * K * D + i] = ds[i];
-    for (int i = tid; i < K; i += kThreads) a.grad_initial_z[int64_t{blockIdx.x} * K + i] = dz[i];
-  }
+
+  const SimtArguments<Scalar>& a;
+  const Item item;
+  const int K = a.shape.feature_size, D = a.shape.head_size, T = a.shape.length;
+  const int tid = threadIdx.x, chunks = (T + kC - 1) / kC;
+  Scalar* const ds;               // [K][D]
+  Scalar* const dz = ds + K * D;  // [K]
+  Scalar* const phi_q = dz + K;   // [kC][K]
+  Scalar* const phi_k = phi_q + kC * K;
+  Scalar* const v = phi_k + kC * K;  // [kC][D]
+  Scalar* const grad_o = v + kC * D;
+  Scalar* const p = grad_o + kC * D;     // [kC][kC]
+  Scalar* const dp = p + kC * kC;        // [kC][kC]: d o . v, then + e
+  Scalar* const inverse = dp + kC * kC;  // [kC]
+  Scalar* const e = inverse + kC;        // [kC]
+
+  // Of the chunk: its first token, its tokens, the row where its last document begins, the state
+  // before it.
+  int first = 0, rows = 0, last_start = 0;
+  const Scalar* s = nullptr;
+};
+
+/// The formulas are those of causal_backward_kernel.
+template <class Scalar>
+__global__ void __launch_bounds__(kThreads)
+    backward_kernel(const __grid_constant__ SimtArguments<Scalar> a) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  Backward<Scalar>(a, memory).run();
 }
 
 template <class Scalar>
