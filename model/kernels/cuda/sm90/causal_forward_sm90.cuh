@@ -1,5 +1,18 @@
 #pragma once
 
+// The forward kernel for head size 64 on Hopper. Symbols as in causal/causal_forward.cuh, and:
+//
+// walker         a warpgroup of consumers, and its place in their turns
+// m              mean of the values before the chunk, weighted by the sum of their features
+// centred        S - z m^T in bf16; with z and m a record of the state (sm90/causal_sm90.cuh)
+//
+// Barriers (mbarriers; parity of a stage's round):
+//   kLoaded      producer to a walker: the tiles of a stage have come
+//   kDone        a walker's four warps to the producer: o and the record may leave, tiles may come
+//   kPassed      walker to walker: the state before a turn is in the relay (causal_relay_sm90.cuh)
+//   kMapReady    producer (W) and the first warp (b) to all walkers, once
+// and named barriers 1 + walker: within a walker, phi(k) or the centred state are in shared memory.
+
 #include "model/kernels/cuda/sm90/causal_relay_sm90.cuh"
 #include "model/kernels/cuda/sm90/causal_rows_sm90.cuh"
 
@@ -34,19 +47,47 @@ struct ForwardMemory {
   static_assert(kBytes <= 227 * 1024);
 };
 
-/// causal_forward_kernel for head size 64 on Hopper: chunks of 64 tokens, one warpgroup (a walker)
-/// for each, taking turns. What must follow one after the other is short: a walker adds its chunk's
-/// sums to those before it, hands them on, and computes the chunk's outputs while others do the
-/// next ones'. The state before every chunk is saved.
+/// A block of threads of causal_forward_kernel: its place in the tensors and in shared memory. A
+/// turn is a chunk of 64 tokens, and turn % kStages its stage.
 template <int kFeatures, bool kMap, bool kSumsOnly>
-__global__ void __launch_bounds__(kWalkThreads<kFeatures>, 1)
-    causal_forward_kernel(const __grid_constant__ CausalArguments a,
-                          const __grid_constant__ TensorMaps maps) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+struct ForwardBlock {
   using Memory = ForwardMemory<kFeatures, kMap>;
-  constexpr int kSteps = kFeatures / 16, kHeadSteps = kHead / 16, kMover = 4 * kWalkers<kFeatures>;
-  extern __shared__ unsigned char unaligned_memory[];
-  unsigned char* const memory = unaligned_memory + (-shared_address(unaligned_memory) & 1023);
+
+  __device__ __forceinline__ ForwardBlock(const CausalArguments& arguments,
+                                          const TensorMaps& tensor_maps,
+                                          unsigned char* shared)
+      : a(arguments), maps(tensor_maps), memory(shared) {}
+
+  __device__ __forceinline__ int stage_of(int turn) const {
+    return turn % Memory::kStages * Memory::kStage;
+  }
+  __device__ __forceinline__ int token_of(int turn) const {
+    return (chunk_begin + turn) * kWalkTokens;
+  }
+  // Barriers of a turn's stage, and the parity of the phase that ends when they are passed.
+  __device__ __forceinline__ uint32_t loaded(int turn) const {
+    return base + Memory::kLoaded + 8 * (turn % Memory::kStages);
+  }
+  __device__ __forceinline__ uint32_t done(int turn) const {
+    return base + Memory::kDone + 8 * (turn % Memory::kStages);
+  }
+  __device__ __forceinline__ static int parity(int turn) { return turn / Memory::kStages & 1; }
+
+  /// By one thread, before everything else.
+  __device__ __forceinline__ void init_barriers() const {
+    for (int stage = 0; stage < Memory::kStages; ++stage) {
+      init_barrier(base + Memory::kLoaded + 8 * stage);
+      init_barrier(base + Memory::kDone + 8 * stage, 4);
+    }
+    for (int i = 0; i < Relay<kFeatures>::kBarriers; ++i)
+      init_barrier(base + Memory::kPassed + 8 * i);
+    init_barrier(base + Memory::kMapReady, 2);
+    publish_barriers();
+  }
+
+  const CausalArguments& a;
+  const TensorMaps& maps;
+  unsigned char* const memory;
   const uint32_t base = shared_address(memory);
   float* const bias = reinterpret_cast<float*>(memory + Memory::kBias);
   const Tile<kHead> weight{base + Memory::kWeight};
@@ -63,322 +104,441 @@ __global__ void __launch_bounds__(kWalkThreads<kFeatures>, 1)
   const int turns = min(a.plan.chunks_per_segment, a.plan.chunks - chunk_begin);
   const int key_head = state_head / (shape.state_heads / shape.key_heads);
   const int value_head = state_head / (shape.state_heads / shape.value_heads);
-  const auto stage_of = [&](int turn) { return turn % Memory::kStages * Memory::kStage; };
-  const auto token_of = [&](int turn) { return (chunk_begin + turn) * kWalkTokens; };
+};
 
-  const auto load = [&](int turn) {  // by one thread
-    if (turn >= turns) return;
-    const uint32_t stage = base + stage_of(turn),
-                   barrier = base + Memory::kLoaded + 8 * (turn % Memory::kStages);
-    expect_bytes(barrier, Memory::kTile + (kSumsOnly ? 1 : 2) * Memory::kInputTile);
-    load_tile(stage + Memory::kK, maps.k, barrier, 0, token_of(turn), key_head, batch);
-    if constexpr (!kSumsOnly)
-      load_tile(stage + Memory::kQ, maps.q, barrier, 0, token_of(turn), head, batch);
-    load_tile(stage + Memory::kV, maps.v, barrier, 0, token_of(turn), value_head, batch);
-  };
+/// Producer: one thread, which loads tiles and stores outputs and state records.
+template <int kFeatures, bool kMap, bool kSumsOnly>
+class ForwardProducer {
+ public:
+  using Block = ForwardBlock<kFeatures, kMap, kSumsOnly>;
+  __device__ __forceinline__ explicit ForwardProducer(const Block& owner) : block(owner) {}
 
-  const bool first_thread = tid == 32 * kMover;
-  if (first_thread) {
-    for (int stage = 0; stage < Memory::kStages; ++stage) {
-      init_barrier(base + Memory::kLoaded + 8 * stage);
-      init_barrier(base + Memory::kDone + 8 * stage, 4);
-    }
-    for (int i = 0; i < Relay<kFeatures>::kBarriers; ++i)
-      init_barrier(base + Memory::kPassed + 8 * i);
-    init_barrier(base + Memory::kMapReady, 2);
-    publish_barriers();
-  }
-  __syncthreads();
-
-  if (walker == kWalkers<kFeatures>) {
-    give_registers<kMoverRegisters>();
-    if (first_thread) {
-      prefetch_map(maps.k);
-      prefetch_map(maps.v);
-      if constexpr (!kSumsOnly) prefetch_map(maps.q);
-      wait_for_earlier_kernels();
-      if constexpr (kMap) {
-        expect_bytes(base + Memory::kMapReady, kFeatures * kHead * 2);
-        load_tile(weight.base, maps.weight, base + Memory::kMapReady, 0, 0, state_head, 0);
-      }
-      for (int turn = 0; turn < Memory::kStages; ++turn) load(turn);
-      for (int turn = 0; turn < turns; ++turn) {
-        wait_barrier(base + Memory::kDone + 8 * (turn % Memory::kStages),
-                     turn / Memory::kStages & 1);
-        if constexpr (!kSumsOnly) {
-          const uint32_t stage = base + stage_of(turn);
-          const int chunk = chunk_begin + turn;
-          store_tile(maps.o, stage + Memory::kQ, 0, token_of(turn), head, batch);
-          if (a.states != nullptr && (chunk > 0 || a.initial_s != nullptr)) {
-            store_bytes(
-                a.states + (int64_t{item} * a.plan.chunks + chunk) * a.plan.state_record_bytes,
-                stage + Memory::kRecord,
-                kRecordBytes<kHead, kFeatures>);
-          }
-          commit_stores();
-          wait_stores_read();
-        }
-        load(turn + Memory::kStages);
-      }
-    }
-  } else {
-    take_registers<kWalkerRegisters<kFeatures>>();
+  __device__ __forceinline__ void run() const {
+    const TensorMaps& maps = block.maps;
+    prefetch_map(maps.k);
+    prefetch_map(maps.v);
+    if constexpr (!kSumsOnly) prefetch_map(maps.q);
     wait_for_earlier_kernels();
-    if (kMap && warp == 0) {
-      load_bias<kFeatures, 32>(bias, a.bias, state_head, features);
-      arrive(base + Memory::kMapReady, lane);
+    if constexpr (kMap) {
+      const uint32_t ready = block.base + Memory::kMapReady;
+      expect_bytes(ready, kFeatures * kHead * 2);
+      load_tile(block.weight.base, maps.weight, ready, 0, 0, block.state_head, 0);
     }
-    float all_s[kFeatures / 8][4] = {},
-                            all_z[kFeatures / 8][2] = {};  // the sums alone: of all own chunks
-    const Relay<kFeatures> relay(memory + Memory::kRelay, base + Memory::kPassed, walker, tid);
-    if (!kSumsOnly && walker == 0) {
-      const StartState from =
-          start_state<kHead>(a, a.initial_s, a.initial_z, item, segment, batch, state_head);
-      relay.start(from.s, from.z, low, features);
+    for (int turn = 0; turn < Memory::kStages; ++turn) load(turn);
+    for (int turn = 0; turn < block.turns; ++turn) {
+      wait_barrier(block.done(turn), block.parity(turn));
+      if constexpr (!kSumsOnly) store(turn);
+      load(turn + Memory::kStages);
     }
+  }
 
-    if constexpr (kMap) wait_barrier(base + Memory::kMapReady, 0);
-    const PairMasks masks(/*not_after=*/true, warp & 3, lane);
-    for (int turn = walker; turn < turns; turn += kWalkers<kFeatures>) {
-      const uint32_t stage = base + stage_of(turn);
-      const Tile<kHead> v_tile{stage + Memory::kV};
-      const Tile<kFeatures> phi_k{kMap ? base + Memory::kPhiK + walker * Memory::kPhiTile
-                                       : stage + Memory::kK};
-      const int valid = min(kWalkTokens, shape.length - token_of(turn));
-      wait_barrier(base + Memory::kLoaded + 8 * (turn % Memory::kStages),
-                   turn / Memory::kStages & 1);
+ private:
+  using Memory = typename Block::Memory;
 
-      uint32_t phi_q[kSteps][4];
-      if constexpr (kMap) {
-        const Tile<kHead> q_tile{stage + Memory::kQ}, k_tile{stage + Memory::kK};
-        float y_k[kFeatures / 8][4], y_q[kFeatures / 8][4];
-        begin_products();
-#pragma unroll
-        for (int step = 0; step < kHeadSteps; ++step)
-          product<Major::kK, Major::kK>(y_k,
-                                        operand<Major::kK>(k_tile, 0, step),
-                                        operand<Major::kK>(weight, 0, step),
-                                        step > 0);
-        commit_products();
-        if constexpr (!kSumsOnly) {
-#pragma unroll
-          for (int step = 0; step < kHeadSteps; ++step)
-            product<Major::kK, Major::kK>(y_q,
-                                          operand<Major::kK>(q_tile, 0, step),
-                                          operand<Major::kK>(weight, 0, step),
-                                          step > 0);
-        }
-        commit_products();
-        wait_products<1>();
-        settle(y_k);
-        uint32_t own_phi_k[kSteps][4];
-        activate<kFeatures>(own_phi_k, y_k, bias, 1.0F, low < valid, high < valid, lane);
-        store_rows<kFeatures>(phi_k, row0, own_phi_k, lane);
-        make_visible_to_wgmma();
-        wait_products<0>();
-        if constexpr (!kSumsOnly) {
-          settle(y_q);
-          activate<kFeatures>(phi_q, y_q, bias, a.rule.scale, true, true, lane);
-        }
-        sync_warpgroup(1 + walker);
-      } else if constexpr (!kSumsOnly) {
-#pragma unroll
-        for (int step = 0; step < kSteps; ++step)
-          Tile<kFeatures>{stage + Memory::kQ}.load_a(phi_q[step], row0, 2 * step, lane);
-      }
+  __device__ __forceinline__ void load(int turn) const {
+    if (turn >= block.turns) return;
+    const TensorMaps& maps = block.maps;
+    const uint32_t stage = block.base + block.stage_of(turn), barrier = block.loaded(turn);
+    const int token = block.token_of(turn);
+    expect_bytes(barrier, Memory::kTile + (kSumsOnly ? 1 : 2) * Memory::kInputTile);
+    load_tile(stage + Memory::kK, maps.k, barrier, 0, token, block.key_head, block.batch);
+    if constexpr (!kSumsOnly)
+      load_tile(stage + Memory::kQ, maps.q, barrier, 0, token, block.head, block.batch);
+    load_tile(stage + Memory::kV, maps.v, barrier, 0, token, block.value_head, block.batch);
+  }
 
-      float s[kFeatures / 8][4], z[kFeatures / 8][4];  // the chunk's sums
-      constexpr uint32_t kOnes = 0x3f803f80u;
-      const uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
-      begin_products();
-#pragma unroll
-      for (int step = 0; step < kWalkTokens / 16; ++step) {
-        product<Major::kMN, Major::kMN>(
-            s, operand<Major::kMN>(v_tile, 0, step), operand<Major::kMN>(phi_k, 0, step), step > 0);
-        product<Major::kMN>(z, ones, operand<Major::kMN>(phi_k, 0, step), step > 0);
-      }
-      commit_products();
-      if constexpr (kSumsOnly) {
-        wait_products<0>();
-        settle(s);
-        settle(z);
-#pragma unroll
-        for (int n = 0; n < kFeatures / 8; ++n)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            all_s[n][i] += s[n][i];
-            if (i < 2) all_z[n][i] += z[n][i];
-          }
-        if constexpr (kMap) sync_warpgroup(1 + walker);  // phi(k) may be overwritten
-      } else {
-        float p[8][4], num[8][4];
-#pragma unroll
-        for (int step = 0; step < kSteps; ++step)
-          product<Major::kK>(p, phi_q[step], operand<Major::kK>(phi_k, 0, step), step > 0);
-        commit_products();
+  /// o and, for the backward pass, the state before the chunk; they have left when it returns.
+  __device__ __forceinline__ void store(int turn) const {
+    const CausalArguments& a = block.a;
+    const uint32_t stage = block.base + block.stage_of(turn);
+    const int chunk = block.chunk_begin + turn;
+    store_tile(block.maps.o, stage + Memory::kQ, 0, block.token_of(turn), block.head, block.batch);
+    if (a.states != nullptr && (chunk > 0 || a.initial_s != nullptr)) {
+      store_bytes(
+          a.states + (int64_t{block.item} * a.plan.chunks + chunk) * a.plan.state_record_bytes,
+          stage + Memory::kRecord,
+          kRecordBytes<kHead, kFeatures>);
+    }
+    commit_stores();
+    wait_stores_read();
+  }
 
-        float before_s[kFeatures / 8][4], before_z[kFeatures / 8][2];
-        relay.take(turn, before_s, before_z);
-        wait_products<1>();
-        settle(s);
-        settle(z);
-#pragma unroll
-        for (int n = 0; n < kFeatures / 8; ++n)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            s[n][i] += before_s[n][i];
-            z[n][i] += before_z[n][i & 1];
-          }
-        relay.give(s, z);
+  const Block& block;
+};
 
-        float sum_low = 0.0F, sum_high = 0.0F, sum_z = 0.0F, before_low = 0.0F, before_high = 0.0F;
-#pragma unroll
-        for (int n = 0; n < kFeatures / 8; ++n) {
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const bool minus = !kMap && before_z[n][i] < 0.0F;  // given features may have any sign
-            sum_low += minus ? -before_s[n][i] : before_s[n][i];
-            sum_high += minus ? -before_s[n][i + 2] : before_s[n][i + 2];
-            sum_z += minus ? -before_z[n][i] : before_z[n][i];
-          }
-          const float2 phi_low = unpack(phi_q[n / 2][2 * (n & 1)]),
-                       phi_high = unpack(phi_q[n / 2][2 * (n & 1) + 1]);
-          before_low = fmaf(phi_low.x, before_z[n][0], fmaf(phi_low.y, before_z[n][1], before_low));
-          before_high =
-              fmaf(phi_high.x, before_z[n][0], fmaf(phi_high.y, before_z[n][1], before_high));
-        }
-        sum_z = row_sum(sum_z);
-        const float inverse = sum_z > 0.0F ? 1.0F / sum_z : 0.0F;
-        uint32_t mean_hi, mean_lo;  // of the rows `low` and `high`
-        split(row_sum(sum_low) * inverse, row_sum(sum_high) * inverse, mean_hi, mean_lo);
-        const float2 of_hi = unpack(mean_hi), of_lo = unpack(mean_lo);
-        const float mean_low = of_hi.x + of_lo.x,
-                    mean_high =
-                        of_hi.y + of_lo.y;  // what the halves hold, and so what is taken from S
-        const Tile<kFeatures> centred{stage + Memory::kRecord};
-        unsigned char* const record = memory + stage_of(turn) + Memory::kRecord;
-        float* const z_shared = reinterpret_cast<float*>(record + kRecordZ<kHead, kFeatures>);
-        float* const mean_shared = z_shared + kFeatures;  // behind the record, for this kernel
-#pragma unroll
-        for (int step = 0; step < kSteps; ++step) {
-          uint32_t packed[4];
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const int n = 2 * step + i / 2, j = 2 * (i & 1);
-            const float mean = (i & 1) == 0 ? mean_low : mean_high;
-            packed[i] = pack(fmaf(-mean, before_z[n][0], before_s[n][j]),
-                             fmaf(-mean, before_z[n][1], before_s[n][j + 1]));
-          }
-          centred.store_a(packed, row0, 2 * step, lane);
-        }
-        if ((warp & 3) == 0 && lane < 4) {
-#pragma unroll
-          for (int n = 0; n < kFeatures / 8; ++n)
-            reinterpret_cast<float2*>(z_shared)[n * 4 + lane] = {before_z[n][0], before_z[n][1]};
-        }
-        if ((lane & 3) == 0) {
-          mean_shared[low] = mean_low;
-          mean_shared[high] = mean_high;
-          const Tile<kHead> halves{centred.base + 2 * kFeatures * kHead};
-          const auto store_half = [&](int row, int column, uint32_t pair) {
-            *reinterpret_cast<uint16_t*>(memory + (halves.at(row, column / 8) - base) +
-                                         column % 8 * 2) = static_cast<uint16_t>(pair);
-          };
-          store_half(0, low, mean_hi);
-          store_half(1, low, mean_lo);
-          store_half(0, high, mean_hi >> 16);
-          store_half(1, high, mean_lo >> 16);
-        }
-        make_visible_to_wgmma();
-        wait_products<0>();
-        settle(p);
-        sync_warpgroup(1 + walker);  // the state; and phi(k) may be overwritten
+/// Consumer: a warpgroup that computes every kWalkers-th chunk. S and z are in the accumulators'
+/// layout, transposed: rows are columns of v, columns features.
+template <int kFeatures, bool kMap, bool kSumsOnly>
+class ForwardConsumer {
+ public:
+  using Block = ForwardBlock<kFeatures, kMap, kSumsOnly>;
+  __device__ __forceinline__ explicit ForwardConsumer(const Block& owner)
+      : block(owner),
+        relay(owner.memory + Memory::kRelay, owner.base + Memory::kPassed, owner.walker, owner.tid),
+        masks(/*not_after=*/true, owner.warp & 3, owner.lane) {}
 
-        begin_products();
-#pragma unroll
-        for (int step = 0; step < kSteps; ++step)
-          product<Major::kK>(num, phi_q[step], operand<Major::kK>(centred, 0, step), step > 0);
-        commit_products();
-        float den[4] = {};
-        uint32_t weights[4][4];
-#pragma unroll
-        for (int n = 0; n < 8; ++n) {
-          weights[n / 2][2 * (n & 1)] = pack(p[n][0], p[n][1]);
-          weights[n / 2][2 * (n & 1) + 1] = pack(p[n][2], p[n][3]);
-#pragma unroll
-          for (int i = 0; i < 4; ++i)
-            if (is_seen(n, i, low, lane)) den[i] += p[n][i];
-        }
-        masks.clear(weights);
-        begin_products();
-#pragma unroll
-        for (int step = 0; step < 4; ++step)
-          product<Major::kMN>(num, weights[step], operand<Major::kMN>(v_tile, 0, step), true);
-        commit_products();
-        before_low = row_sum(before_low);
-        before_high = row_sum(before_high);
-        const float scale_low =
-            1.0F / fmaxf(row_sum(den[0] + den[1]) + before_low + a.rule.added, a.rule.floor);
-        const float scale_high =
-            1.0F / fmaxf(row_sum(den[2] + den[3]) + before_high + a.rule.added, a.rule.floor);
-        wait_products<0>();
-        settle(num);
-#pragma unroll
-        for (int n = 0; n < 8; ++n) {  // what the state's centring has left out
-          const float2 mean =
-              *reinterpret_cast<const float2*>(mean_shared + 8 * n + 2 * (lane & 3));
-          num[n][0] = fmaf(before_low, mean.x, num[n][0]);
-          num[n][1] = fmaf(before_low, mean.y, num[n][1]);
-          num[n][2] = fmaf(before_high, mean.x, num[n][2]);
-          num[n][3] = fmaf(before_high, mean.y, num[n][3]);
-        }
-        stage_rows<kHead>(Tile<kHead>{stage + Memory::kQ}, row0, num, scale_low, scale_high, lane);
-      }
+  __device__ __forceinline__ void run() const {
+    const CausalArguments& a = block.a;
+    wait_for_earlier_kernels();
+    if (kMap && block.warp == 0) {
+      load_bias<kFeatures, 32>(block.bias, a.bias, block.state_head, block.features);
+      arrive(block.base + Memory::kMapReady, block.lane);
+    }
+    State all;  // the sums alone: of all own chunks
+    if (!kSumsOnly && block.walker == 0) {
+      const StartState from = start_state<kHead>(
+          a, a.initial_s, a.initial_z, block.item, block.segment, block.batch, block.state_head);
+      relay.start(from.s, from.z, block.low, block.features);
+    }
+    if constexpr (kMap) wait_barrier(block.base + Memory::kMapReady, 0);
+    for (int turn = block.walker; turn < block.turns; turn += kWalkers<kFeatures>) {
+      wait_barrier(block.loaded(turn), block.parity(turn));
+      run_turn(turn, all);
       make_visible_to_wgmma();
-      arrive(base + Memory::kDone + 8 * (turn % Memory::kStages), lane);
+      arrive(block.done(turn), block.lane);
     }
     sync_walkers<kFeatures>();
-    if constexpr (kSumsOnly) {  // the walkers' sums, in their order
-      const auto of_walker = [&](int i) {
-        return reinterpret_cast<float*>(memory + i * 2 * Relay<kFeatures>::kMatrixBytes) +
-               (tid & 127);
+    if constexpr (kSumsOnly) {
+      join_sums(all);
+    } else {
+      write_final_state(all);
+    }
+  }
+
+ private:
+  using Memory = typename Block::Memory;
+  using Features = uint32_t[kFeatures / 16][4];
+  static constexpr int kSteps = kFeatures / 16, kHeadSteps = kHead / 16;
+
+  struct State {
+    float s[kFeatures / 8][4] = {}, z[kFeatures / 8][2] = {};
+  };
+  struct ChunkSums {
+    float s[kFeatures / 8][4], z[kFeatures / 8][4];
+  };
+
+  __device__ __forceinline__ Tile<kFeatures> phi_k_of(int turn) const {
+    return {kMap ? block.base + Memory::kPhiK + block.walker * Memory::kPhiTile
+                 : block.base + block.stage_of(turn) + Memory::kK};
+  }
+  __device__ __forceinline__ Tile<kHead> v_of(int turn) const {
+    return {block.base + block.stage_of(turn) + Memory::kV};
+  }
+
+  __device__ __forceinline__ void run_turn(int turn, State& all) const {
+    Features phi_q;
+    make_features(turn, phi_q);
+    ChunkSums sums;
+    start_sums(turn, sums);
+    if constexpr (kSumsOnly) {
+      wait_products<0>();
+      settle(sums.s);
+      settle(sums.z);
+#pragma unroll
+      for (int n = 0; n < kFeatures / 8; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          all.s[n][i] += sums.s[n][i];
+          if (i < 2) all.z[n][i] += sums.z[n][i];
+        }
+      if constexpr (kMap) sync_warpgroup(1 + block.walker);  // phi(k) may be overwritten
+    } else {
+      float p[8][4], num[8][4];
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step)
+        product<Major::kK>(p, phi_q[step], operand<Major::kK>(phi_k_of(turn), 0, step), step > 0);
+      commit_products();
+      State before;
+      pass_state(turn, sums, before);
+      OfRows of_before = dots_before(phi_q, before);
+      store_centred(turn, before);
+      make_visible_to_wgmma();
+      wait_products<0>();
+      settle(p);
+      sync_warpgroup(1 + block.walker);  // the state; and phi(k) may be overwritten
+      write_outputs(turn, phi_q, p, num, of_before);
+    }
+  }
+
+  /// Features of the chunk: of the keys to shared memory, of the queries to registers.
+  __device__ __forceinline__ void make_features(int turn, Features& phi_q) const {
+    const uint32_t stage = block.base + block.stage_of(turn);
+    const int lane = block.lane;
+    if constexpr (kMap) {
+      const int valid = min(kWalkTokens, block.shape.length - block.token_of(turn));
+      const Tile<kHead> q_tile{stage + Memory::kQ}, k_tile{stage + Memory::kK};
+      float y_k[kFeatures / 8][4], y_q[kFeatures / 8][4];
+      begin_products();
+#pragma unroll
+      for (int step = 0; step < kHeadSteps; ++step)
+        product<Major::kK, Major::kK>(y_k,
+                                      operand<Major::kK>(k_tile, 0, step),
+                                      operand<Major::kK>(block.weight, 0, step),
+                                      step > 0);
+      commit_products();
+      if constexpr (!kSumsOnly) {
+#pragma unroll
+        for (int step = 0; step < kHeadSteps; ++step)
+          product<Major::kK, Major::kK>(y_q,
+                                        operand<Major::kK>(q_tile, 0, step),
+                                        operand<Major::kK>(block.weight, 0, step),
+                                        step > 0);
+      }
+      commit_products();
+      wait_products<1>();
+      settle(y_k);
+      Features own_phi_k;
+      activate<kFeatures>(
+          own_phi_k, y_k, block.bias, 1.0F, block.low < valid, block.high < valid, lane);
+      store_rows<kFeatures>(phi_k_of(turn), block.row0, own_phi_k, lane);
+      make_visible_to_wgmma();
+      wait_products<0>();
+      if constexpr (!kSumsOnly) {
+        settle(y_q);
+        activate<kFeatures>(phi_q, y_q, block.bias, block.a.rule.scale, true, true, lane);
+      }
+      sync_warpgroup(1 + block.walker);
+    } else if constexpr (!kSumsOnly) {
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step)
+        Tile<kFeatures>{stage + Memory::kQ}.load_a(phi_q[step], block.row0, 2 * step, lane);
+    }
+  }
+
+  /// Starts the chunk's sums of v^T phi(k) and, in every row, of phi(k).
+  __device__ __forceinline__ void start_sums(int turn, ChunkSums& sums) const {
+    constexpr uint32_t kOnes = 0x3f803f80u;
+    const uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
+    begin_products();
+#pragma unroll
+    for (int step = 0; step < kWalkTokens / 16; ++step) {
+      product<Major::kMN, Major::kMN>(sums.s,
+                                      operand<Major::kMN>(v_of(turn), 0, step),
+                                      operand<Major::kMN>(phi_k_of(turn), 0, step),
+                                      step > 0);
+      product<Major::kMN>(sums.z, ones, operand<Major::kMN>(phi_k_of(turn), 0, step), step > 0);
+    }
+    commit_products();
+  }
+
+  /// Takes the state before the chunk, adds the chunk's sums and hands it on: all that has to
+  /// happen one chunk after the other.
+  __device__ __forceinline__ void pass_state(int turn, ChunkSums& sums, State& before) const {
+    relay.take(turn, before.s, before.z);
+    wait_products<1>();
+    settle(sums.s);
+    settle(sums.z);
+#pragma unroll
+    for (int n = 0; n < kFeatures / 8; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        sums.s[n][i] += before.s[n][i];
+        sums.z[n][i] += before.z[n][i & 1];
+      }
+    relay.give(sums.s, sums.z);
+  }
+
+  /// This lane's share of phi(q) . z before the chunk.
+  __device__ __forceinline__ static OfRows dots_before(const Features& phi_q, const State& before) {
+    OfRows dots;
+#pragma unroll
+    for (int n = 0; n < kFeatures / 8; ++n) {
+      const float2 phi_low = unpack(phi_q[n / 2][2 * (n & 1)]),
+                   phi_high = unpack(phi_q[n / 2][2 * (n & 1) + 1]);
+      dots.low = fmaf(phi_low.x, before.z[n][0], fmaf(phi_low.y, before.z[n][1], dots.low));
+      dots.high = fmaf(phi_high.x, before.z[n][0], fmaf(phi_high.y, before.z[n][1], dots.high));
+    }
+    return dots;
+  }
+
+  /// The state before the chunk as S - z m^T, z and m, m the values' mean so far: what the rounding
+  /// of S - z m^T loses is as large as the values' spread, not as their mean. For this walker's
+  /// products and, as a record, for the backward pass.
+  __device__ __forceinline__ void store_centred(int turn, const State& before) const {
+    const int lane = block.lane;
+    float sum_low = 0.0F, sum_high = 0.0F, sum_z = 0.0F;
+#pragma unroll
+    for (int n = 0; n < kFeatures / 8; ++n)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const bool minus = !kMap && before.z[n][i] < 0.0F;  // given features may have any sign
+        sum_low += minus ? -before.s[n][i] : before.s[n][i];
+        sum_high += minus ? -before.s[n][i + 2] : before.s[n][i + 2];
+        sum_z += minus ? -before.z[n][i] : before.z[n][i];
+      }
+    sum_z = row_sum(sum_z);
+    const float inverse = sum_z > 0.0F ? 1.0F / sum_z : 0.0F;
+    uint32_t mean_hi, mean_lo;  // of the rows `low` and `high`
+    split(row_sum(sum_low) * inverse, row_sum(sum_high) * inverse, mean_hi, mean_lo);
+    const float2 of_hi = unpack(mean_hi), of_lo = unpack(mean_lo);
+    const float mean_low = of_hi.x + of_lo.x,
+                mean_high = of_hi.y + of_lo.y;  // what the halves hold, and so what is taken from S
+    const Tile<kFeatures> centred{block.base + block.stage_of(turn) + Memory::kRecord};
+    float* const z_shared = z_of(turn);
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      uint32_t packed[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int n = 2 * step + i / 2, j = 2 * (i & 1);
+        const float mean = (i & 1) == 0 ? mean_low : mean_high;
+        packed[i] = pack(fmaf(-mean, before.z[n][0], before.s[n][j]),
+                         fmaf(-mean, before.z[n][1], before.s[n][j + 1]));
+      }
+      centred.store_a(packed, block.row0, 2 * step, lane);
+    }
+    if ((block.warp & 3) == 0 && lane < 4) {
+#pragma unroll
+      for (int n = 0; n < kFeatures / 8; ++n)
+        reinterpret_cast<float2*>(z_shared)[n * 4 + lane] = {before.z[n][0], before.z[n][1]};
+    }
+    if ((lane & 3) == 0) {
+      float* const mean_shared = mean_of(turn);
+      mean_shared[block.low] = mean_low;
+      mean_shared[block.high] = mean_high;
+      const Tile<kHead> halves{centred.base + 2 * kFeatures * kHead};
+      const auto store_half = [&](int row, int column, uint32_t pair) {
+        *reinterpret_cast<uint16_t*>(block.memory + (halves.at(row, column / 8) - block.base) +
+                                     column % 8 * 2) = static_cast<uint16_t>(pair);
       };
-      if (walker > 0) {
+      store_half(0, block.low, mean_hi);
+      store_half(1, block.low, mean_lo);
+      store_half(0, block.high, mean_hi >> 16);
+      store_half(1, block.high, mean_lo >> 16);
+    }
+  }
+  __device__ __forceinline__ float* z_of(int turn) const {
+    return reinterpret_cast<float*>(block.memory + block.stage_of(turn) + Memory::kRecord +
+                                    kRecordZ<kHead, kFeatures>);
+  }
+  /// Behind the record, for this kernel.
+  __device__ __forceinline__ float* mean_of(int turn) const {
+    return z_of(turn) + kFeatures;
+  }
+
+  /// o = (phi(q) (S - z m^T) + (phi(q) . z) m + p v) / denominator, to q's place.
+  __device__ __forceinline__ void write_outputs(
+      int turn, const Features& phi_q, float (&p)[8][4], float (&num)[8][4], OfRows before) const {
+    const int lane = block.lane;
+    const Rule& rule = block.a.rule;
+    const uint32_t stage = block.base + block.stage_of(turn);
+    const Tile<kFeatures> centred{stage + Memory::kRecord};
+    begin_products();
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step)
+      product<Major::kK>(num, phi_q[step], operand<Major::kK>(centred, 0, step), step > 0);
+    commit_products();
+    float den[4] = {};
+    uint32_t weights[4][4];
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+      weights[n / 2][2 * (n & 1)] = pack(p[n][0], p[n][1]);
+      weights[n / 2][2 * (n & 1) + 1] = pack(p[n][2], p[n][3]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (is_seen(n, i, block.low, lane)) den[i] += p[n][i];
+    }
+    masks.clear(weights);
+    begin_products();
+#pragma unroll
+    for (int step = 0; step < 4; ++step)
+      product<Major::kMN>(num, weights[step], operand<Major::kMN>(v_of(turn), 0, step), true);
+    commit_products();
+    before.low = row_sum(before.low);
+    before.high = row_sum(before.high);
+    const float scale_low =
+        1.0F / fmaxf(row_sum(den[0] + den[1]) + before.low + rule.added, rule.floor);
+    const float scale_high =
+        1.0F / fmaxf(row_sum(den[2] + den[3]) + before.high + rule.added, rule.floor);
+    wait_products<0>();
+    settle(num);
+    const float* const mean_shared = mean_of(turn);
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {  // what the state's centring has left out
+      const float2 mean = *reinterpret_cast<const float2*>(mean_shared + 8 * n + 2 * (lane & 3));
+      num[n][0] = fmaf(before.low, mean.x, num[n][0]);
+      num[n][1] = fmaf(before.low, mean.y, num[n][1]);
+      num[n][2] = fmaf(before.high, mean.x, num[n][2]);
+      num[n][3] = fmaf(before.high, mean.y, num[n][3]);
+    }
+    stage_rows<kHead>(
+        Tile<kHead>{stage + Memory::kQ}, block.row0, num, scale_low, scale_high, lane);
+  }
+
+  /// Epilogue of the sums alone: the walkers' sums, in their order.
+  __device__ __forceinline__ void join_sums(State& all) const {
+    const CausalArguments& a = block.a;
+    const auto of_walker = [&](int i) {
+      return reinterpret_cast<float*>(block.memory + i * 2 * Relay<kFeatures>::kMatrixBytes) +
+             (block.tid & 127);
+    };
+    if (block.walker > 0) {
+#pragma unroll
+      for (int n = 0; n < kFeatures / 8; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          of_walker(block.walker)[(4 * n + i) * 128] = all.s[n][i];
+          if (i < 2) of_walker(block.walker)[(kFeatures / 2 + 2 * n + i) * 128] = all.z[n][i];
+        }
+    }
+    sync_walkers<kFeatures>();
+    if (block.walker == 0) {
+#pragma unroll
+      for (int other = 1; other < kWalkers<kFeatures>; ++other)
 #pragma unroll
         for (int n = 0; n < kFeatures / 8; ++n)
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            of_walker(walker)[(4 * n + i) * 128] = all_s[n][i];
-            if (i < 2) of_walker(walker)[(kFeatures / 2 + 2 * n + i) * 128] = all_z[n][i];
+            all.s[n][i] += of_walker(other)[(4 * n + i) * 128];
+            if (i < 2) all.z[n][i] += of_walker(other)[(kFeatures / 2 + 2 * n + i) * 128];
           }
-      }
-      sync_walkers<kFeatures>();
-      if (walker == 0) {
-#pragma unroll
-        for (int other = 1; other < kWalkers<kFeatures>; ++other)
-#pragma unroll
-          for (int n = 0; n < kFeatures / 8; ++n)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-              all_s[n][i] += of_walker(other)[(4 * n + i) * 128];
-              if (i < 2) all_z[n][i] += of_walker(other)[(kFeatures / 2 + 2 * n + i) * 128];
-            }
-        float* const sums =
-            a.sums + (int64_t{item} * a.plan.segments + segment) * a.plan.sums_floats;
-        write_state<kFeatures>(all_s, all_z, sums, sums + features * kHead, low, features, lane);
-      }
-    } else if (walker == 0 && a.final_s != nullptr && segment + 1 == a.plan.segments &&
-               head % (shape.query_heads / shape.state_heads) == 0) {
-      relay.read(all_s, all_z);
-      const int64_t state = int64_t{batch} * shape.state_heads + state_head;
-      write_state<kFeatures>(all_s,
-                             all_z,
-                             a.final_s + state * features * kHead,
-                             a.final_z + state * features,
-                             low,
-                             features,
-                             lane);
+      float* const sums =
+          a.sums + (int64_t{block.item} * a.plan.segments + block.segment) * a.plan.sums_floats;
+      write(all, sums, sums + block.features * kHead);
     }
+  }
+
+  /// Epilogue: the state behind the last token.
+  __device__ __forceinline__ void write_final_state(State& all) const {
+    const CausalArguments& a = block.a;
+    const Shape& shape = block.shape;
+    if (block.walker == 0 && a.final_s != nullptr && block.segment + 1 == a.plan.segments &&
+        block.head % (shape.query_heads / shape.state_heads) == 0) {
+      relay.read(all.s, all.z);
+      const int64_t state = int64_t{block.batch} * shape.state_heads + block.state_head;
+      write(all, a.final_s + state * block.features * kHead, a.final_z + state * block.features);
+    }
+  }
+  __device__ __forceinline__ void write(const State& all, float* to_s, float* to_z) const {
+    write_state<kFeatures>(all.s, all.z, to_s, to_z, block.low, block.features, block.lane);
+  }
+
+  const Block& block;
+  const Relay<kFeatures> relay;
+  const PairMasks masks;
+};
+
+/// causal_forward_kernel for head size 64 on Hopper: chunks of 64 tokens, one warpgroup (a walker)
+/// for each, taking turns. What must follow one after the other is short: a walker adds its chunk's
+/// sums to those before it, hands them on, and computes the chunk's outputs while others do the
+/// next ones'. The state before every chunk is saved.
+template <int kFeatures, bool kMap, bool kSumsOnly>
+__global__ void __launch_bounds__(kWalkThreads<kFeatures>, 1)
+    causal_forward_kernel(const __grid_constant__ CausalArguments a,
+                          const __grid_constant__ TensorMaps maps) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ unsigned char unaligned_memory[];
+  const ForwardBlock<kFeatures, kMap, kSumsOnly> block(
+      a, maps, unaligned_memory + (-shared_address(unaligned_memory) & 1023));
+  const bool first_of_producer = block.tid == 32 * 4 * kWalkers<kFeatures>;
+  if (first_of_producer) block.init_barriers();
+  __syncthreads();
+  if (block.walker == kWalkers<kFeatures>) {
+    give_registers<kMoverRegisters>();
+    if (first_of_producer) ForwardProducer<kFeatures, kMap, kSumsOnly>(block).run();
+  } else {
+    take_registers<kWalkerRegisters<kFeatures>>();
+    ForwardConsumer<kFeatures, kMap, kSumsOnly>(block).run();
   }
 #else
   __trap();
