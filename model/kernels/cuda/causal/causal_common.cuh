@@ -1,5 +1,16 @@
 #pragma once
 
+// What the portable attention kernels (mma.sync m16n8k16) share. Words:
+//
+// item, head       a sequence and query head: what a block of threads walks (a segment of)
+// chunk, segment   tokens that are worked on at a time; neighbouring chunks that one block walks
+// tile             rows of a matrix in shared memory, swizzled; unit: 16 bytes of a row
+// fragment         what a lane holds of an operand: A 16 rows x 16 k in uint32_t[4], B 16 k x 8
+//                  columns in two; accumulators (C) 16 rows x 8 columns in float[4]
+// low, high        a lane's two rows of A and C: row0 + lane / 4, and 8 more
+// hi, lo           a float32 as a sum of two bf16, for products that must not round it
+// map              phi(x) = relu(scale W x + b), scale 1 for keys
+
 #include "model/kernels/cuda/causal/causal_attention.h"
 #include "model/kernels/cuda/launch_early.cuh"
 #include "model/kernels/cuda/tensor_core.cuh"

@@ -1,5 +1,15 @@
 #pragma once
 
+// What the cross-attention kernels share. Words as in causal/causal_common.cuh, and:
+//
+// source           what keys and values are of; padding is masked
+// S, z             sums of phi(k) v^T and phi(k) over the source; in a record S is hi + lo
+// D                a query's denominator, |phi(q) . z| + added, or the floor
+// R, e             phi(q) / D; -(d o . o) d D / d (phi(q) . z)
+// dS, dz           sums of R d o^T and phi(q) e / D over the queries; they take S's and z's places
+// part             whole: one launch; or a launch for the source and one for the queries
+// share            a block's sums, which blocks of a cluster (or a later launch) add up
+
 #include "model/kernels/cuda/causal/causal_common.cuh"
 #include "model/kernels/cuda/cross/cross_instances.h"
 #include "model/kernels/cuda/sm90/cluster.cuh"

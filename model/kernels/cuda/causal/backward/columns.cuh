@@ -1,5 +1,8 @@
 #pragma once
 
+// Symbols as in causal_backward.cuh, and: p, dp weights R . phi(k) and d o . v + e of the rows'
+// keys (rows of accumulators) with 16 queries (columns); dphi the gradient of phi(k).
+
 #include "model/kernels/cuda/causal/backward/block.cuh"
 
 namespace t2r::kernels::cuda {

@@ -1,5 +1,9 @@
 #pragma once
 
+// Symbols as in causal_backward.cuh, and: p, dp weights phi(q) . phi(k) and d o . v of the rows'
+// queries (rows of accumulators) with 16 keys (columns); R = phi(q) / D (scaled_phi_q); dphi the
+// gradient of phi(q), d y that of y = W x + b.
+
 #include "model/kernels/cuda/causal/backward/block.cuh"
 
 namespace t2r::kernels::cuda {

@@ -1,5 +1,7 @@
 #pragma once
 
+// Symbols: kernel.cuh. Rows of accumulators are keys, columns queries or features.
+
 #include "model/kernels/cuda/sm90/backward/block.cuh"
 
 namespace t2r::kernels::cuda::sm90 {

@@ -1,5 +1,7 @@
 #pragma once
 
+// Symbols: kernel.cuh; what the pipelines carry: memory.cuh.
+
 #include "model/kernels/cuda/sm90/backward/state_records.cuh"
 
 namespace t2r::kernels::cuda::sm90 {
