@@ -110,6 +110,7 @@ class CrossBackward
       const int64_t first = int64_t{chunk} * kCrossRows;
       const int valid = min(kCrossRows, shape.length - static_cast<int>(first)),
                 rows = rounded_rows(valid);
+      this->forget_addresses();
       wait_copies<1>();
       __syncwarp();
       if (row0 < rows)
@@ -140,6 +141,7 @@ class CrossBackward
       const int64_t first = int64_t{chunk} * kCrossRows;
       const int valid = min(kCrossRows, a.source_length - static_cast<int>(first)),
                 rows = rounded_rows(valid);
+      this->forget_addresses();
       wait_copies<1>();
       __syncwarp();
       if (row0 < rows) {

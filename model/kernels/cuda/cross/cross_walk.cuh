@@ -34,6 +34,11 @@ class CrossWalk {
     return base + (at_step & 1) * Memory::kStage;
   }
 
+  /// Else the compiler makes the addresses of all parts of the work before the walk, and spills.
+  __device__ __forceinline__ void forget_addresses() {
+    asm volatile("" : "+r"(lane), "+r"(row0), "+r"(low), "+r"(high));
+  }
+
   /// Begins the loads of W and b; by all threads.
   __device__ __forceinline__ void load_map() const {
     if constexpr (kMap) {
@@ -122,8 +127,9 @@ class CrossWalk {
   const Shape& shape = a.shape;
   const CrossBlock block;
   const SharedState<kHead, kFeatures> state;
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-  const int row0 = warp * 16, low = row0 + lane / 4, high = low + 8;
+  int lane = threadIdx.x & 31;
+  const int warp = threadIdx.x >> 5;
+  int row0 = warp * 16, low = row0 + lane / 4, high = low + 8;
   const int features = shape.feature_size, input_units = kMap ? kHead / 8 : (features + 7) / 8;
   const int group = shape.query_heads / shape.state_heads;
   const int key_head = block.head / (shape.state_heads / shape.key_heads),
