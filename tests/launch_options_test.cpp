@@ -6,33 +6,10 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "launch/backend.h"
-#include "launch/train/lr_schedule.h"
 #include "launch/train/train_config.h"
 
 namespace t2r::launch {
 namespace {
-
-TEST(LrSchedule, WarmsUpThenFollowsItsShape) {
-  LrSchedule schedule{.shape = LrShape::kCosine,
-                      .peak = 1.0,
-                      .final_ratio = 0.1,
-                      .warmup_steps = 10,
-                      .total_steps = 110};
-  EXPECT_DOUBLE_EQ(schedule.rate(1), 0.1);
-  EXPECT_DOUBLE_EQ(schedule.rate(10), 1.0);
-  EXPECT_NEAR(schedule.rate(60), 0.55, 1e-12);
-  EXPECT_NEAR(schedule.rate(110), 0.1, 1e-12);
-  EXPECT_NEAR(schedule.rate(500), 0.1, 1e-12);
-  schedule.shape = LrShape::kLinear;
-  EXPECT_NEAR(schedule.rate(60), 0.55, 1e-12);
-  EXPECT_NEAR(schedule.rate(85), 0.325, 1e-12);
-  schedule.shape = LrShape::kInverseSqrt;
-  EXPECT_NEAR(schedule.rate(40), 0.5, 1e-12);
-  schedule.shape = LrShape::kConstant;
-  EXPECT_DOUBLE_EQ(schedule.rate(400), 1.0);
-  schedule.warmup_steps = 0;
-  EXPECT_DOUBLE_EQ(schedule.rate(1), 1.0);
-}
 
 TEST(OptionSet, NearestFindsTyposAndNothingElse) {
   const std::vector<std::string> keys{"learning-rate", "batch-size", "steps"};
