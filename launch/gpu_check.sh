@@ -67,7 +67,8 @@ pack() {
   for name in t2r t2r_gpu t2r_gpu_tests t2r_gpu_bench t2r_dist_nccl_tests libt2r_ops.so; do
     strip -o "$to/$name" "$(find_file "$build" "$name")"
   done
-  cp "$script" "$(dirname "$script")"/cli/{support,gpu_training_test}.py "$to/"
+  cp "$script" "$(dirname "$script")"/cli/{support,gpu_support}.py "$to/"
+  cp "$(dirname "$script")"/cli/gpu_{training,generation,ranks}_test.py "$to/"
   # What the programs need from the distribution goes along.
   pack_mpi "$to"
   libraries_of "$to" -name 't2r*' | xargs -r cp -Lt "$to"
@@ -103,12 +104,19 @@ check_nccl() {
   return "$failed"
 }
 
-# check_training BUILD: the test of `t2r train` on GPUs.
-check_training() {
-  local test=$1/gpu_training_test.py
-  [[ -e $test ]] || test=$(dirname "${BASH_SOURCE[0]}")/../tests/cli/gpu_training_test.py
-  T2R_BINARY=$(realpath "$(find_file "$1" t2r)") T2R_SOURCE_DIR=$PWD PYTHONDONTWRITEBYTECODE=1 \
-    "$PYTHON" "$test"
+# check_commands BUILD: the tests of `t2r train` and `t2r generate` on GPUs. Ends with 0 if all
+# passed.
+check_commands() {
+  local folder=$1 subject failed=0
+  [[ -e $folder/gpu_training_test.py ]] ||
+    folder=$(dirname "${BASH_SOURCE[0]}")/../tests/cli
+  export T2R_SOURCE_DIR=$PWD PYTHONDONTWRITEBYTECODE=1
+  T2R_BINARY=$(realpath "$(find_file "$1" t2r)")
+  export T2R_BINARY
+  for subject in training generation ranks; do
+    "$PYTHON" "$folder/gpu_${subject}_test.py" || failed=1
+  done
+  return "$failed"
 }
 
 main() {
@@ -153,8 +161,8 @@ main() {
   echo "== the operators in Python"
   "$PYTHON" "$script" "$library" || failed=1
   check_nccl "$nccl_tests" || failed=1
-  echo "== training, as a user runs it"
-  check_training "$build" || failed=1
+  echo "== training and generation, as a user runs them"
+  check_commands "$build" || failed=1
   if [[ ${2:-} != --no-bench ]]; then
     for kind in causal decode cross; do
       echo "== t2r bench attention --kind $kind"

@@ -1,4 +1,4 @@
-"""Checkpoints as a user meets them: damage, what cannot be read, links, another run's options."""
+"""Checkpoints as a user meets them: damage, what cannot be read, links, the best."""
 
 import json
 import os
@@ -9,73 +9,14 @@ import subprocess
 import time
 import unittest
 
+from checkpoint_runs import Run, contents, links, manifest, names
 from support import Case, run, start, step_losses, weights
-
-
-def names(output):
-    return sorted(path.name for path in (output / "checkpoints").iterdir())
-
-
-def links(output):
-    return {name: os.readlink(output / "checkpoints" / name) for name in ("best", "latest")}
-
-
-def manifest(output, name="latest"):
-    return json.loads((output / "checkpoints" / name / "manifest.json").read_text())
-
-
-def contents(folder):
-    """Every file and link below a folder: what must not change when nothing is to be touched."""
-    found = {}
-    for path in sorted(pathlib.Path(folder).rglob("*")):
-        name = str(path.relative_to(folder))
-        if path.is_symlink():
-            found[name] = os.readlink(path)
-        elif path.is_file():
-            found[name] = path.read_bytes()
-    return found
 
 
 def flip(path, at=-100):
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     path.write_bytes(data)
-
-
-class Run(Case):
-    """One run of six steps with checkpoints at 2, 4 and 6, and the same run of eight steps."""
-
-    OPTIONS = [
-        "--schedule",
-        "constant",
-        "--checkpoint-every",
-        2,
-        "--keep-checkpoints",
-        3,
-        "--eval-every",
-        2,
-    ]
-
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.six, cls.eight = cls.folder / "six", cls.folder / "eight"
-        cls.must(*cls.arguments(cls.six, 6))
-        cls.must(*cls.arguments(cls.eight, 8))
-
-    @classmethod
-    def arguments(cls, output, steps, *more):
-        return [
-            str(x) for x in cls.train_arguments(cls, output, *cls.OPTIONS, "--steps", steps, *more)
-        ]
-
-    def copy(self, name):
-        output = self.folder / name
-        shutil.copytree(self.six, output, symlinks=True)
-        return output
-
-    def resume(self, output, steps=8, *more, **options):
-        return run(*self.arguments(output, steps, "--resume", *more), **options)
 
 
 class Damage(Run):
@@ -374,126 +315,6 @@ class Best(Run):
         self.assertIn("checkpoints/latest: cannot link to step-00000008", result.stderr)
         self.assertEqual(weights(output, "step-00000008"), weights(self.eight))
         self.assertEqual([name for name in names(output) if ".tmp." in name], [])
-
-
-class Identity(Run):
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.models = {}
-        for name, seed in (("first", 1), ("second", 2)):
-            teaching = cls.folder / f"teaching-{name}"
-            cls.must(
-                *cls.train_arguments(
-                    cls, teaching, "--steps", 1, "--model.attention", "softmax", "--seed", seed
-                )
-            )
-            cls.models[name] = teaching / "checkpoints/step-00000001"
-        cls.models["elu"] = cls.folder / "elu"
-        cls.must(
-            "convert",
-            "--model",
-            cls.models["first"],
-            "--output",
-            cls.models["elu"],
-            "--feature-map",
-            "elu",
-        )
-
-    def finetune(self, output, model, *more):
-        return [
-            "train",
-            "--output",
-            output,
-            "--model",
-            model,
-            "--train-data",
-            self.folder / "train",
-            "--valid-data",
-            self.folder / "valid",
-            "--sequence-length",
-            32,
-            "--batch-size",
-            8,
-            "--learning-rate",
-            3e-3,
-            *more,
-        ]
-
-    def test_another_model_is_refused_and_the_field_is_named(self):
-        output = self.folder / "finetuned"
-        self.must(*self.finetune(output, self.models["first"], "--steps", 2))
-        before = contents(output / "checkpoints")
-        result = run(*self.finetune(output, self.models["second"], "--steps", 4, "--resume"))
-        self.fails(result, 78, "made with other options", "model-weights = ")
-        self.assertNotIn("sequence-length = ", result.stderr)  # only what differs
-        self.fails(
-            run(*self.finetune(output, self.models["elu"], "--steps", 4, "--resume")),
-            78,
-            "model.attention = softmax there, model.attention = elu here",
-        )
-        self.fails(
-            run(
-                *self.train_arguments(
-                    output, "--steps", 4, "--model.attention", "softmax", "--resume"
-                )
-            ),
-            78,
-            "model-weights = ",
-            "[model] from the seed here",
-        )
-        self.assertEqual(contents(output / "checkpoints"), before)
-        moved, renamed = self.folder / "moved", self.folder / "renamed"
-        shutil.move(output, moved)
-        shutil.copytree(self.models["first"], renamed)
-        self.must(
-            *self.finetune(moved, renamed, "--steps", 4, "--resume")
-        )  # the same weights, elsewhere
-        self.assertEqual(manifest(moved)["step"], 4)
-
-    def test_changed_options_are_said_in_one_line_and_an_event(self):
-        output = self.copy("changed")
-        result = self.resume(
-            output,
-            8,
-            "--learning-rate",
-            1e-3,
-            "--dropout",
-            0.1,
-            "--clip-norm",
-            2,
-            "--weight-decay",
-            0.2,
-        )
-        self.assertEqual(result.returncode, 0, result.stderr)
-        lines = [line for line in result.stderr.splitlines() if "other options than before" in line]
-        self.assertEqual(len(lines), 1)
-        for text in (
-            "learning-rate = 0.003 before, learning-rate = 0.001 here",
-            "dropout = 0.0 before",
-            "clip-norm = 1.0 before",
-            "weight-decay = 0.1 before",
-            "steps = 6 before, steps = 8 here",
-        ):
-            self.assertIn(text, lines[0])
-        events = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-        changes = [event for event in events if event["event"] == "changed_options"]
-        self.assertEqual(len(changes), 1)
-        self.assertIn("dropout = 0.0 before, dropout = 0.1 here", changes[0]["changes"])
-        self.assertEqual(changes[0]["step"], 6)
-        again = self.resume(
-            output,
-            8,
-            "--learning-rate",
-            1e-3,
-            "--dropout",
-            0.1,
-            "--clip-norm",
-            2,
-            "--weight-decay",
-            0.2,
-        )
-        self.assertNotIn("other options than before", again.stderr)
 
 
 if __name__ == "__main__":

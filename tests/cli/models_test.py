@@ -1,7 +1,6 @@
 """Conversion, verification, evaluation and generation as a user runs them."""
 
 import json
-import pathlib
 import shutil
 import unittest
 

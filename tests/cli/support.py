@@ -126,6 +126,11 @@ def make_text(num_documents, seed):
     return "\n\n".join(documents) + "\n"
 
 
+def relative(a, b):
+    """How far a number is from another, as a part of that."""
+    return abs(float(a) - float(b)) / abs(float(b))
+
+
 class Case(unittest.TestCase):
     """A test class with one temporary folder and one tiny prepared corpus."""
 
