@@ -14,6 +14,8 @@
 
 namespace t2r::data {
 
+struct BpeRules;
+
 /// Byte-pair encoding, on bytes (GPT-2, Llama 3) or on characters with byte fallback (Llama 2): ids
 /// equal Hugging Face tokenizers'.
 ///
@@ -50,8 +52,6 @@ class Bpe final : public Tokenizer {
   std::vector<std::filesystem::path> files() const override;
 
  private:
-  struct Rules;
-  class Encoder;
   struct EncoderPool;
 
   /// Encodes what stands between added tokens that are not normalized.
@@ -61,7 +61,7 @@ class Bpe final : public Tokenizer {
                       const std::function<void(std::string_view)>& take_piece,
                       const std::function<void(int32_t)>& take_id) const;
 
-  std::unique_ptr<Rules> rules_;
+  std::unique_ptr<BpeRules> rules_;
   std::unique_ptr<EncoderPool> encoders_;
 };
 
