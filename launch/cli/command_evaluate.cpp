@@ -30,10 +30,8 @@ namespace {
 struct EvaluateOptions {
   ModelOptions model;
   std::vector<std::string> data, text;
-  std::optional<bool> begin_of_text;
+  TextOptions tokens;  ///< of `text`
   PerplexityProtocol protocol;
-  bool end_of_document = false;
-  bool allow_invalid_utf8 = false;
   bool json = false;
 
   void bind(OptionSet& options);
@@ -43,16 +41,7 @@ void EvaluateOptions::bind(OptionSet& options) {
   model.bind(options);
   options.add("data", data, "shards (files or folders) of `t2r prepare lm`");
   options.add("text", text, "text files instead of shards, cut by --tokenizer");
-  options.add("end-of-document",
-              end_of_document,
-              "for --text: end each file with the tokenizer's end token");
-  options.add("begin-of-text",
-              begin_of_text,
-              "for --text: begin each file with the token that the tokenizer puts in front "
-              "of a text; auto: if its configuration does");
-  options.add("allow-invalid-utf8",
-              allow_invalid_utf8,
-              "for --text: take bytes that are not UTF-8 as they are");
+  tokens.bind(options, "file", "for --text: ");
   options.add("context", protocol.context, "tokens that the model sees at once").at_least(1);
   options
       .add("scored",
@@ -85,15 +74,15 @@ data::Corpus open_data(const EvaluateOptions& options, Session& session) {
   on_all_ranks(communicator, [&] {
     tokenizer = options.model.open_tokenizer();
     prepare.add_begin_of_text =
-        begin_of_text(options.begin_of_text, *tokenizer).of_text.has_value();
+        begin_of_text(options.tokens.begin_of_text, *tokenizer).of_text.has_value();
   });
-  if (options.end_of_document && !tokenizer->end_of_document().has_value() &&
+  if (options.tokens.end_of_document && !tokenizer->end_of_document().has_value() &&
       communicator.rank() == 0) {
     log::warning("the tokenizer names no token that ends a document: texts are not ended");
   }
   prepare.inputs.assign(options.text.begin(), options.text.end());
-  prepare.append_end_of_document = options.end_of_document;
-  prepare.allow_invalid_utf8 = options.allow_invalid_utf8;
+  prepare.append_end_of_document = options.tokens.end_of_document;
+  prepare.allow_invalid_utf8 = options.tokens.allow_invalid_utf8;
   data::Corpus corpus = corpus_of_text(*tokenizer, prepare, session.world(), communicator);
   check_same_on_ranks(communicator,
                       session.world(),
@@ -187,9 +176,7 @@ int run_evaluate(const Invocation& invocation) {
   const int64_t batch_tokens = checked_product(
       "sequences-at-once x context", {values.protocol.batch_size, values.protocol.context});
   values.model.backend.resolve(invocation);
-  for (const char* key : {"end-of-document", "begin-of-text", "allow-invalid-utf8"}) {
-    options.say_if_idle(key, values.text.empty(), "--data are shards, whose tokens are made");
-  }
+  TextOptions::say_idle(options, values.text.empty(), "--data are shards, whose tokens are made");
 
   Session session(invocation, options, values.model.backend);
   dist::Communicator& communicator = session.communicator();

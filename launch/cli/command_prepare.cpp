@@ -17,6 +17,7 @@
 #include "launch/agreement.h"
 #include "launch/cli/tokenizer_check.h"
 #include "launch/command.h"
+#include "launch/options/option_groups.h"
 #include "launch/options/options.h"
 #include "launch/ranks.h"
 #include "launch/threads.h"
@@ -116,7 +117,7 @@ void say_document_tokens(const data::Tokenizer& tokenizer,
   if (options.append_end_of_document && !tokenizer.end_of_document().has_value()) {
     log::warning(concat(path,
                         " names no token that ends a document: documents follow each other without "
-                        "one (--append-end-of-document=false says that this is wanted)"));
+                        "one (--end-of-document=false says that this is wanted)"));
   }
   if (options.add_begin_of_text) {
     log::info(concat("each document begins with token ",
@@ -141,7 +142,7 @@ void or_take_back(dist::Communicator& communicator,
 struct PrepareLmCommand {
   std::vector<std::string> inputs;
   std::string tokenizer, output;
-  std::optional<bool> begin_of_text;
+  TextOptions tokens{.end_of_document = true};
   data::PrepareLmOptions prepare;
 
   void bind(OptionSet& options);
@@ -165,19 +166,11 @@ void PrepareLmCommand::bind(OptionSet& options) {
               prepare.fill_shards,
               concat("several inputs in one shard; auto: if there are more than ",
                      data::kMaxSeparateInputs));
-  options.add("begin-of-text",
-              begin_of_text,
-              "begin each document with the token that the tokenizer puts in front of a "
-              "text; auto: if its configuration does");
-  options.add("append-end-of-document",
-              prepare.append_end_of_document,
-              "end each document with the tokenizer's end token");
+  tokens.bind(options, "document");
+  options.renamed("append-end-of-document", "end-of-document", "as on t2r evaluate");
   options.add("overwrite",
               prepare.overwrite,
               "replace shards that are there: those of these inputs, and all that hold several");
-  options.add("allow-invalid-utf8",
-              prepare.allow_invalid_utf8,
-              "take bytes that are not UTF-8 as they are");
 }
 
 // Stages and publishes this rank's share; returns what all ranks wrote. Collective.
@@ -247,6 +240,8 @@ int run_prepare_lm(const Invocation& invocation) {
   data::PrepareLmOptions& prepare = command.prepare;
   prepare.inputs = as_paths(command.inputs);
   prepare.output = command.output;
+  prepare.append_end_of_document = command.tokens.end_of_document;
+  prepare.allow_invalid_utf8 = command.tokens.allow_invalid_utf8;
 
   dist::World world(invocation.argc, invocation.argv);
   log::set_rank(world.rank(), world.size());
@@ -257,7 +252,7 @@ int run_prepare_lm(const Invocation& invocation) {
   on_all_ranks(communicator, [&] {
     tokenizer = data::open_tokenizer(command.tokenizer);
     prepare.add_begin_of_text =
-        begin_of_text(command.begin_of_text, *tokenizer).of_text.has_value();
+        begin_of_text(command.tokens.begin_of_text, *tokenizer).of_text.has_value();
     plan = data::plan_lm(prepare);
   });
   on_first_rank(communicator, [&] { data::clear_lm_output(plan); });

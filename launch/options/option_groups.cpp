@@ -1,5 +1,7 @@
 #include "launch/options/option_groups.h"
 
+#include "base/error.h"
+
 namespace t2r::launch {
 namespace {
 
@@ -32,6 +34,27 @@ void BatchOptions::bind_micro_batch_size(OptionSet& options) {
   options
       .add("micro-batch-size", micro_batch_size, "sequences at once on a rank; 0: its whole share")
       .at_least(0);
+}
+
+void TextOptions::bind(OptionSet& options, const std::string& unit, const std::string& when) {
+  options.add("begin-of-text",
+              begin_of_text,
+              concat(when,
+                     "begin each ",
+                     unit,
+                     " with the token that the tokenizer puts in front of a text; auto: if its "
+                     "configuration does"));
+  options.add("end-of-document",
+              end_of_document,
+              concat(when, "end each ", unit, " with the tokenizer's end token"));
+  options.add("allow-invalid-utf8",
+              allow_invalid_utf8,
+              concat(when, "take bytes that are not UTF-8 as they are"));
+}
+
+void TextOptions::say_idle(const OptionSet& options, bool is_idle, const std::string& why) {
+  for (const char* key : {"end-of-document", "begin-of-text", "allow-invalid-utf8"})
+    options.say_if_idle(key, is_idle, why);
 }
 
 void TimedSteps::bind(OptionSet& options) {

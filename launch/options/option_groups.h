@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "launch/options/options.h"
@@ -25,6 +26,20 @@ struct BatchOptions {
  private:
   void bind_sequence_length(OptionSet& options);
   void bind_micro_batch_size(OptionSet& options);
+};
+
+/// How text becomes tokens.
+struct TextOptions {
+  std::optional<bool> begin_of_text;  ///< empty: as the tokenizer's configuration says
+  bool end_of_document = false;
+  bool allow_invalid_utf8 = false;
+
+  /// @param unit  what begins and ends with these tokens, for --help: "document"
+  /// @param when  in front of the help, where a command reads text under a condition
+  void bind(OptionSet& options, const std::string& unit, const std::string& when = "");
+
+  /// Says that none of them has an effect, if `is_idle`.
+  static void say_idle(const OptionSet& options, bool is_idle, const std::string& why);
 };
 
 /// The steps of a benchmark.

@@ -176,7 +176,7 @@ class Evaluate(Case):
             self.tokenizer,
             "--output",
             self.folder / "whole",
-            "--append-end-of-document=false",
+            "--end-of-document=false",
         )
         keys = ("loss_nats_per_token", "tokens", "perplexity_per_word", "bits_per_byte")
         of = lambda result: [json.loads(result.stdout)[key] for key in keys]

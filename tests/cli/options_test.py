@@ -36,6 +36,7 @@ def help_keys(command):
 # randomness, which model or tokenizer.
 OF_EACH_COMMAND = {
     "begin-of-text",
+    "end-of-document",
     "json",
     "model",
     "output",
@@ -209,13 +210,14 @@ class Commands(unittest.TestCase):
             ("bench train", "batch-size", "batch-size-per-rank"),
             ("bench train", "steps", "timed-steps"),
             ("bench train", "warmup-steps", "untimed-steps"),
+            ("prepare lm", "append-end-of-document", "end-of-document"),
         ):
             with self.subTest(command=command, name=name):
                 for arguments in ([f"--{name}", 4], [f"--{name}=4"]):
                     self.fails(
                         run(*command.split(), *arguments),
                         64,
-                        f"--{name} is --{now} here: --{name} of",
+                        f"--{name} is --{now} here: ",
                     )
                 self.assertNotIn(name, help_keys(command))
                 with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:

@@ -309,9 +309,7 @@ class Prepare(Case):
         )
         (bare / "merges.txt").write_text("#version: 0.2\n")
         self.fails(lm("bare-out", bare), 0, "names no token that ends a document")
-        self.assertNotIn(
-            "names no token", lm("bare-out2", bare, "--append-end-of-document=false").stderr
-        )
+        self.assertNotIn("names no token", lm("bare-out2", bare, "--end-of-document=false").stderr)
         self.fails(
             lm("bare-out3", bare, "--begin-of-text", "true"),
             78,
