@@ -64,13 +64,17 @@ void Loader::read_ahead(const std::stop_token& stop) {
 
 Batch Loader::read_batch(const SampleRange& range) const {
   const int64_t length = sampler_.window_length();
-  Batch batch{options_.allocate(range.count, length), range.count, length, range.first, false};
+  Batch batch = Batch::make(language_model_layout(range.count, length), options_.allocate);
+  batch.first_sample = range.first;
+  int64_t* const inputs = batch.rows(kInputs);
+  int64_t* const targets = batch.rows(kTargets);
   std::vector<int64_t> tokens(static_cast<size_t>(length) + 1);
   for (int64_t row = 0; row < range.count; ++row) {
     corpus_.read(sampler_.first_token(range.first + row), length + 1, tokens.data());
-    std::copy(tokens.begin(), tokens.end() - 1, batch.buffer.inputs + row * length);
-    std::copy(tokens.begin() + 1, tokens.end(), batch.buffer.targets + row * length);
+    std::copy(tokens.begin(), tokens.end() - 1, inputs + row * length);
+    std::copy(tokens.begin() + 1, tokens.end(), targets + row * length);
   }
+  batch.count_targets();
   return batch;
 }
 

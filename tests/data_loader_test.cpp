@@ -43,12 +43,14 @@ class LoaderTest : public ::testing::Test {
 };
 
 void expect_windows(const Batch& batch, const Sampler& sampler) {
-  ASSERT_EQ(batch.length, kLength);
-  for (int64_t row = 0; row < batch.batch_size; ++row) {
+  const std::vector<int64_t>& shape = batch.field(kInputs).shape;
+  ASSERT_EQ(shape.at(1), kLength);
+  ASSERT_EQ(batch.num_targets(), shape.at(0) * kLength);
+  for (int64_t row = 0; row < shape.at(0); ++row) {
     const int64_t first = sampler.first_token(batch.first_sample + row);
     for (int64_t t = 0; t < kLength; ++t) {
-      ASSERT_EQ(batch.buffer.inputs[row * kLength + t], first + t);
-      ASSERT_EQ(batch.buffer.targets[row * kLength + t], first + t + 1);
+      ASSERT_EQ(batch.rows(kInputs)[row * kLength + t], first + t);
+      ASSERT_EQ(batch.rows(kTargets)[row * kLength + t], first + t + 1);
     }
   }
 }
@@ -64,7 +66,7 @@ TEST_F(LoaderTest, GivesThePlannedMicroBatchesOfEveryRank) {
         for (const SampleRange& piece : pieces) {
           const Batch batch = loader.next();
           ASSERT_EQ(batch.first_sample, piece.first);
-          ASSERT_EQ(batch.batch_size, piece.count);
+          ASSERT_EQ(batch.field(kInputs).shape, (std::vector<int64_t>{piece.count, kLength}));
           ASSERT_EQ(batch.ends_step, piece == pieces.back());
           ASSERT_NO_FATAL_FAILURE(expect_windows(batch, sampler_));
         }
@@ -83,7 +85,7 @@ TEST_F(LoaderTest, ResumesAtACursorOnAnotherWorldSize) {
     const Batch halves[2] = {rank0.next(), rank1.next()};
     for (int64_t i = 0; i < 6 * kLength; ++i) {
       const Batch& half = halves[i / (3 * kLength)];
-      ASSERT_EQ(whole.buffer.inputs[i], half.buffer.inputs[i % (3 * kLength)]);
+      ASSERT_EQ(whole.rows(kInputs)[i], half.rows(kInputs)[i % (3 * kLength)]);
     }
   }
 }
@@ -93,9 +95,9 @@ TEST_F(LoaderTest, StopsWithAFullQueue) {
   {
     LoaderOptions options;
     options.queue_depth = 2;
-    options.allocate = [&](int64_t batch_size, int64_t length) {
+    options.allocate = [&](int64_t num_elements) {
       ++num_allocated;
-      return allocate_pageable(batch_size, length);
+      return allocate_pageable(num_elements);
     };
     const Loader loader(*corpus_, sampler_, {.global_batch = 4, .micro_batch = 4}, options);
     while (num_allocated < 3) std::this_thread::yield();
@@ -121,16 +123,17 @@ TEST_F(LoaderTest, KeepsABatchAliveAfterItself) {
 }
 
 TEST_F(LoaderTest, WritesIntoTheMemoryItIsGiven) {
-  std::vector<int64_t> memory(2 * 4 * kLength, -1);
+  std::vector<int64_t> memory(2 * 4 * kLength + 1, -1);
   int num_left = 1;
   LoaderOptions options;
-  options.allocate = [&](int64_t batch_size, int64_t length) -> BatchBuffer {
+  options.allocate = [&](int64_t num_elements) -> BatchMemory {
     if (num_left-- == 0) throw std::runtime_error("no pinned memory left");
-    return {memory.data(), memory.data() + batch_size * length, nullptr};
+    EXPECT_EQ(num_elements, static_cast<int64_t>(memory.size()));
+    return {memory.data(), nullptr};
   };
   Loader loader(*corpus_, sampler_, {.global_batch = 4, .micro_batch = 4}, options);
   const Batch batch = loader.next();
-  EXPECT_EQ(batch.buffer.inputs, memory.data());
+  EXPECT_EQ(batch.rows(kInputs), memory.data());
   expect_windows(batch, sampler_);
   EXPECT_THAT(message_of<std::runtime_error>([&] { loader.next(); }),
               HasSubstr("no pinned memory left"));
@@ -139,13 +142,13 @@ TEST_F(LoaderTest, WritesIntoTheMemoryItIsGiven) {
 TEST_F(LoaderTest, ThrowsTheErrorOfItsThreadAfterTheBatchesBefore) {
   std::atomic<int> num_allocated = 0;
   LoaderOptions options;
-  options.allocate = [&](int64_t batch_size, int64_t length) {
+  options.allocate = [&](int64_t num_elements) {
     // The third batch finds shards that have lost their tokens.
     if (++num_allocated == 3) {
       std::filesystem::resize_file(folder_ / "a.h5", 100);
       std::filesystem::resize_file(folder_ / "b.h5", 100);
     }
-    return allocate_pageable(batch_size, length);
+    return allocate_pageable(num_elements);
   };
   Loader loader(*corpus_, sampler_, {.global_batch = 4, .micro_batch = 4}, options);
   while (num_allocated < 3) std::this_thread::yield();
@@ -160,9 +163,9 @@ TEST_F(LoaderTest, ThrowsTheErrorOfItsThreadAfterTheBatchesBefore) {
 TEST_F(LoaderTest, CountsTheTimeThatItsUserWaits) {
   LoaderOptions options;
   options.queue_depth = 1;
-  options.allocate = [](int64_t batch_size, int64_t length) {
+  options.allocate = [](int64_t num_elements) {
     std::this_thread::sleep_for(std::chrono::milliseconds(30));
-    return allocate_pageable(batch_size, length);
+    return allocate_pageable(num_elements);
   };
   Loader slow(*corpus_, sampler_, {.global_batch = 4, .micro_batch = 4}, options);
   slow.next();
@@ -170,9 +173,9 @@ TEST_F(LoaderTest, CountsTheTimeThatItsUserWaits) {
   EXPECT_GE(slow.wait_seconds(), 0.03);
 
   std::atomic<int> num_allocated = 0;
-  options.allocate = [&](int64_t batch_size, int64_t length) {
+  options.allocate = [&](int64_t num_elements) {
     ++num_allocated;
-    return allocate_pageable(batch_size, length);
+    return allocate_pageable(num_elements);
   };
   Loader ready(*corpus_, sampler_, {.global_batch = 4, .micro_batch = 4}, options);
   while (num_allocated < 2) std::this_thread::yield();  // the first is in the queue then

@@ -104,20 +104,21 @@ std::vector<data::Batch> make_batches(const BenchOptions& options,
       options.micro_batch_size > 0 ? options.micro_batch_size : options.batch_size;
   std::vector<data::Batch> batches;
   for (int64_t begin = 0; begin < options.batch_size; begin += largest) {
-    data::Batch batch{.batch_size = std::min(largest, options.batch_size - begin),
-                      .length = options.sequence_length};
+    data::Batch batch =
+        data::Batch::make(data::language_model_layout(std::min(largest, options.batch_size - begin),
+                                                      options.sequence_length),
+                          backend.batch_allocator());
     batch.ends_step = begin + largest >= options.batch_size;
-    batch.buffer = backend.batch_allocator()(batch.batch_size, batch.length);
-    for (int64_t i = 0; i < batch.batch_size * batch.length; ++i) {
-      batch.buffer.inputs[i] = token(generator);
-      batch.buffer.targets[i] = token(generator);
-    }
+    for (const data::BatchField& field : batch.layout)
+      std::generate_n(batch.rows(field.name), field.numel(), [&] { return token(generator); });
+    batch.count_targets();
     batches.push_back(batch);
   }
   return batches;
 }
 
 struct Report {
+  int64_t num_targets = 0;                ///< of a rank and step
   std::vector<double> seconds;            ///< per step, of the slowest rank
   std::optional<double> exposed_seconds;  ///< mean, where the backend knows
   std::vector<TrainingStep::Phase> phases;
@@ -137,6 +138,7 @@ Report measure(const BenchOptions& options,
                Backend& backend) {
   dist::Communicator& communicator = backend.communicator();
   Report report;
+  for (const data::Batch& batch : inputs.batches) report.num_targets += batch.num_targets();
   for (int64_t i = 0; i < options.timing.untimed + options.timing.timed; ++i) {
     if (i == options.timing.untimed) communicator.barrier();
     const Clock::time_point start = Clock::now();
@@ -175,7 +177,7 @@ void print_report(const BenchOptions& options,
                   const Backend& backend,
                   int world) {
   const double median = report.quantile(0.5);
-  const double tokens = static_cast<double>(options.batch_size * options.sequence_length);
+  const auto tokens = static_cast<double>(report.num_targets);
   const double peak =
       options.peak_tflops > 0.0 ? options.peak_tflops : data_sheet_tflops(backend.description());
   const double flops =

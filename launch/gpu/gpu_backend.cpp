@@ -17,12 +17,10 @@ namespace t2r::launch {
 namespace {
 
 /// Page-locked memory, from which batches are copied without waiting.
-data::BatchBuffer allocate_pinned(int64_t batch_size, int64_t length) {
-  const int64_t num_elements = batch_size * length;
+data::BatchMemory allocate_pinned(int64_t num_elements) {
   auto memory = std::make_shared<torch::Tensor>(
-      torch::empty({2 * num_elements}, torch::TensorOptions(torch::kInt64).pinned_memory(true)));
-  int64_t* const data = memory->data_ptr<int64_t>();
-  return {data, data + num_elements, memory};
+      torch::empty({num_elements}, torch::TensorOptions(torch::kInt64).pinned_memory(true)));
+  return {memory->data_ptr<int64_t>(), memory};
 }
 
 class GpuBackend : public Backend {

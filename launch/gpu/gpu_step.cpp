@@ -31,7 +31,7 @@ class Board {
                               torch::TensorOptions().dtype(torch::kFloat64).pinned_memory(true))),
         host_out_(torch::zeros_like(host_in_, torch::TensorOptions().pinned_memory(true))) {}
 
-  enum Sum { kLoss, kTokens, kStop, kSums };
+  enum Sum { kLoss, kTargets, kStop, kSums };
 
   /// Host numbers for the next upload.
   double& slot(control::ControlSlot which) { return host_in_.data_ptr<double>()[which]; }
@@ -86,11 +86,11 @@ class GpuStep : public TrainingStep {
       stage(inputs);
       for (size_t i = 0; i < inputs.batches.size(); ++i) {
         Program& program = programs_.at(kind_of(inputs, i));
-        copy_tokens(inputs.batches[i], program.tokens);
+        program.take(inputs.batches[i]);
         if (program.graph != nullptr) {
           program.graph->replay();
         } else {
-          enqueue(kind_of(inputs, i), program.tokens);
+          enqueue(kind_of(inputs, i), program);
         }
       }
       board_.download();
@@ -107,11 +107,11 @@ class GpuStep : public TrainingStep {
         {.batches = inputs.batches, .update = {.number = inputs.update.number}});  // rates of zero
     const Kind kind = kind_of(inputs, 0);
     Program& whole = programs_.at(kind);
-    const auto forward = capture([&] { loss_of(kind, whole.tokens); });
+    const auto forward = capture([&] { loss_of(kind, whole); });
     const auto forward_backward = capture([&] {
       parts_.reducer.begin_step();
       parts_.reducer.begin_micro_step(/*is_last=*/false);
-      loss_of(kind, whole.tokens).backward();
+      loss_of(kind, whole).backward();
       parts_.reducer.discard_step();
     });
     // One rank has nothing to sum, and LibTorch warns of empty graphs.
@@ -137,14 +137,31 @@ class GpuStep : public TrainingStep {
  private:
   /// Micro-batches of one kind share a graph.
   struct Kind {
-    int64_t batch_size, length;
+    data::BatchLayout layout;
     bool is_first, is_last;
     Objective objective;
     auto operator<=>(const Kind&) const = default;
   };
 
   struct Program {
-    Tensor tokens;  ///< [2, B, T] int64 on the device: inputs and targets
+    explicit Program(const data::BatchLayout& layout)
+        : memory(torch::empty({data::memory_numel(layout)},
+                              torch::TensorOptions(torch::kCUDA).dtype(torch::kInt64))) {
+      int64_t begin = 0;
+      for (const data::BatchField& field : layout) {
+        fields.emplace(field.name, memory.narrow(0, begin, field.numel()).view(field.shape));
+        begin += field.numel();
+      }
+    }
+
+    /// All fields in one copy; the batch outlives the step.
+    void take(const data::Batch& batch) {
+      memory.copy_(torch::from_blob(batch.memory.data, memory.sizes(), torch::kInt64),
+                   /*non_blocking=*/true);
+    }
+
+    Tensor memory;                         ///< a batch of the kind, int64 on the device
+    std::map<std::string, Tensor> fields;  ///< views of it
     std::unique_ptr<at::cuda::CUDAGraph> graph;
   };
 
@@ -167,18 +184,7 @@ class GpuStep : public TrainingStep {
   }
 
   static Kind kind_of(const StepInputs& inputs, size_t i) {
-    const data::Batch& batch = inputs.batches[i];
-    return {
-        batch.batch_size, batch.length, i == 0, i + 1 == inputs.batches.size(), inputs.objective};
-  }
-
-  /// tokens [2, B, T]; the buffer outlives the step.
-  static void copy_tokens(const data::Batch& batch, const Tensor& tokens) {
-    int64_t i = 0;
-    for (int64_t* const rows : {batch.buffer.inputs, batch.buffer.targets}) {
-      const Tensor host = torch::from_blob(rows, {batch.batch_size, batch.length}, torch::kInt64);
-      tokens[i++].copy_(host, /*non_blocking=*/true);
-    }
+    return {inputs.batches[i].layout, i == 0, i + 1 == inputs.batches.size(), inputs.objective};
   }
 
   /// Makes the programs that are missing. All ranks come here with new kinds at the same steps, the
@@ -204,7 +210,7 @@ class GpuStep : public TrainingStep {
     c10::cuda::CUDACachingAllocator::emptyCache();  // graphs have memory of their own
     for_missing([&](const Kind& kind, const data::Batch&) {
       Program& program = programs_.at(kind);
-      if (program.graph == nullptr) program.graph = capture([&] { enqueue(kind, program.tokens); });
+      if (program.graph == nullptr) program.graph = capture([&] { enqueue(kind, program); });
     });
   }
 
@@ -221,26 +227,21 @@ class GpuStep : public TrainingStep {
     try {
       body();
     } catch (const c10::OutOfMemoryError& error) {
-      const data::Batch& batch = inputs.batches.front();
       throw GpuMemoryError(error,
-                           concat(" for micro-batches of ",
-                                  batch.batch_size,
-                                  " x ",
-                                  batch.length,
-                                  " tokens; try a smaller --micro-batch-size"));
+                                   concat(" for micro-batches of ",
+                                          data::size_text(inputs.batches.front().layout),
+                                          " tokens; try a smaller --micro-batch-size"));
     }
   }
 
   /// Runs a kind once, without collectives and without an update: libraries set themselves up.
   void warm_up(const Kind& kind, const data::Batch& batch) {
     if (programs_.contains(kind)) return;
-    Program program;
-    program.tokens = torch::empty({2, kind.batch_size, kind.length},
-                                  torch::TensorOptions(torch::kCUDA).dtype(torch::kInt64));
-    copy_tokens(batch, program.tokens);
+    Program program(kind.layout);
+    program.take(batch);
     parts_.reducer.begin_step();
     parts_.reducer.begin_micro_step(/*is_last=*/false);
-    loss_of(kind, program.tokens).backward();
+    loss_of(kind, program).backward();
     parts_.reducer.discard_step();
     programs_.emplace(kind, std::move(program));
   }
@@ -279,15 +280,16 @@ class GpuStep : public TrainingStep {
     return 1e-3 * begin.elapsed_time(end) / kReplays;
   }
 
-  Tensor loss_of(const Kind& kind, const Tensor& tokens) const {
-    return micro_batch_loss(parts_, kind.objective, tokens[0], tokens[1]);
+  Tensor loss_of(const Kind& kind, const Program& program) const {
+    return micro_batch_loss(
+        parts_, kind.objective, program.fields.at(kInputs), program.fields.at(kTargets));
   }
 
   /// The work of one micro-batch, and of the whole step behind the last one.
-  void enqueue(const Kind& kind, const Tensor& tokens) {
+  void enqueue(const Kind& kind, const Program& program) {
     if (kind.is_first) parts_.reducer.begin_step();
     parts_.reducer.begin_micro_step(kind.is_last);
-    const Tensor loss = loss_of(kind, tokens);
+    const Tensor loss = loss_of(kind, program);
     loss.backward();
     board_.device_sum(Board::kLoss).add_(loss.detach());
     if (!kind.is_last) return;
@@ -301,10 +303,10 @@ class GpuStep : public TrainingStep {
   void agree_on_totals() {
     const int rank = parts_.communicator.rank();
     board_.device_mean_losses()[rank].copy_(board_.device_sum(Board::kLoss) /
-                                            board_.device_sum(Board::kTokens));
+                                            board_.device_sum(Board::kTargets).clamp_min(1.0));
     parts_.communicator.all_reduce(board_.device_sums(), dist::Reduction::kSum);
     board_.device_slot(control::kLossSum).copy_(board_.device_sum(Board::kLoss));
-    board_.device_slot(control::kNumTokens).copy_(board_.device_sum(Board::kTokens));
+    board_.device_slot(control::kNumTokens).copy_(board_.device_sum(Board::kTargets));
   }
 
   void update() {
@@ -323,22 +325,23 @@ class GpuStep : public TrainingStep {
   }
 
   void stage(const StepInputs& inputs) {
-    double num_tokens = 0.0;
+    double num_targets = 0.0;
     for (const data::Batch& batch : inputs.batches)
-      num_tokens += static_cast<double>(batch.batch_size * batch.length);
+      num_targets += static_cast<double>(batch.num_targets());
     board_.slot(control::kLearningRate) = inputs.update.learning_rate;
     board_.slot(control::kMapLearningRate) = inputs.update.map_learning_rate;
     board_.slot(control::kClipNorm) = parts_.clip_norm;
     board_.slot(control::kNumUpdates) = static_cast<double>(inputs.update.number - 1);
-    board_.slot(control::kNumTokens) = num_tokens;  // of all ranks, once the step has added them up
-    board_.sum(Board::kTokens) = num_tokens;
+    board_.slot(control::kNumTokens) =
+        num_targets;  // of all ranks, once the step has added them up
+    board_.sum(Board::kTargets) = num_targets;
     board_.sum(Board::kStop) = inputs.is_stop_requested ? 1.0 : 0.0;
     board_.upload();
   }
 
   StepTotals totals() const {
     return {.loss_sum = board_.result(Board::kLoss),
-            .num_tokens = static_cast<int64_t>(board_.result(Board::kTokens)),
+            .num_targets = static_cast<int64_t>(board_.result(Board::kTargets)),
             .loss_max_rank = board_.largest_mean(),
             .is_stop_requested = board_.result(Board::kStop) > 0.0,
             .gradient_norm = board_.result(control::kGradientNorm),

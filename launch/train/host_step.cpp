@@ -7,8 +7,8 @@ namespace {
 
 using torch::Tensor;
 
-Tensor view_of(int64_t* data, const data::Batch& batch) {
-  return torch::from_blob(data, {batch.batch_size, batch.length}, torch::kInt64);
+Tensor view_of(const data::Batch& batch, const char* field) {
+  return torch::from_blob(batch.rows(field), batch.field(field).shape, torch::kInt64);
 }
 
 class HostStep : public TrainingStep {
@@ -29,7 +29,7 @@ class HostStep : public TrainingStep {
  private:
   struct Local {
     double loss_sum = 0.0;
-    int64_t num_tokens = 0;
+    int64_t num_targets = 0;
     bool is_stop_requested = false;
   };
 
@@ -38,13 +38,11 @@ class HostStep : public TrainingStep {
     for (size_t i = 0; i < inputs.batches.size(); ++i) {
       const data::Batch& batch = inputs.batches[i];
       parts_.reducer.begin_micro_step(/*is_last=*/i + 1 == inputs.batches.size());
-      const Tensor loss = micro_batch_loss(parts_,
-                                           inputs.objective,
-                                           view_of(batch.buffer.inputs, batch),
-                                           view_of(batch.buffer.targets, batch));
+      const Tensor loss = micro_batch_loss(
+          parts_, inputs.objective, view_of(batch, kInputs), view_of(batch, kTargets));
       loss.backward();
       local.loss_sum += loss.item<double>();
-      local.num_tokens += batch.batch_size * batch.length;
+      local.num_targets += batch.num_targets();
     }
   }
 
@@ -56,19 +54,20 @@ class HostStep : public TrainingStep {
     const Tensor values = torch::zeros({kFixed + communicator.size()}, torch::kFloat64);
     double* value = values.data_ptr<double>();
     value[0] = local.loss_sum;
-    value[1] = static_cast<double>(local.num_tokens);
+    value[1] = static_cast<double>(local.num_targets);
     value[2] = local.is_stop_requested ? 1.0 : 0.0;
-    value[kFixed + communicator.rank()] = local.loss_sum / static_cast<double>(local.num_tokens);
+    if (local.num_targets > 0)
+      value[kFixed + communicator.rank()] = local.loss_sum / static_cast<double>(local.num_targets);
     communicator.all_reduce(values, dist::Reduction::kSum);
     return {.loss_sum = value[0],
-            .num_tokens = static_cast<int64_t>(value[1]),
+            .num_targets = static_cast<int64_t>(value[1]),
             .loss_max_rank = values.narrow(0, kFixed, communicator.size()).max().item<double>(),
             .is_stop_requested = value[2] > 0.0};
   }
 
   // All ranks hold the same bits here, so they decide alike without asking each other.
   void update_parameters(const StepInputs& inputs, StepTotals& totals) {
-    const double normaliser = 1.0 / static_cast<double>(totals.num_tokens);
+    const double normaliser = 1.0 / static_cast<double>(totals.num_targets);
     const double norm = model::l2_norm(parts_.arena.gradients()) * normaliser;
     totals.gradient_norm = norm;
     totals.is_skipped = !std::isfinite(norm) || !std::isfinite(totals.loss_sum);

@@ -181,14 +181,14 @@ StepMetrics Trainer::train_step() {
   position_.step += 1;
   if (position_.step == config_.transfer_steps) start_finetuning();
   position_.sample_cursor += config_.batch_size;
-  position_.num_tokens += totals.num_tokens;
+  position_.num_tokens += totals.num_targets;
   is_stop_requested_ = totals.is_stop_requested;
 
   metrics.epoch =
       static_cast<double>(position_.sample_cursor) / static_cast<double>(sampler_.num_windows());
-  metrics.loss = totals.loss_sum / static_cast<double>(totals.num_tokens);
+  metrics.loss = totals.loss_sum / static_cast<double>(totals.num_targets);
   metrics.loss_max_rank = totals.loss_max_rank;
-  metrics.num_tokens = totals.num_tokens;
+  metrics.num_tokens = totals.num_targets;
   metrics.total_num_tokens = position_.num_tokens;
   metrics.remaining_evaluation_seconds = evaluator_.remaining_seconds(position_.step);
   metrics.num_skipped = num_skipped_;

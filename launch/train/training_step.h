@@ -26,8 +26,8 @@ struct StepInputs {
 
 /// What it gives: the same bits on every rank.
 struct StepTotals {
-  double loss_sum = 0.0;           ///< over all ranks' tokens
-  int64_t num_tokens = 0;          ///< of all ranks
+  double loss_sum = 0.0;           ///< over all ranks' targets
+  int64_t num_targets = 0;         ///< that count, of all ranks
   double loss_max_rank = 0.0;      ///< mean loss of the rank with the largest
   bool is_stop_requested = false;  ///< on any rank
   double gradient_norm = 0.0;      ///< of the mean loss, before clipping
