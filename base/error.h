@@ -66,6 +66,12 @@ class NumericError : public Error {
   explicit NumericError(const std::string& message) : Error(ExitCode::kNumericFailure, message) {}
 };
 
+/// A GPU has no memory left. Says what it was for, if that is known, and what to try.
+class GpuMemoryError : public Error {
+ public:
+  explicit GpuMemoryError(const std::string& message) : Error(ExitCode::kInternal, message) {}
+};
+
 /// A broken promise between two parts of t2r: always our bug.
 class ContractError : public Error {
  public:

@@ -160,10 +160,14 @@ FolderManifest read_folder_manifest(const fs::path& folder) {
 FolderManifest write_folder_manifest(const fs::path& folder, Json fields) {
   FolderManifest manifest;
   manifest.fields = std::move(fields);
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
-    const std::string name = entry.path().filename().string();
-    if (name == kManifestFile || !entry.is_regular_file()) continue;
-    manifest.files[name] = {fs::file_size(entry.path()), hash_file(entry.path())};
+  try {
+    for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+      const std::string name = entry.path().filename().string();
+      if (name == kManifestFile || !entry.is_regular_file()) continue;
+      manifest.files[name] = {fs::file_size(entry.path()), hash_file(entry.path())};
+    }
+  } catch (const fs::filesystem_error& error) {  // somebody else removes what is being written
+    throw WriteError(concat(folder.string(), ": cannot list it: ", error.code().message()));
   }
   replace_folder_manifest(folder, manifest);
   return manifest;

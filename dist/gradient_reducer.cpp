@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "base/hash.h"
+#include "dist/agreement.h"
 #include "dist/rank_groups.h"
 
 namespace t2r::dist {
@@ -32,7 +33,7 @@ std::optional<c10::Stream> current_stream(const torch::Device& device) {
 
 void check_slice(const GradientSlice& slice, const torch::Tensor& arena) {
   const auto require_of = [&slice](bool condition, const char* rule) {
-    require(condition, concat("gradient reducer: parameter ", slice.name, ": ", rule));
+    require(condition, concat("parameter ", slice.name, ": ", rule));
   };
   require_of(slice.parameter.defined(), "is undefined");
   require_of(slice.parameter.is_leaf() && slice.parameter.requires_grad(),
@@ -50,11 +51,11 @@ void check_slice(const GradientSlice& slice, const torch::Tensor& arena) {
 
 void check_arena(const std::vector<GradientSlice>& slices, const torch::Tensor& arena) {
   require(arena.defined() && arena.dim() == 1 && arena.is_contiguous(),
-          "gradient reducer: the arena must be one contiguous 1-D tensor");
-  require(!slices.empty(), "gradient reducer: there are no parameters");
+          "the arena must be one contiguous 1-D tensor");
+  require(!slices.empty(), "there are no parameters");
   for (const GradientSlice& slice : slices) check_slice(slice, arena);
   require(slices.back().offset + slices.back().numel == arena.numel(),
-          concat("gradient reducer: the slices end at element ",
+          concat("the slices end at element ",
                  slices.back().offset + slices.back().numel,
                  ", the arena has ",
                  arena.numel()));
@@ -124,10 +125,7 @@ std::string first_difference(const std::vector<std::string>& texts) {
   }
 }
 
-// A rank with a problem of its own still joins, so that all ranks fail with the same words.
-void agree(Communicator& communicator, const std::string& problem, const std::string& text) {
-  const std::string all_problems = list_problems(communicator.all_gather(problem));
-  if (!all_problems.empty()) throw ContractError(all_problems);
+void check_same(Communicator& communicator, const std::string& text) {
   const auto hashes = communicator.all_gather(hash_bytes(text.data(), text.size()));
   if (group_ranks(hashes).size() == 1) return;
   throw ContractError(concat("gradient reducer: the ranks' parameters differ; the first: ",
@@ -153,16 +151,13 @@ GradientReducer::GradientReducer(std::vector<GradientSlice> slices,
                                  Communicator& communicator,
                                  const GradientReducerOptions& options)
     : slices_(std::move(slices)), arena_(std::move(arena)), communicator_(communicator) {
-  std::string problem;
   std::string text;
-  try {
+  start_on_all_ranks<ContractError>(communicator_, "gradient reducer", [&] {
     check_arena(slices_, arena_);
     buckets_ = plan(slices_, arena_, options);
     text = describe(slices_, arena_, options);
-  } catch (const std::exception& error) {
-    problem = error.what();
-  }
-  agree(communicator_, problem, text);
+  });
+  check_same(communicator_, text);
 
   buckets_of_slice_.resize(slices_.size());
   for (size_t b = 0; b < buckets_.size(); ++b) {

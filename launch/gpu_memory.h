@@ -5,22 +5,9 @@
 
 #include <string>
 
-#include "base/error.h"
+#include "dist/torch_error.h"
 
 namespace t2r::launch {
-
-/// The GPU has no memory left. Says what it was for, if that is known, ending in what to try; in
-/// brackets LibTorch's first sentence.
-class GpuMemoryError : public Error {
- public:
-  explicit GpuMemoryError(const c10::OutOfMemoryError& error, const std::string& what_for = "")
-      : Error(ExitCode::kInternal, text(error.what_without_backtrace(), what_for)) {}
-
- private:
-  static std::string text(const std::string& what, const std::string& what_for) {
-    return concat("out of GPU memory", what_for, " (", what.substr(0, what.find(". ")), ")");
-  }
-};
 
 /// Does `body`; without GPU memory for it, the message says what it was for and ends in what to
 /// try.
@@ -30,14 +17,8 @@ auto or_say_what_for(const std::string& what_for, const Body& body) {
   try {
     return body();
   } catch (const c10::OutOfMemoryError& error) {
-    throw GpuMemoryError(error, what_for);
+    throw dist::gpu_memory_error(error, what_for);
   }
-}
-
-/// Whether LibTorch could not get memory of this host; it has no type of its own for that.
-inline bool is_out_of_host_memory(const c10::Error& error) {
-  return std::string(error.what_without_backtrace()).find("can't allocate memory") !=
-         std::string::npos;
 }
 
 /// The most bytes that tensors have taken on a GPU since the last reset_peak_memory().

@@ -9,9 +9,9 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/text.h"
+#include "dist/torch_error.h"
 #include "dist/world.h"
 #include "launch/command.h"
-#include "launch/gpu_memory.h"
 #include "launch/options/options.h"
 #include "launch/stop_signal.h"
 #include "launch/version.h"
@@ -197,10 +197,10 @@ int main(int argc, char** argv) {
   } catch (const Error& error) {
     dist::end_job(error.what(), static_cast<int>(error.exit_code()));
   } catch (const c10::OutOfMemoryError& error) {
-    const launch::GpuMemoryError ours(error, memory_hint(argc, argv));
+    const GpuMemoryError ours = dist::gpu_memory_error(error, memory_hint(argc, argv));
     dist::end_job(ours.what(), static_cast<int>(ours.exit_code()));
   } catch (const c10::Error& error) {
-    dist::end_job(launch::is_out_of_host_memory(error)
+    dist::end_job(dist::is_out_of_host_memory(error)
                       ? concat("out of memory", memory_hint(argc, argv))
                       : concat("internal error: ", error.what_without_backtrace()),
                   static_cast<int>(ExitCode::kInternal));

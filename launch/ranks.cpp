@@ -10,7 +10,7 @@
 #include "base/error.h"
 #include "base/hash.h"
 #include "base/log.h"
-#include "launch/agreement.h"
+#include "dist/agreement.h"
 #include "launch/checkpoints/checkpoint_folder.h"
 #include "launch/threads.h"
 #include "model/files/hugging_face.h"
@@ -110,7 +110,7 @@ void check_same_model(dist::Communicator& communicator,
 std::filesystem::path resolve_on_first_rank(dist::Communicator& communicator,
                                             const std::string& folder) {
   std::string found;
-  on_first_rank(communicator, [&] { found = resolve_checkpoint(folder).string(); });
+  dist::on_first_rank(communicator, [&] { found = resolve_checkpoint(folder).string(); });
   return communicator.all_gather(found).front();
 }
 
@@ -121,7 +121,7 @@ data::Corpus open_corpus(const std::vector<std::string>& names,
   std::optional<data::Corpus> corpus;
   // A host's other ranks wait for the one that verifies: nothing is parsed that is not verified.
   for (const bool verifies : {true, false}) {
-    on_all_ranks(communicator, [&] {
+    dist::on_all_ranks(communicator, [&] {
       if (verifies == (world.local_rank() == 0))
         corpus.emplace(paths, data::CorpusOptions{verifies});
     });

@@ -59,6 +59,10 @@ TEST_F(FolderManifestTest, ComesBackAsItWasWritten) {
   for (const auto& [name, record] : manifest.files) check_file(path(name), record);
 }
 
+TEST_F(FolderManifestTest, AFolderThatIsGoneCannotBeWritten) {
+  EXPECT_THROW(write_folder_manifest(folder_.path() / "gone", {{"step", 7}}), WriteError);
+}
+
 TEST_F(FolderManifestTest, EveryChangedByteIsSeen) {
   const std::string text = written();
   for (size_t i = 0; i < text.size(); ++i) {

@@ -1,7 +1,7 @@
 // What is said when memory runs out.
 #include <gtest/gtest.h>
 
-#include "launch/agreement.h"
+#include "dist/agreement.h"
 #include "launch/gpu_memory.h"
 
 namespace t2r::launch {
@@ -14,17 +14,17 @@ namespace {
 
 TEST(GpuMemory, AMessageSaysWhatItWasForAndWhatToTry) {
   EXPECT_EQ(or_say_what_for(" for nothing", [] { return 7; }), 7);
-  const LocalOutcome outcome = attempt(
+  const dist::LocalOutcome outcome = dist::attempt(
       [] { or_say_what_for(" for 8 windows; try a smaller --batch-size", [] { run_out(); }); });
-  EXPECT_EQ(outcome.exit_code, static_cast<int>(ExitCode::kInternal));
+  EXPECT_EQ(outcome.kind, dist::LocalOutcome::Kind::kGpuMemory);
   EXPECT_EQ(outcome.message,
             "out of GPU memory for 8 windows; try a smaller --batch-size (CUDA out of memory)");
 }
 
 TEST(GpuMemory, OtherErrorsStayAsTheyAre) {
-  const LocalOutcome outcome =
-      attempt([] { or_say_what_for(" for 8 windows", [] { throw DataError("a shard is cut"); }); });
-  EXPECT_EQ(outcome.exit_code, static_cast<int>(ExitCode::kBadData));
+  const dist::LocalOutcome outcome = dist::attempt(
+      [] { or_say_what_for(" for 8 windows", [] { throw DataError("a shard is cut"); }); });
+  EXPECT_EQ(outcome.kind, dist::LocalOutcome::Kind::kData);
   EXPECT_EQ(outcome.message, "a shard is cut");
 }
 

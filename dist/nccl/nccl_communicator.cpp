@@ -13,11 +13,11 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "dist/agreement.h"
 #include "dist/mpi_communicator.h"
 #include "dist/nccl/cuda_event.h"
 #include "dist/nccl/gpu_device.h"
 #include "dist/nccl/nccl_handle.h"
-#include "dist/rank_groups.h"
 #include "dist/world.h"
 
 namespace t2r::dist {
@@ -68,31 +68,11 @@ bool is_stream_capturing(const CUDAStream& stream) {
   return status != cudaStreamCaptureStatusNone;
 }
 
-// What `action` throws, as a text for the other ranks; empty if it throws nothing.
-template <class Action>
-std::string problem_of(const Action& action) {
-  try {
-    action();
-    return "";
-  } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
-  } catch (const std::exception& error) {
-    return *error.what() == '\0' ? "an error without a text" : error.what();
-  }
-}
-
-// A rank with a problem of its own still joins, so that all ranks fail with the same words.
-template <class ErrorType>
-void agree(Communicator& host, const std::string& what, const std::string& problem) {
-  const std::string text = list_problems(host.all_gather(problem));
-  if (!text.empty()) throw ErrorType(concat(what, ": ", text));
-}
-
 UsedGpu agree_on_gpus(const World& world, Communicator& host, int device) {
   UsedGpu own;
   const std::string& host_name = world.hosts().at(static_cast<size_t>(world.rank()));
-  agree<ConfigError>(
-      host, "a GPU cannot be used", problem_of([&] { own = use_gpu(device, host_name); }));
+  start_on_all_ranks<ConfigError>(
+      host, "a GPU cannot be used", [&] { own = use_gpu(device, host_name); });
   std::vector<UsedGpu> gpu_of_rank;
   for (const std::string& text : host.all_gather(concat(device, " ", own.id, " ", own.bus_id))) {
     UsedGpu gpu{.host = world.hosts().at(gpu_of_rank.size()), .device = 0, .id = {}, .bus_id = {}};
@@ -160,18 +140,18 @@ struct NcclCommunicator::State {
 
 void NcclCommunicator::State::start() {
   std::string id;
-  agree<NcclError>(host, "NCCL did not start", problem_of([&] {
-                     if (world.rank() == 0) id = make_nccl_id(nccl.place());
-                   }));
+  start_on_all_ranks<NcclError>(host, "NCCL did not start", [&] {
+    if (world.rank() == 0) id = make_nccl_id(nccl.place());
+  });
   id = host.all_gather(id).front();
-  agree<NcclError>(host, "NCCL did not start", problem_of([&] {
-                     if (options.before_init) options.before_init();
-                     nccl.init(id, world.size(), options.init_deadline);
-                   }));
+  start_on_all_ranks<NcclError>(host, "NCCL did not start", [&] {
+    if (options.before_init) options.before_init();
+    nccl.init(id, world.size(), options.init_deadline);
+  });
   // Memory first: a rank that has none must say so before the others wait for it in the sum.
   torch::Tensor sums;
-  agree<NcclError>(host, "NCCL's first sum failed", problem_of([&] { sums = summands(); }));
-  agree<NcclError>(host, "NCCL's first sum failed", problem_of([&] { verify_sum(sums); }));
+  start_on_all_ranks<NcclError>(host, "NCCL's first sum failed", [&] { sums = summands(); });
+  start_on_all_ranks<NcclError>(host, "NCCL's first sum failed", [&] { verify_sum(sums); });
 }
 
 torch::Tensor NcclCommunicator::State::summands() const {
@@ -256,9 +236,9 @@ NcclCommunicator::NcclCommunicator(World& world,
                                    MpiCommunicator& host,
                                    const NcclCommunicatorOptions& options) {
   UsedGpu gpu = agree_on_gpus(world, host, options.device);
-  agree<NcclError>(host, "CUDA did not start", problem_of([&] {
-                     state_ = std::make_unique<State>(world, host, options, std::move(gpu));
-                   }));
+  start_on_all_ranks<NcclError>(host, "CUDA did not start", [&] {
+    state_ = std::make_unique<State>(world, host, options, std::move(gpu));
+  });
   state_->start();
 }
 

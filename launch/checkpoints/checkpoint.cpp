@@ -9,7 +9,7 @@
 #include "base/error.h"
 #include "base/folder_manifest.h"
 #include "base/log.h"
-#include "launch/agreement.h"
+#include "dist/agreement.h"
 #include "launch/checkpoints/optimizer_parts.h"
 #include "model/files/config_json.h"
 
@@ -25,34 +25,40 @@ struct Reading {
   std::string message;
 };
 
+/// None: it says nothing of the checkpoint.
+std::optional<Reading::Verdict> verdict_of(const dist::LocalOutcome& outcome) {
+  using Kind = dist::LocalOutcome::Kind;
+  switch (outcome.kind) {
+    case Kind::kGood:
+      return Reading::Verdict::kGood;
+    case Kind::kUnreadable:
+      return Reading::Verdict::kUnreadable;
+    case Kind::kData:
+    case Kind::kNumeric:  // weights that are not finite: an older one's may be
+      return Reading::Verdict::kDamaged;
+    default:
+      return std::nullopt;
+  }
+}
+
 /// Runs `read` on every rank. Damage is what rank 0 calls so: it has read every byte. What another
 /// rank alone cannot read is no damage. Collective: every rank, same order.
+/// @throws Error  on every rank, the first that says nothing of the checkpoint
 template <class Read>
 Reading reading_of(dist::Communicator& communicator, const Read& read) {
   using Verdict = Reading::Verdict;
-  Reading mine;
-  on_all_ranks(communicator, [&] {
-    try {
-      read();
-    } catch (const UnreadableError& error) {
-      mine = {Verdict::kUnreadable, error.what()};
-    } catch (const DataError& error) {
-      mine = {Verdict::kDamaged, error.what()};
-    } catch (const NumericError& error) {  // weights that are not finite: an older one may be
-      mine = {Verdict::kDamaged, error.what()};
-    }
-  });
-  const std::vector<std::string> all =
-      communicator.all_gather(std::to_string(static_cast<int>(mine.verdict)) + mine.message);
+  const dist::LocalOutcome mine = dist::attempt(read);
+  dist::agree(communicator, verdict_of(mine).has_value() ? dist::LocalOutcome{} : mine)
+      .throw_if_failed();
+  const std::vector<dist::LocalOutcome> all = dist::gather_outcomes(communicator, mine);
   for (size_t rank = 0; rank < all.size(); ++rank) {
-    const auto verdict = static_cast<Verdict>(all[rank][0] - '0');
-    if (verdict == Verdict::kGood) continue;
-    if (rank == 0) return {verdict, all[rank].substr(1)};
+    if (all[rank].is_good()) continue;
+    if (rank == 0) return {*verdict_of(all[rank]), all[rank].message};
     return {Verdict::kUnreadable,
             concat("rank ",
                    rank,
                    ": ",
-                   all[rank].substr(1),
+                   all[rank].message,
                    " (rank 0 could read it: all ranks must see the same files)")};
   }
   return {};
@@ -123,39 +129,35 @@ CheckpointStore::CheckpointStore(fs::path folder,
 void CheckpointStore::save(const CheckpointContent& content, const TrainingPosition& position) {
   const int rank = communicator_.rank(), world = communicator_.size();
   fs::path temporary;
-  LocalOutcome outcome = agree(communicator_, attempt([&] {
-                                 if (rank == 0) temporary = folder_.make_temporary(position.step);
-                               }));
-  temporary = communicator_.all_gather(temporary.string()).front();  // rank 0 names it, for all
-  if (outcome.exit_code == 0) {
-    outcome = agree(communicator_, attempt([&] {
-                      write_optimizer_part(temporary, content.optimizer, rank, world);
-                      if (rank == 0) {
-                        model::save_model(content.model, content.format, temporary);
-                        write_beside(content.companions, temporary);
-                      }
-                    }));
-  }
-  if (outcome.exit_code == 0) {
-    outcome = agree(communicator_, attempt([&] {
-                      if (rank != 0) return;
-                      write_checkpoint_manifest(
-                          temporary, {position, world, content.identity, content.options});
-                      const bool is_durable = folder_.publish(temporary, position.step);
-                      folder_.point_links(position);
-                      if (is_durable && !content.keeps_older)
-                        folder_.remove_old(position, num_kept_);
-                    }));
-  }
-  if (outcome.exit_code != 0) {
+  const auto on_all_ranks = [&](const auto& action) {
+    dist::LocalOutcome outcome = dist::agree(communicator_, dist::attempt(action));
+    if (outcome.is_good()) return;
     std::error_code ignored;
     if (rank == 0 && !temporary.empty()) fs::remove_all(temporary, ignored);
-    throw WriteError("checkpoint not saved: " + outcome.message);
-  }
+    outcome.message = "checkpoint not saved: " + outcome.message;
+    outcome.throw_if_failed();
+  };
+  on_all_ranks([&] {
+    if (rank == 0) temporary = folder_.make_temporary(position.step);
+  });
+  temporary = communicator_.all_gather(temporary.string()).front();  // rank 0 names it, for all
+  on_all_ranks([&] {
+    write_optimizer_part(temporary, content.optimizer, rank, world);
+    if (rank != 0) return;
+    model::save_model(content.model, content.format, temporary);
+    write_beside(content.companions, temporary);
+  });
+  on_all_ranks([&] {
+    if (rank != 0) return;
+    write_checkpoint_manifest(temporary, {position, world, content.identity, content.options});
+    const bool is_durable = folder_.publish(temporary, position.step);
+    folder_.point_links(position);
+    if (is_durable && !content.keeps_older) folder_.remove_old(position, num_kept_);
+  });
 }
 
 void CheckpointStore::update(const CheckpointContent& content, const TrainingPosition& position) {
-  on_first_rank(communicator_, [&] {
+  dist::on_first_rank(communicator_, [&] {
     const fs::path folder = folder_.checkpoint(position.step);
     FolderManifest manifest = read_folder_manifest(folder);
     CheckpointManifest checkpoint = parse_manifest(manifest, folder, position.step);
@@ -246,13 +248,13 @@ std::optional<ResumedRun> CheckpointStore::load(const CheckpointContent& content
                            ". Put back a copy of one, or begin anew with another --output:",
                            causes));
   }
-  on_first_rank(communicator_, [&] { folder_.remove_temporaries(); });
+  dist::on_first_rank(communicator_, [&] { folder_.remove_temporaries(); });
   return std::nullopt;
 }
 
 std::vector<int64_t> CheckpointStore::steps_on_first_rank() const {
   std::string text;
-  on_first_rank(communicator_, [&] {
+  dist::on_first_rank(communicator_, [&] {
     for (const int64_t step : folder_.steps()) text += std::to_string(step) + " ";
   });
   std::istringstream words(communicator_.all_gather(text).front());
@@ -262,7 +264,7 @@ std::vector<int64_t> CheckpointStore::steps_on_first_rank() const {
 void CheckpointStore::settle(TrainingPosition& position,
                              const std::vector<int64_t>& damaged) const {
   std::string best;  // its step, if its checkpoint is there
-  on_first_rank(communicator_, [&] {
+  dist::on_first_rank(communicator_, [&] {
     for (const int64_t step : damaged) {
       const std::string name = folder_.set_aside(step);
       log::warning(concat("the damaged ",
@@ -286,7 +288,7 @@ void CheckpointStore::settle(TrainingPosition& position,
     position.best.reset();
   else
     position.best->step = std::stoll(best);
-  on_first_rank(communicator_, [&] { folder_.point_links(position); });
+  dist::on_first_rank(communicator_, [&] { folder_.point_links(position); });
 }
 
 void CheckpointStore::warn_if_disk_is_small(const CheckpointContent& content,

@@ -49,13 +49,14 @@ class CheckpointStore {
   /// order.
   /// @param position  as TrainingPosition::as_saved() gives it
   /// @throws WriteError  on every rank, if any rank could not write; nothing is left of it, and
-  /// older ones stay
+  ///                     older ones stay
+  /// @throws Error       likewise, as its own class, if any rank failed otherwise
   void save(const CheckpointContent& content, const TrainingPosition& position);
 
   /// Writes what an evaluation found into the manifest of the checkpoint of `position.step`, which
   /// is there already, and moves `best`. Rank 0 alone does it.
   /// Collective: every rank, same order.
-  /// @throws WriteError  on every rank; the manifest is then as it was
+  /// @throws WriteError, DataError  on every rank; the manifest is then as it was
   void update(const CheckpointContent& content, const TrainingPosition& position);
 
   /// Loads the newest checkpoint that verifies; newer ones that do not are named, and set aside

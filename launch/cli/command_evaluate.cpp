@@ -9,7 +9,7 @@
 #include "base/log.h"
 #include "data/corpus.h"
 #include "data/prepare_lm.h"
-#include "launch/agreement.h"
+#include "dist/agreement.h"
 #include "launch/cli/idle_options.h"
 #include "launch/cli/model_options.h"
 #include "launch/cli/text_corpus.h"
@@ -58,7 +58,7 @@ data::Corpus open_data(const EvaluateOptions& options, Session& session) {
   dist::Communicator& communicator = session.communicator();
   if (options.text.empty()) {
     data::Corpus corpus = open_corpus(options.data, session.world(), communicator);
-    on_all_ranks(communicator, [&] {
+    dist::on_all_ranks(communicator, [&] {
       const std::string& tokenizer = options.model.tokenizer;
       if (!tokenizer.empty())
         check_tokenizer(*options.model.open_tokenizer(), tokenizer, corpus);
@@ -71,7 +71,7 @@ data::Corpus open_data(const EvaluateOptions& options, Session& session) {
   }
   std::unique_ptr<data::Tokenizer> tokenizer;
   data::PrepareLmOptions prepare;
-  on_all_ranks(communicator, [&] {
+  dist::on_all_ranks(communicator, [&] {
     tokenizer = options.model.open_tokenizer();
     prepare.add_begin_of_text =
         begin_of_text(options.tokens.begin_of_text, *tokenizer).of_text.has_value();
@@ -181,8 +181,8 @@ int run_evaluate(const Invocation& invocation) {
   Session session(invocation, options, values.model.backend);
   dist::Communicator& communicator = session.communicator();
   values.model.resolve(communicator);
-  const model::LoadedModel loaded =
-      made_on_all_ranks(communicator, [&] { return model::load_model(values.model.model_path); });
+  const model::LoadedModel loaded = dist::made_on_all_ranks(
+      communicator, [&] { return model::load_model(values.model.model_path); });
   check_same_model(communicator, session.world(), *loaded.model, values.model.folder);
   check_model_fits(loaded.model->config(), session.backend().placement());
   loaded.model->parameters().move_to(session.backend().placement());

@@ -12,9 +12,9 @@
 #include "data/tokenizers/sentencepiece_tokenizer.h"
 #include "data/tokenizers/tokenizer.h"
 #include "data/tokenizers/tokenizer_config.h"
+#include "dist/agreement.h"
 #include "dist/mpi_communicator.h"
 #include "dist/world.h"
-#include "launch/agreement.h"
 #include "launch/cli/tokenizer_check.h"
 #include "launch/command.h"
 #include "launch/options/option_groups.h"
@@ -126,17 +126,12 @@ void say_document_tokens(const data::Tokenizer& tokenizer,
   }
 }
 
-// Throws on all ranks if `action` throws on any, when nothing of this run is left on any of them:
-// the first rank that ends may end the others.
+// Throws on all ranks if `action` throws on any, when nothing of this run is left on any of them.
 template <class Action>
 void or_take_back(dist::Communicator& communicator,
                   std::optional<data::StagedLm>& staged,
                   const Action& action) {
-  const LocalOutcome first = agree(communicator, attempt(action));
-  if (first.exit_code == 0) return;
-  staged.reset();
-  agree(communicator, {});
-  throw Error(static_cast<ExitCode>(first.exit_code), first.message);
+  dist::on_all_ranks_or(communicator, action, [&] { staged.reset(); });
 }
 
 struct PrepareLmCommand {
@@ -189,7 +184,7 @@ data::PrepareSummary prepare_on_ranks(dist::Communicator& communicator,
   or_take_back(communicator, staged, [&] { data::check_any_tokens(plan, all); });
   say_empty_inputs(communicator, staged->summary());
   or_take_back(communicator, staged, [&] { staged->publish(); });
-  on_all_ranks(communicator, [&] { staged->complete(); });
+  dist::on_all_ranks(communicator, [&] { staged->complete(); });
   return all;
 }
 
@@ -249,13 +244,13 @@ int run_prepare_lm(const Invocation& invocation) {
   check_same_options(communicator, options);
   std::unique_ptr<data::Tokenizer> tokenizer;
   data::LmPlan plan;
-  on_all_ranks(communicator, [&] {
+  dist::on_all_ranks(communicator, [&] {
     tokenizer = data::open_tokenizer(command.tokenizer);
     prepare.add_begin_of_text =
         begin_of_text(command.tokens.begin_of_text, *tokenizer).of_text.has_value();
     plan = data::plan_lm(prepare);
   });
-  on_first_rank(communicator, [&] { data::clear_lm_output(plan); });
+  dist::on_first_rank(communicator, [&] { data::clear_lm_output(plan); });
   if (world.rank() == 0) say_document_tokens(*tokenizer, command.tokenizer, prepare);
   const data::PrepareSummary all = prepare_on_ranks(communicator, *tokenizer, plan);
   if (world.rank() == 0) {

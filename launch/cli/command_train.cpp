@@ -6,7 +6,7 @@
 #include "base/log.h"
 #include "data/corpus.h"
 #include "data/tokenizers/tokenizer.h"
-#include "launch/agreement.h"
+#include "dist/agreement.h"
 #include "launch/cli/idle_options.h"
 #include "launch/cli/tokenizer_check.h"
 #include "launch/command.h"
@@ -165,7 +165,7 @@ int run_train(const Invocation& invocation) {
   Session session(invocation, options, config.backend);
   dist::Communicator& communicator = session.communicator();
   if (config.backend.device == Device::kCpu) check_same_kernels(communicator);
-  const auto end_if_any_stops = [&] { on_all_ranks(communicator, end_if_stop_requested); };
+  const auto end_if_any_stops = [&] { dist::on_all_ranks(communicator, end_if_stop_requested); };
   end_if_any_stops();
   RunFolder folder(config.output, communicator);
 
@@ -179,7 +179,8 @@ int run_train(const Invocation& invocation) {
   end_if_any_stops();
   const SourceFolders sources = find_sources(config, communicator);
   TrainingInputs inputs{
-      .model = made_on_all_ranks(communicator, [&] { return make_model(config, sources, train); }),
+      .model =
+          dist::made_on_all_ranks(communicator, [&] { return make_model(config, sources, train); }),
       .train = train,
       .valid = valid.has_value() ? &*valid : nullptr,
       .output = folder.path(),
@@ -187,7 +188,7 @@ int run_train(const Invocation& invocation) {
       .companions = companions_of_run(config, sources, train)};
   if (!config.model.empty())
     check_same_model(communicator, session.world(), *inputs.model.model, config.model);
-  inputs.teacher = made_on_all_ranks(
+  inputs.teacher = dist::made_on_all_ranks(
       communicator, [&] { return load_teacher(config, sources, *inputs.model.model, train); });
   if (inputs.teacher != nullptr)
     check_same_model(communicator, session.world(), *inputs.teacher, config.teacher);

@@ -13,7 +13,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
-#include "launch/agreement.h"
+#include "dist/agreement.h"
 
 namespace t2r::launch {
 namespace {
@@ -109,17 +109,14 @@ data::Corpus corpus_of_text(const data::Tokenizer& tokenizer,
   std::optional<ScratchFolder> scratch;
   std::optional<data::Corpus> corpus;
   const auto step = [&](const auto& action) {
-    LocalOutcome outcome = {};
-    try {
-      outcome = attempt(action);
-    } catch (const Interrupted&) {
-      outcome = {static_cast<int>(ExitCode::kInternal), "stopped by a signal"};
-    }
-    outcome = agree(communicator, outcome);
-    if (outcome.exit_code == 0) return;
-    scratch.reset();
-    agree(communicator, {});  // the first rank that ends may end the others
-    throw Error(static_cast<ExitCode>(outcome.exit_code), outcome.message);
+    const auto stoppable = [&] {
+      try {
+        action();
+      } catch (const Interrupted&) {
+        throw Error(ExitCode::kInternal, "stopped by a signal");
+      }
+    };
+    dist::on_all_ranks_or(communicator, stoppable, [&] { scratch.reset(); });
   };
   step([&] {
     if (!is_leader) return;

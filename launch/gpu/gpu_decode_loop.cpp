@@ -108,12 +108,12 @@ class GpuDecodeLoop : public model::DecodeLoop {
     try {
       return body();
     } catch (const c10::OutOfMemoryError& error) {
-      throw GpuMemoryError(error,
-                           concat(" for ",
-                                  tokens_B_.defined() ? tokens_B_.size(0) : 0,
-                                  " sequences of ",
-                                  state_.position,
-                                  " tokens; try a smaller --sequences-at-once"));
+      throw dist::gpu_memory_error(error,
+                                   concat(" for ",
+                                          tokens_B_.defined() ? tokens_B_.size(0) : 0,
+                                          " sequences of ",
+                                          state_.position,
+                                          " tokens; try a smaller --sequences-at-once"));
     }
   }
 

@@ -10,7 +10,7 @@
 #include <optional>
 
 #include "base/error.h"
-#include "launch/agreement.h"
+#include "dist/agreement.h"
 #include "launch/gpu_memory.h"
 #include "model/ops/optimizer_op.h"
 
@@ -194,9 +194,9 @@ class GpuStep : public TrainingStep {
     for (size_t i = 0; i < inputs.batches.size(); ++i)
       is_missing = is_missing || !programs_.contains(kind_of(inputs, i));
     if (!is_missing) return;
-    on_all_ranks(parts_.communicator, [&] { forget_other_stages(inputs.objective); });
+    dist::on_all_ranks(parts_.communicator, [&] { forget_other_stages(inputs.objective); });
     const auto for_missing = [&](const auto& body) {
-      on_all_ranks(parts_.communicator, [&] {
+      dist::on_all_ranks(parts_.communicator, [&] {
         explaining_out_of_memory(inputs, [&] {
           for (size_t i = 0; i < inputs.batches.size(); ++i)
             body(kind_of(inputs, i), inputs.batches[i]);
@@ -227,7 +227,7 @@ class GpuStep : public TrainingStep {
     try {
       body();
     } catch (const c10::OutOfMemoryError& error) {
-      throw GpuMemoryError(error,
+      throw dist::gpu_memory_error(error,
                                    concat(" for micro-batches of ",
                                           data::size_text(inputs.batches.front().layout),
                                           " tokens; try a smaller --micro-batch-size"));

@@ -6,7 +6,7 @@
 
 #include "base/error.h"
 #include "base/text.h"
-#include "launch/agreement.h"
+#include "dist/agreement.h"
 #include "launch/gpu_memory.h"
 
 namespace t2r::launch {
@@ -112,16 +112,16 @@ PerplexityResult score_corpus(const model::DecoderLM& model,
   Tensor totals = torch::zeros({2}, torch::kFloat64);
   double* total = totals.data_ptr<double>();
   const int64_t all_tokens = scored_tokens(windows);
-  LocalOutcome outcome;
+  dist::LocalOutcome outcome;
   bool is_stopped = false;
   for (size_t round = 0; round < rounds && !is_stopped; ++round) {
     const bool wants_stop = hooks.is_stop_requested && hooks.is_stop_requested();
     // Whether any rank has failed or is to stop: asked while the batch is computed.
-    Tensor ends = torch::tensor({int64_t{wants_stop}, int64_t{outcome.exit_code != 0}});
+    Tensor ends = torch::tensor({int64_t{wants_stop}, int64_t{!outcome.is_good()}});
     const std::unique_ptr<dist::Work> asked =
         communicator.all_reduce_async(ends, dist::Reduction::kSum);
-    if (outcome.exit_code == 0 && round < batches.size()) {
-      outcome = attempt([&] {
+    if (outcome.is_good() && round < batches.size()) {
+      outcome = dist::attempt([&] {
         const std::vector<Window>& batch = batches[round];
         const Score score = or_say_what_for(concat(" for scoring ",
                                                    batch.size(),
@@ -141,7 +141,7 @@ PerplexityResult score_corpus(const model::DecoderLM& model,
       hooks.on_progress(all_tokens * static_cast<int64_t>(round + 1) / static_cast<int64_t>(rounds),
                         all_tokens);
   }
-  throw_first_failure(communicator, outcome);
+  dist::agree(communicator, outcome).throw_if_failed();
   communicator.all_reduce(totals, dist::Reduction::kSum);
   return {total[0], static_cast<int64_t>(total[1]), is_stopped};
 }

@@ -14,7 +14,7 @@
 #include "base/durable_file.h"
 #include "base/error.h"
 #include "base/log.h"
-#include "launch/agreement.h"
+#include "dist/agreement.h"
 
 namespace t2r::launch {
 namespace {
@@ -91,7 +91,7 @@ std::map<std::string, std::string> options_of(const std::string& text) {
 
 RunFolder::RunFolder(std::filesystem::path path, dist::Communicator& communicator)
     : path_(std::move(path)) {
-  on_first_rank(communicator, [&] {
+  dist::on_first_rank(communicator, [&] {
     std::error_code error;
     std::filesystem::create_directories(path_, error);
     if (error) throw WriteError(concat(path_.string(), ": cannot create: ", error.message()));

@@ -4,7 +4,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
-#include "launch/agreement.h"
+#include "dist/agreement.h"
 #include "launch/train/run_folder.h"
 
 namespace t2r::launch {
@@ -14,7 +14,7 @@ RunRecords::RunRecords(const Start& start,
                        dist::Communicator& communicator)
     : first_step_(position.step) {
   const std::filesystem::path log_file = start.folder / "train.log";
-  on_first_rank(communicator, [&] {
+  dist::on_first_rank(communicator, [&] {
     log::also_to_file(log_file);
     const std::string changes = replace_config(start.folder, start.config_text);
     metrics_ = std::make_unique<MetricsLog>(

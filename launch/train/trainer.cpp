@@ -7,8 +7,8 @@
 
 #include "base/error.h"
 #include "base/seed.h"
+#include "dist/agreement.h"
 #include "dist/parameter_sync.h"
-#include "launch/agreement.h"
 #include "launch/stop_signal.h"
 
 namespace t2r::launch {
@@ -41,10 +41,10 @@ Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, Backend& back
       inputs_(std::move(inputs)),
       communicator_(backend.communicator()),
       model_(*inputs_.model.model),
-      arena_(made_on_all_ranks(
+      arena_(dist::made_on_all_ranks(
           communicator_,
           [&] { return model::ParameterArena(model_.parameters(), backend.placement()); })),
-      optimizer_(made_on_all_ranks(
+      optimizer_(dist::made_on_all_ranks(
           communicator_,
           [&] {
             return model::AdamW(arena_,
@@ -112,7 +112,7 @@ Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, Backend& back
 void Trainer::place_teacher(const model::Placement& placement) {
   check_model_fits(inputs_.teacher->config(), placement);
   teacher_hash_ = inputs_.teacher->parameters().content_hash();
-  on_all_ranks(communicator_, [&] { inputs_.teacher->parameters().move_to(placement); });
+  dist::on_all_ranks(communicator_, [&] { inputs_.teacher->parameters().move_to(placement); });
 }
 
 Trainer::Outcome Trainer::run() {

@@ -23,11 +23,16 @@ void Trainer::note_evaluation(double loss) {
   if (last_saved_step_ != position_.step) return;
   position_ = position_.as_saved();
   if (position_ == before) return;  // evaluated again
+  const auto warn = [](const Error& error) {
+    log::warning_of_first_rank(
+        concat("the evaluation is not noted in its checkpoint: ", error.what()));
+  };
   try {
     checkpoints_.update(checkpoint_content(), position_);
-  } catch (const Error& error) {
-    if (communicator_.rank() == 0)
-      log::warning(concat("the evaluation is not noted in its checkpoint: ", error.what()));
+  } catch (const WriteError& error) {
+    warn(error);
+  } catch (const DataError& error) {  // its manifest is damaged, or cannot be read now
+    warn(error);
   }
 }
 
