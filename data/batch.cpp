@@ -8,9 +8,9 @@
 namespace t2r::data {
 namespace {
 
-BatchLayout::const_iterator find(const BatchLayout& layout, std::string_view name) {
-  const auto found = std::ranges::find(layout, name, &BatchField::name);
-  require(found != layout.end(), concat("a batch has no field \"", name, "\""));
+auto find(const BatchLayout& layout, std::string_view name) {
+  const auto found = std::ranges::find(layout.fields, name, &BatchField::name);
+  require(found != layout.fields.end(), concat("a batch has no field \"", name, "\""));
   return found;
 }
 
@@ -23,18 +23,19 @@ int64_t BatchField::numel() const {
 }
 
 BatchLayout language_model_layout(int64_t batch_size, int64_t length) {
-  return {{kInputs, {batch_size, length}}, {kTargets, {batch_size, length}}};
+  return {.fields = {{kInputs, {batch_size, length}}, {kTargets, {batch_size, length}}}};
 }
 
 int64_t memory_numel(const BatchLayout& layout) {
   int64_t count = 1;
-  for (const BatchField& field : layout) count += field.numel();
+  for (const BatchField& field : layout.fields) count += field.numel();
   return count;
 }
 
 std::string size_text(const BatchLayout& layout) {
   std::string text;
-  for (const int64_t size : layout.front().shape) text += concat(text.empty() ? "" : " x ", size);
+  for (const int64_t size : layout.fields.front().shape)
+    text += concat(text.empty() ? "" : " x ", size);
   return text;
 }
 
@@ -51,7 +52,8 @@ Batch Batch::make(BatchLayout layout, const BatchAllocator& allocate) {
 
 int64_t* Batch::rows(std::string_view name) const {
   int64_t* rows = memory.data;
-  for (auto at = layout.begin(), end = find(layout, name); at != end; ++at) rows += at->numel();
+  for (auto at = layout.fields.begin(), end = find(layout, name); at != end; ++at)
+    rows += at->numel();
   return rows;
 }
 
@@ -65,8 +67,11 @@ int64_t Batch::num_targets() const {
 
 void Batch::count_targets() {
   const int64_t* const targets = rows(kTargets);
-  memory.data[memory_numel(layout) - 1] = std::count_if(
+  const int64_t count = std::count_if(
       targets, targets + field(kTargets).numel(), [](int64_t target) { return target >= 0; });
+  require(layout.is_padded || count == field(kTargets).numel(),
+          "a batch whose layout has no padding has targets below 0");
+  memory.data[memory_numel(layout) - 1] = count;
 }
 
 }  // namespace t2r::data

@@ -24,7 +24,12 @@ struct BatchField {
 /// The fields of a batch, in the order in which they lie in its memory, one behind another, and
 /// behind them the number of targets: one copy brings all of it to a device, and batches of one
 /// layout may take turns there.
-using BatchLayout = std::vector<BatchField>;
+struct BatchLayout {
+  std::vector<BatchField> fields;
+  bool is_padded = false;  ///< targets may be below 0
+
+  auto operator<=>(const BatchLayout&) const = default;
+};
 
 /// Rows of a language model: inputs and targets, [B, T] both.
 BatchLayout language_model_layout(int64_t batch_size, int64_t length);
@@ -64,10 +69,8 @@ struct Batch {
   /// Those of the field kTargets that are not below 0: what a mean over the batch divides by.
   int64_t num_targets() const;
 
-  /// Whether some targets do not count.
-  bool is_padded() const { return num_targets() < field(kTargets).numel(); }
-
   /// Counts the targets that the rows hold; whoever fills them calls it.
+  /// @throws ContractError  if one is below 0 in a layout that is not padded
   void count_targets();
 };
 

@@ -94,7 +94,7 @@ void check_same_on_ranks(dist::Communicator& communicator,
 
 void check_same_model(dist::Communicator& communicator,
                       const dist::World& world,
-                      const model::DecoderLM& model,
+                      const model::Trainable& model,
                       const std::string& folder) {
   if (communicator.size() == 1) return;
   Hasher hasher;

@@ -9,7 +9,7 @@
 #include "dist/communicator.h"
 #include "dist/world.h"
 #include "launch/options/options.h"
-#include "model/nets/decoder_lm.h"
+#include "model/trainable.h"
 
 namespace t2r::launch {
 
@@ -40,7 +40,7 @@ void check_same_on_ranks(dist::Communicator& communicator,
 /// Likewise a model that every rank has loaded from `folder`: its config and its weights.
 void check_same_model(dist::Communicator& communicator,
                       const dist::World& world,
-                      const model::DecoderLM& model,
+                      const model::Trainable& model,
                       const std::string& folder);
 
 /// What `folder` means (resolve_checkpoint), found by rank 0 alone: `latest` and `best` may move

@@ -120,7 +120,7 @@ int64_t usable_processors() {
   return share_of_processors({allowed_processors()}, 0, granted_processors());
 }
 
-StepWork work_of_step(const model::DecoderLM& model, int64_t tokens, bool trains) {
+StepWork work_of_step(const model::Trainable& model, int64_t tokens, bool trains) {
   const model::DecoderConfig& config = model.config();
   const int64_t weights = model.parameters().num_scalars() - config.num_looked_up();
   const double passes = trains ? 3.0 : 1.0;

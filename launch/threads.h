@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "launch/options/backend_options.h"
-#include "model/nets/decoder_lm.h"
+#include "model/trainable.h"
 
 namespace t2r::launch {
 
@@ -44,7 +44,7 @@ struct StepWork {
 };
 
 /// One pass of `tokens` tokens through the model, with the backward if it trains.
-StepWork work_of_step(const model::DecoderLM& model, int64_t tokens, bool trains = false);
+StepWork work_of_step(const model::Trainable& model, int64_t tokens, bool trains = false);
 
 /// How many of `usable` threads a step is worth: no more than leave each of them enough to do
 /// between two waits.

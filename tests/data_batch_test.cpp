@@ -16,8 +16,9 @@ using ::testing::HasSubstr;
 
 /// The batch of an encoder-decoder, whose fields differ in size: 2 x 3, 2 x 4, 2 x 4.
 Batch pair_batch() {
-  Batch batch =
-      Batch::make({{"source", {2, 3}}, {kInputs, {2, 4}}, {kTargets, {2, 4}}}, &allocate_pageable);
+  Batch batch = Batch::make(
+      {.fields = {{"source", {2, 3}}, {kInputs, {2, 4}}, {kTargets, {2, 4}}}, .is_padded = true},
+      &allocate_pageable);
   std::fill_n(batch.memory.data, memory_numel(batch.layout), 7);
   return batch;
 }
@@ -36,14 +37,18 @@ TEST(Batch, CountsTargetsThatAreNotBelowZero) {
   batch.count_targets();
   EXPECT_EQ(batch.num_targets(), 8);
   EXPECT_EQ(batch.memory.data[22], 8) << "it travels with the fields";
-  EXPECT_FALSE(batch.is_padded());
   batch.rows(kTargets)[0] = 0;
   batch.rows(kTargets)[3] = -1;
   batch.rows(kTargets)[7] = -100;
   batch.rows("source")[2] = -1;  // no target
   batch.count_targets();
   EXPECT_EQ(batch.num_targets(), 6);
-  EXPECT_TRUE(batch.is_padded());
+}
+
+TEST(Batch, RefusesPaddingThatItsLayoutDoesNotHave) {
+  Batch batch = Batch::make(language_model_layout(1, 2), &allocate_pageable);
+  std::fill_n(batch.rows(kTargets), 2, -1);
+  EXPECT_THAT(message_of<ContractError>([&] { batch.count_targets(); }), HasSubstr("below 0"));
 }
 
 TEST(Batch, NamesTheFieldThatItLacks) {
@@ -56,8 +61,11 @@ TEST(Batch, KindsDifferByNamesAndSizes) {
   EXPECT_EQ(language_model_layout(2, 8), language_model_layout(2, 8));
   EXPECT_NE(language_model_layout(2, 8), language_model_layout(4, 4));
   BatchLayout renamed = language_model_layout(2, 8);
-  renamed.front().name = "source";
+  renamed.fields.front().name = "source";
   EXPECT_NE(renamed, language_model_layout(2, 8));
+  BatchLayout padded = language_model_layout(2, 8);
+  padded.is_padded = true;
+  EXPECT_NE(padded, language_model_layout(2, 8));
 }
 
 }  // namespace

@@ -24,7 +24,9 @@ using ::testing::IsEmpty;
 
 constexpr int kRanks = 2;
 
-const model::DecoderConfig kConfig = test::tiny_config(model::Family::kLlama);
+model::DecoderConfig small_config() {
+  return test::tiny_config("llama");
+}
 
 /// What one rank trains.
 struct RankState {
@@ -38,7 +40,7 @@ struct RankState {
     return {model, format, optimizer, {{"seed", "1"}}, {}, companions};
   }
 
-  model::DecoderLM model{kConfig};
+  model::DecoderLM model{small_config()};
   model::SourceFormat format = {};
   model::ParameterArena arena{model.parameters()};
   model::AdamW optimizer{arena, {}};
@@ -108,7 +110,7 @@ TEST_F(CheckpointStoreTest, CannotWriteWhereAFileLies) {
 
 // Not forgiven: what is broken stays broken, and every save would cost the run's time.
 TEST_F(CheckpointStoreTest, ABugIsNoFullDisk) {
-  model::DecoderLM without_memory(kConfig, torch::kMeta);
+  model::DecoderLM without_memory(small_config(), torch::kMeta);
   expect_failure<ContractError>(
       [&](RankState& run, int) -> CheckpointContent {
         return {without_memory, run.format, run.optimizer, {{"seed", "1"}}, {}, run.companions};

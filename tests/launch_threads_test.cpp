@@ -7,6 +7,7 @@
 #include <fstream>
 #include <numeric>
 
+#include "model/nets/decoder_lm.h"
 #include "tests/model_support.h"
 #include "tests/support.h"
 

@@ -47,7 +47,7 @@ forbid '#include "model/(families|layers|attention|nets|files|search|optim)/' \
   'operators include kernels only' model/ops
 forbid '\bfamily *[!=]= *"' 'what a family computes stands in its BlockSpec' \
   --exclude-dir={families,kernels,ops} launch model
-rooms model families layers attention nets files search
+rooms model families layers attention objectives nets files search
 rooms launch options checkpoints train gpu cli bench
 rooms data unicode tokenizers
 forbid '#include <torch/torch\.h>' 'torch/torch.h costs half a minute a file' \

@@ -16,6 +16,7 @@ namespace {
 
 using test::max_relative_error;
 using test::TemporaryFolder;
+using test::text_loss;
 using test::tiny_config;
 using torch::Tensor;
 
@@ -107,10 +108,10 @@ TEST(DecoderLM, LossIsTheCrossEntropyOfTheLogits) {
     const Tensor logits = model->logits(model->hidden(tokens)).flatten(0, 1);
     const double expected =
         at::cross_entropy_loss(logits, targets.flatten(), {}, at::Reduction::Sum).item<double>();
-    EXPECT_NEAR(model->loss_sum(tokens, targets).item<double>(), expected, 1e-5 * expected)
+    EXPECT_NEAR(text_loss(*model, tokens, targets).item<double>(), expected, 1e-5 * expected)
         << variant.name;
     EXPECT_NEAR(
-        model->token_losses(tokens, targets).sum().item<double>(), expected, 1e-5 * expected)
+        model->target_losses({tokens, targets}).sum().item<double>(), expected, 1e-5 * expected)
         << variant.name;
   }
 }
@@ -123,7 +124,7 @@ TEST(DecoderLM, RecomputingGivesTheSameBits) {
     const auto loss_and_gradients = [&](Recompute recompute) {
       torch::manual_seed(4);  // of the dropout
       const Tensor loss =
-          model->loss_sum(tokens, targets, {.dropout = 0.2, .recompute = recompute});
+          text_loss(*model, tokens, targets, {.dropout = 0.2, .recompute = recompute});
       loss.backward();
       std::vector<Tensor> all{loss.detach()};
       for (Parameter& parameter : model->parameters().all()) {
@@ -152,7 +153,7 @@ TEST(DecoderLM, EveryParameterGetsTheGradientThatDifferencesGive) {
       if (parameter.pieces.front().is_new && !parameter.decays) parameter.value.add_(3.0);
     }
     const Tensor tokens = random_tokens(2, 70), targets = random_tokens(2, 70);
-    model->loss_sum(tokens, targets).backward();
+    text_loss(*model, tokens, targets).backward();
     for (const Parameter& parameter : model->parameters().all()) {
       ASSERT_TRUE(parameter.value.grad().defined())
           << variant.name << " " << parameter.pieces.front().name;
@@ -167,7 +168,7 @@ TEST(DecoderLM, EveryParameterGetsTheGradientThatDifferencesGive) {
       const double step = 2e-2 / std::sqrt(static_cast<double>(gradient.numel()));
       const auto loss_at = [&](double distance) {
         value.copy_(kept + gradient * (distance / norm));
-        return model->token_losses(tokens, targets).sum(torch::kFloat64).item<double>();
+        return model->target_losses({tokens, targets}).sum(torch::kFloat64).item<double>();
       };
       // Richardson: removes the cubic term of the central difference.
       const double coarse = (loss_at(step) - loss_at(-step)) / (2 * step);
@@ -290,7 +291,7 @@ TEST(DecoderLM, TransferLossIsTheDistanceToSoftmaxAndTrainsMapsAlone) {
     const Tensor tokens = random_tokens(2, 70);
     double first = 0.0, last = 0.0;
     for (int step = 0; step < 60; ++step) {
-      const Tensor loss = model->transfer_loss_sum(tokens);
+      const Tensor loss = model->loss({tokens, tokens}, {.objective = &kTransfer}).sum;
       loss.backward();
       last = loss.item<double>();
       if (step == 0) first = last;
@@ -308,7 +309,8 @@ TEST(DecoderLM, TransferLossIsTheDistanceToSoftmaxAndTrainsMapsAlone) {
     EXPECT_LT(last, 0.9 * first);
   }
   const auto softmax = make({"", "gpt2", std::nullopt});
-  EXPECT_THROW(softmax->transfer_loss_sum(random_tokens(1, 4)), ConfigError);
+  EXPECT_THROW(softmax->transfer_error_sum({random_tokens(1, 4), random_tokens(1, 4)}),
+               ConfigError);
 }
 
 TEST(DecoderLM, DistillationLearnsTheTeacherOfTheSameVocabulary) {
@@ -317,14 +319,16 @@ TEST(DecoderLM, DistillationLearnsTheTeacherOfTheSameVocabulary) {
   const auto student = make({"", "gpt2", LinearAttentionConfig{.feature_size = 5}});
   const Tensor tokens = random_tokens(2, 40), targets = random_tokens(2, 40);
   const auto loss = [&](const DecoderLM& of, const DecoderLM& to, double share) {
-    return of.distillation_loss_sum(tokens, targets, {&to, share}, {}).item<double>();
+    const LossOptions options{.objective = &kDistillation, .teacher = &to, .teacher_share = share};
+    return of.loss({tokens, targets}, options).sum;
   };
-  EXPECT_NEAR(loss(*teacher, *teacher, 1.0), 0.0, 1e-3);
-  EXPECT_NEAR(
-      loss(*student, *teacher, 0.0), student->loss_sum(tokens, targets).item<double>(), 1e-3);
-  const double first = loss(*student, *teacher, 1.0);
+  EXPECT_NEAR(loss(*teacher, *teacher, 1.0).item<double>(), 0.0, 1e-3);
+  EXPECT_NEAR(loss(*student, *teacher, 0.0).item<double>(),
+              text_loss(*student, tokens, targets).item<double>(),
+              1e-3);
+  const double first = loss(*student, *teacher, 1.0).item<double>();
   for (int step = 0; step < 40; ++step) {
-    student->distillation_loss_sum(tokens, targets, {teacher.get(), 1.0}, {}).backward();
+    loss(*student, *teacher, 1.0).backward();
     const torch::NoGradGuard no_grad;
     for (Parameter& parameter : student->parameters().all()) {
       parameter.value.sub_(parameter.value.grad() *
@@ -332,7 +336,7 @@ TEST(DecoderLM, DistillationLearnsTheTeacherOfTheSameVocabulary) {
       parameter.value.mutable_grad().reset();
     }
   }
-  EXPECT_LT(loss(*student, *teacher, 1.0), 0.7 * first);
+  EXPECT_LT(loss(*student, *teacher, 1.0).item<double>(), 0.7 * first);
   for (const Parameter& parameter : teacher->parameters().all())
     EXPECT_FALSE(parameter.value.grad().defined());
 }

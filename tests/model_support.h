@@ -7,6 +7,8 @@
 #include <string>
 
 #include "model/families/families.h"
+#include "model/objectives/objectives.h"
+#include "model/trainable.h"
 
 namespace t2r::test {
 
@@ -17,6 +19,15 @@ inline double max_relative_error(const torch::Tensor& actual, const torch::Tenso
   const double error = (actual.detach().to(torch::kFloat64) - exact).abs().max().item<double>();
   const double scale = std::max(0.1, exact.abs().max().item<double>());
   return error == error ? error / scale : INFINITY;
+}
+
+/// The text's loss, a sum in nats.
+inline torch::Tensor text_loss(const model::Trainable& net,
+                               const torch::Tensor& tokens_BT,
+                               const torch::Tensor& targets_BT,
+                               model::LossOptions options = {}) {
+  options.objective = &model::kText;
+  return net.loss({tokens_BT, targets_BT}, options).sum;
 }
 
 /// A small model of a family; grouped queries where it has them.

@@ -109,7 +109,7 @@ std::vector<data::Batch> make_batches(const BenchOptions& options,
                                                       options.sequence_length),
                           backend.batch_allocator());
     batch.ends_step = begin + largest >= options.batch_size;
-    for (const data::BatchField& field : batch.layout)
+    for (const data::BatchField& field : batch.layout.fields)
       std::generate_n(batch.rows(field.name), field.numel(), [&] { return token(generator); });
     batch.count_targets();
     batches.push_back(batch);
@@ -172,7 +172,7 @@ Report measure(const BenchOptions& options,
 }
 
 void print_report(const BenchOptions& options,
-                  const model::DecoderLM& model,
+                  const model::Trainable& model,
                   const Report& report,
                   const Backend& backend,
                   int world) {
@@ -269,7 +269,7 @@ int run_bench_train(const Invocation& invocation) {
   Backend& backend = session.backend();
   values.model.say_idle(options);
   say_idle_backend_options(options, values.backend, session.world().size());
-  const std::unique_ptr<model::DecoderLM> model = values.model.make(values.sequence_length);
+  const std::unique_ptr<model::Trainable> model = values.model.make(values.sequence_length);
   check_length("sequence-length", values.sequence_length, *model);
   check_model_fits(model->config(), backend.placement());
   session.fit_threads(
@@ -288,7 +288,7 @@ int run_bench_train(const Invocation& invocation) {
                                        .optimizer = optimizer,
                                        .reducer = reducer,
                                        .communicator = backend.communicator(),
-                                       .recompute = values.backend.recompute,
+                                       .loss = {.recompute = values.backend.recompute},
                                        .clip_norm = 1.0});
   const std::vector<data::Batch> batches =
       make_batches(values, model->config().vocab_size, backend, session.world().rank());

@@ -19,7 +19,7 @@ namespace t2r::launch {
 
 /// What a checkpoint is made of; references to the run's own objects.
 struct CheckpointContent {
-  model::DecoderLM& model;
+  model::Trainable& model;
   const model::SourceFormat& format;
   model::AdamW& optimizer;
   RunFacts identity;  ///< what must be equal on resume, besides the model's config

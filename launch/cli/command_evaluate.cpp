@@ -103,7 +103,7 @@ void check_result(const PerplexityResult& result) {
                             ": the model's weights are damaged or its training has diverged"));
 }
 
-PerplexityResult score(const model::DecoderLM& model,
+PerplexityResult score(const model::Trainable& model,
                        const data::Corpus& corpus,
                        const PerplexityProtocol& protocol,
                        dist::Communicator& communicator) {

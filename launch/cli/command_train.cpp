@@ -78,12 +78,12 @@ model::LoadedModel make_model(const TrainConfig& config,
   return fresh;
 }
 
-std::unique_ptr<model::DecoderLM> load_teacher(const TrainConfig& config,
+std::unique_ptr<model::Trainable> load_teacher(const TrainConfig& config,
                                                const SourceFolders& sources,
-                                               const model::DecoderLM& student,
+                                               const model::Trainable& student,
                                                const data::Corpus& train) {
   if (config.teacher.empty()) return nullptr;
-  std::unique_ptr<model::DecoderLM> teacher = model::load_model(sources.teacher).model;
+  std::unique_ptr<model::Trainable> teacher = model::load_model(sources.teacher).model;
   const int64_t vocab_size = teacher->config().vocab_size;
   if (vocab_size != student.config().vocab_size) {
     throw ConfigError(concat("the teacher's vocabulary has ",
@@ -123,12 +123,12 @@ void log_start(Session& session, const TrainConfig& config, const TrainingInputs
                    session.threads(),
                    " thread(s) each; ",
                    session.backend().description()));
-  const model::DecoderConfig& model = inputs.model.model->config();
+  const model::DecoderConfig& model = inputs.model->config();
   const int64_t num_linear =
       model.linear.has_value()
           ? model.num_layers - static_cast<int64_t>(model.linear->softmax_layers.size())
           : 0;
-  log::info(concat(inputs.model.model->parameters().num_scalars(),
+  log::info(concat(inputs.model->parameters().num_scalars(),
                    " parameters, ",
                    model.num_layers,
                    " layers (",
@@ -178,28 +178,29 @@ int run_train(const Invocation& invocation) {
   }
   end_if_any_stops();
   const SourceFolders sources = find_sources(config, communicator);
-  TrainingInputs inputs{
-      .model =
-          dist::made_on_all_ranks(communicator, [&] { return make_model(config, sources, train); }),
-      .train = train,
-      .valid = valid.has_value() ? &*valid : nullptr,
-      .output = folder.path(),
-      .config_text = options.dump(),
-      .companions = companions_of_run(config, sources, train)};
+  model::LoadedModel loaded =
+      dist::made_on_all_ranks(communicator, [&] { return make_model(config, sources, train); });
+  TrainingInputs inputs{.model = std::move(loaded.model),
+                        .format = std::move(loaded.format),
+                        .train = train,
+                        .valid = valid.has_value() ? &*valid : nullptr,
+                        .output = folder.path(),
+                        .config_text = options.dump(),
+                        .companions = companions_of_run(config, sources, train)};
   if (!config.model.empty())
-    check_same_model(communicator, session.world(), *inputs.model.model, config.model);
+    check_same_model(communicator, session.world(), *inputs.model, config.model);
   inputs.teacher = dist::made_on_all_ranks(
-      communicator, [&] { return load_teacher(config, sources, *inputs.model.model, train); });
+      communicator, [&] { return load_teacher(config, sources, *inputs.model, train); });
   if (inputs.teacher != nullptr)
     check_same_model(communicator, session.world(), *inputs.teacher, config.teacher);
-  say_idle_train_options(options, config, inputs.model.model->config(), session.world().size());
-  check_length("sequence-length", config.sequence_length, *inputs.model.model);
+  say_idle_train_options(options, config, inputs.model->config(), session.world().size());
+  check_length("sequence-length", config.sequence_length, *inputs.model);
   say_missing_tokenizer(inputs);
   const int64_t share = (config.batch_size + session.world().size() - 1) / session.world().size();
   const int64_t at_once =
       config.micro_batch_size > 0 ? std::min(config.micro_batch_size, share) : share;
   session.fit_threads(
-      work_of_step(*inputs.model.model, config.sequence_length * at_once, /*trains=*/true));
+      work_of_step(*inputs.model, config.sequence_length * at_once, /*trains=*/true));
   log_start(session, config, inputs);
   note_training_begins(/*says=*/communicator.rank() == 0);
   end_if_any_stops();

@@ -13,6 +13,7 @@
 #include "model/files/generation_defaults.h"
 #include "model/files/hugging_face.h"
 #include "model/files/safetensors.h"
+#include "model/objectives/objectives.h"
 #include "model/search/generate.h"
 
 namespace t2r::launch {
@@ -251,9 +252,10 @@ void verify_entries(const VerifyOptions& options,
   if (file.find("loss") != nullptr || has_gradients) {
     const int64_t length = input_ids.size(1) - 1;
     if (length < 1) throw DataError(concat(options.expected, ": a loss needs two tokens or more"));
-    const Tensor loss = model.loss_sum(input_ids.narrow(1, 0, length).contiguous(),
-                                       input_ids.narrow(1, 1, length).contiguous()) /
-                        static_cast<double>(input_ids.size(0) * length);
+    const model::LossTerms terms = model.loss(
+        {input_ids.narrow(1, 0, length).contiguous(), input_ids.narrow(1, 1, length).contiguous()},
+        {.objective = &model::kText});
+    const Tensor loss = terms.sum / terms.targets.item<double>();
     if (file.find("loss") != nullptr)
       report.numbers("loss", loss, load(file, "loss"), options.tolerance, false);
     if (has_gradients) {

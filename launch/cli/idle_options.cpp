@@ -127,7 +127,7 @@ void say_idle_train_options(const OptionSet& options,
 
 void check_length(const char* key,
                   int64_t length,
-                  const model::DecoderLM& model,
+                  const model::Trainable& model,
                   const char* role) {
   if (length > model.num_positions()) {
     throw ConfigError(not_allowed(key,

@@ -5,7 +5,7 @@
 #include "launch/options/backend_options.h"
 #include "launch/options/options.h"
 #include "launch/train/train_config.h"
-#include "model/nets/decoder_lm.h"
+#include "model/trainable.h"
 
 namespace t2r::launch {
 
@@ -35,7 +35,7 @@ void say_idle_train_options(const OptionSet& options,
 /// @throws ConfigError  naming key, length and the number of positions
 void check_length(const char* key,
                   int64_t length,
-                  const model::DecoderLM& model,
+                  const model::Trainable& model,
                   const char* role = "model");
 
 }  // namespace t2r::launch

@@ -107,11 +107,11 @@ class GpuStep : public TrainingStep {
         {.batches = inputs.batches, .update = {.number = inputs.update.number}});  // rates of zero
     const Kind kind = kind_of(inputs, 0);
     Program& whole = programs_.at(kind);
-    const auto forward = capture([&] { loss_of(kind, whole); });
+    const auto forward = capture([&] { whole.loss(parts_); });
     const auto forward_backward = capture([&] {
       parts_.reducer.begin_step();
       parts_.reducer.begin_micro_step(/*is_last=*/false);
-      loss_of(kind, whole).backward();
+      whole.loss(parts_).sum.backward();
       parts_.reducer.discard_step();
     });
     // One rank has nothing to sum, and LibTorch warns of empty graphs.
@@ -139,29 +139,28 @@ class GpuStep : public TrainingStep {
   struct Kind {
     data::BatchLayout layout;
     bool is_first, is_last;
-    Objective objective;
+    const model::Objective* objective;
     auto operator<=>(const Kind&) const = default;
   };
 
   struct Program {
-    explicit Program(const data::BatchLayout& layout)
-        : memory(torch::empty({data::memory_numel(layout)},
-                              torch::TensorOptions(torch::kCUDA).dtype(torch::kInt64))) {
-      int64_t begin = 0;
-      for (const data::BatchField& field : layout) {
-        fields.emplace(field.name, memory.narrow(0, begin, field.numel()).view(field.shape));
-        begin += field.numel();
-      }
-    }
+    explicit Program(const Kind& kind)
+        : memory(torch::empty({data::memory_numel(kind.layout)},
+                              torch::TensorOptions(torch::kCUDA).dtype(torch::kInt64))),
+          batch(tensor_batch(kind.layout, memory)),
+          objective(*kind.objective) {}
 
-    /// All fields in one copy; the batch outlives the step.
-    void take(const data::Batch& batch) {
-      memory.copy_(torch::from_blob(batch.memory.data, memory.sizes(), torch::kInt64),
+    /// All fields and their count in one copy; the batch outlives the step.
+    void take(const data::Batch& given) {
+      memory.copy_(torch::from_blob(given.memory.data, memory.sizes(), torch::kInt64),
                    /*non_blocking=*/true);
     }
 
-    Tensor memory;                         ///< a batch of the kind, int64 on the device
-    std::map<std::string, Tensor> fields;  ///< views of it
+    model::LossTerms loss(const StepParts& parts) const { return parts.loss_of(batch, objective); }
+
+    Tensor memory;             ///< a batch of the kind, int64 on the device
+    model::TensorBatch batch;  ///< views of it
+    const model::Objective& objective;
     std::unique_ptr<at::cuda::CUDAGraph> graph;
   };
 
@@ -184,7 +183,7 @@ class GpuStep : public TrainingStep {
   }
 
   static Kind kind_of(const StepInputs& inputs, size_t i) {
-    return {inputs.batches[i].layout, i == 0, i + 1 == inputs.batches.size(), inputs.objective};
+    return {inputs.batches[i].layout, i == 0, i + 1 == inputs.batches.size(), &inputs.objective};
   }
 
   /// Makes the programs that are missing. All ranks come here with new kinds at the same steps, the
@@ -215,8 +214,8 @@ class GpuStep : public TrainingStep {
   }
 
   /// A stage that has ended leaves its memory to the next.
-  void forget_other_stages(Objective objective) {
-    const auto is_other = [&](const auto& item) { return item.first.objective != objective; };
+  void forget_other_stages(const model::Objective& objective) {
+    const auto is_other = [&](const auto& item) { return item.first.objective != &objective; };
     if (std::erase_if(programs_, is_other) == 0) return;
     pool_ = {0, 0};
     c10::cuda::CUDACachingAllocator::emptyCache();
@@ -237,11 +236,11 @@ class GpuStep : public TrainingStep {
   /// Runs a kind once, without collectives and without an update: libraries set themselves up.
   void warm_up(const Kind& kind, const data::Batch& batch) {
     if (programs_.contains(kind)) return;
-    Program program(kind.layout);
+    Program program(kind);
     program.take(batch);
     parts_.reducer.begin_step();
     parts_.reducer.begin_micro_step(/*is_last=*/false);
-    loss_of(kind, program).backward();
+    program.loss(parts_).sum.backward();
     parts_.reducer.discard_step();
     programs_.emplace(kind, std::move(program));
   }
@@ -280,18 +279,14 @@ class GpuStep : public TrainingStep {
     return 1e-3 * begin.elapsed_time(end) / kReplays;
   }
 
-  Tensor loss_of(const Kind& kind, const Program& program) const {
-    return micro_batch_loss(
-        parts_, kind.objective, program.fields.at(kInputs), program.fields.at(kTargets));
-  }
-
   /// The work of one micro-batch, and of the whole step behind the last one.
   void enqueue(const Kind& kind, const Program& program) {
     if (kind.is_first) parts_.reducer.begin_step();
     parts_.reducer.begin_micro_step(kind.is_last);
-    const Tensor loss = loss_of(kind, program);
-    loss.backward();
-    board_.device_sum(Board::kLoss).add_(loss.detach());
+    const model::LossTerms loss = program.loss(parts_);
+    loss.sum.backward();
+    board_.device_sum(Board::kLoss).add_(loss.sum.detach());
+    board_.device_sum(Board::kTargets).add_(loss.targets);
     if (!kind.is_last) return;
     const dist::ReductionReport report = parts_.reducer.finish_step();
     if (!uses_graph_) exposed_seconds_ = report.exposed_seconds;
@@ -333,8 +328,8 @@ class GpuStep : public TrainingStep {
     board_.slot(control::kClipNorm) = parts_.clip_norm;
     board_.slot(control::kNumUpdates) = static_cast<double>(inputs.update.number - 1);
     board_.slot(control::kNumTokens) =
-        num_targets;  // of all ranks, once the step has added them up
-    board_.sum(Board::kTargets) = num_targets;
+        num_targets;                    // of all ranks, once the step has added them up
+    board_.sum(Board::kTargets) = 0.0;  // the micro-batches add theirs
     board_.sum(Board::kStop) = inputs.is_stop_requested ? 1.0 : 0.0;
     board_.upload();
   }

@@ -8,7 +8,7 @@
 
 namespace t2r::launch {
 
-Evaluator::Evaluator(const model::DecoderLM& model,
+Evaluator::Evaluator(const model::Trainable& model,
                      const data::Corpus* corpus,
                      const EvaluationPlan& plan,
                      dist::Communicator& communicator)

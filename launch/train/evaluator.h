@@ -19,7 +19,7 @@ struct EvaluationPlan {
 class Evaluator {
  public:
   /// @param corpus  nullptr: nothing is ever due
-  Evaluator(const model::DecoderLM& model,
+  Evaluator(const model::Trainable& model,
             const data::Corpus* corpus,
             const EvaluationPlan& plan,
             dist::Communicator& communicator);
@@ -41,7 +41,7 @@ class Evaluator {
   double remaining_seconds(int64_t step) const;
 
  private:
-  const model::DecoderLM& model_;
+  const model::Trainable& model_;
   const data::Corpus* corpus_;
   EvaluationPlan plan_;
   dist::Communicator& communicator_;

@@ -7,8 +7,10 @@ namespace {
 
 using torch::Tensor;
 
-Tensor view_of(const data::Batch& batch, const char* field) {
-  return torch::from_blob(batch.rows(field), batch.field(field).shape, torch::kInt64);
+model::TensorBatch tensors_of(const data::Batch& batch) {
+  return tensor_batch(
+      batch.layout,
+      torch::from_blob(batch.memory.data, {data::memory_numel(batch.layout)}, torch::kInt64));
 }
 
 class HostStep : public TrainingStep {
@@ -38,11 +40,10 @@ class HostStep : public TrainingStep {
     for (size_t i = 0; i < inputs.batches.size(); ++i) {
       const data::Batch& batch = inputs.batches[i];
       parts_.reducer.begin_micro_step(/*is_last=*/i + 1 == inputs.batches.size());
-      const Tensor loss = micro_batch_loss(
-          parts_, inputs.objective, view_of(batch, kInputs), view_of(batch, kTargets));
-      loss.backward();
-      local.loss_sum += loss.item<double>();
-      local.num_targets += batch.num_targets();
+      const model::LossTerms loss = parts_.loss_of(tensors_of(batch), inputs.objective);
+      loss.sum.backward();
+      local.loss_sum += loss.sum.item<double>();
+      local.num_targets += loss.targets.item<int64_t>();
     }
   }
 

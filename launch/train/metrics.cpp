@@ -43,30 +43,6 @@ std::string text_of(const MetricValue& value) {
       .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
-const char* objective_name(Objective objective) {
-  switch (objective) {
-    case Objective::kText:
-      return "\"text\"";
-    case Objective::kDistillation:
-      return "\"distillation\"";
-    case Objective::kTransfer:
-      return "\"transfer\"";
-  }
-  return "";
-}
-
-const char* loss_name(Objective objective) {
-  switch (objective) {
-    case Objective::kText:
-      return "loss";
-    case Objective::kDistillation:
-      return "distillation loss";
-    case Objective::kTransfer:
-      return "transfer loss";
-  }
-  return "";
-}
-
 // One write of the whole line; if it does not get there the file is as it was.
 bool append(int descriptor, std::string_view line) {
   const off_t before = ::lseek(descriptor, 0, SEEK_END);
@@ -164,9 +140,9 @@ void MetricsLog::write(const std::string& name,
 void MetricsLog::step(const StepMetrics& m) {
   step_ = m.step;
   num_tokens_ = m.total_num_tokens;
-  write(m.objective == Objective::kTransfer ? "transfer_step" : "step",
+  write(m.objective->trains_maps_alone ? "transfer_step" : "step",
         {{"epoch", number(m.epoch)},
-         {"objective", objective_name(m.objective)},
+         {"objective", text_of(std::string(m.objective->name))},
          {"loss", number(m.loss)},
          {"loss_max_rank", number(m.loss_max_rank)},
          {"grad_norm", number(m.gradient_norm)},
@@ -197,8 +173,8 @@ void MetricsLog::show(const StepMetrics& m) {
       timed_steps_ > 0 ? timed_seconds_ / static_cast<double>(timed_steps_) : m.seconds;
   const double left =
       step_seconds * static_cast<double>(m.total_steps - m.step) + m.remaining_evaluation_seconds;
-  char perplexity[40] = "";  // of the text's own loss alone
-  if (m.objective == Objective::kText)
+  char perplexity[40] = "";  // of a cross-entropy alone
+  if (m.objective->is_cross_entropy)
     std::snprintf(perplexity, sizeof(perplexity), "  ppl %.2f", std::exp(m.loss));
   char communication[16] = "-";
   if (m.exposed_communication_seconds.has_value())
@@ -213,7 +189,7 @@ void MetricsLog::show(const StepMetrics& m) {
                 static_cast<long long>(m.step),
                 static_cast<long long>(m.total_steps),
                 m.epoch,
-                loss_name(m.objective),
+                m.objective->loss_name,
                 m.loss,
                 m.loss_max_rank,
                 perplexity,

@@ -8,8 +8,8 @@
 #include <variant>
 #include <vector>
 
-#include "launch/train/objective.h"
 #include "launch/train/progress.h"
+#include "model/objectives/objectives.h"
 
 namespace t2r::launch {
 
@@ -18,7 +18,7 @@ struct StepMetrics {
   int64_t step = 0, total_steps = 0;
   double epoch = 0.0;
   double loss = 0.0;  ///< mean over all ranks' tokens
-  Objective objective = Objective::kText;
+  const model::Objective* objective = &model::kText;
   double loss_max_rank = 0.0;  ///< of the rank with the largest mean
   double gradient_norm = 0.0;  ///< before clipping, of the mean loss
   double learning_rate = 0.0;

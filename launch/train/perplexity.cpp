@@ -40,7 +40,7 @@ struct Score {
   int64_t num_tokens = 0;
 };
 
-Score score_batch(const model::DecoderLM& model,
+Score score_batch(const model::Trainable& model,
                   const data::Corpus& corpus,
                   const std::vector<Window>& windows) {
   const auto batch = static_cast<int64_t>(windows.size());
@@ -57,9 +57,12 @@ Score score_batch(const model::DecoderLM& model,
   const auto on_device = [&](const Tensor& tensor) {
     return tensor.contiguous().to(model.device());
   };
-  const Tensor losses =
-      model.token_losses(on_device(tokens.narrow(1, 0, length)), on_device(targets));
-  return {losses.sum(torch::kFloat64).item<double>(), targets.ge(0).sum().item<int64_t>()};
+  const model::TensorBatch on_model(
+      {{kInputs, on_device(tokens.narrow(1, 0, length))}, {kTargets, on_device(targets)}},
+      targets.ge(0).sum(),
+      /*is_padded=*/true);
+  return {model.target_losses(on_model).sum(torch::kFloat64).item<double>(),
+          on_model.num_targets().item<int64_t>()};
 }
 
 // The batches of this rank: every world-th window, `batch_size` of one length at a time.
@@ -94,7 +97,7 @@ void PerplexityProtocol::validate() const {
   }
 }
 
-PerplexityResult score_corpus(const model::DecoderLM& model,
+PerplexityResult score_corpus(const model::Trainable& model,
                               const data::Corpus& corpus,
                               const PerplexityProtocol& protocol,
                               dist::Communicator& communicator,

@@ -5,7 +5,7 @@
 
 #include "data/corpus.h"
 #include "dist/communicator.h"
-#include "model/nets/decoder_lm.h"
+#include "model/trainable.h"
 
 namespace t2r::launch {
 
@@ -41,7 +41,7 @@ struct ScoringHooks {
 /// are shared out over the ranks. Ranks agree between batches, while they compute, so a request to
 /// stop is heard at most two batches later. Collective: every rank, same order.
 /// @throws Error  on every rank, if a batch fails on any
-PerplexityResult score_corpus(const model::DecoderLM& model,
+PerplexityResult score_corpus(const model::Trainable& model,
                               const data::Corpus& corpus,
                               const PerplexityProtocol& protocol,
                               dist::Communicator& communicator,

@@ -40,7 +40,7 @@ Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, Backend& back
     : config_(config),
       inputs_(std::move(inputs)),
       communicator_(backend.communicator()),
-      model_(*inputs_.model.model),
+      model_(*inputs_.model),
       arena_(dist::made_on_all_ranks(
           communicator_,
           [&] { return model::ParameterArena(model_.parameters(), backend.placement()); })),
@@ -77,21 +77,21 @@ Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, Backend& back
   if (config.map_learning_rate > 0.0) map_schedule_.peak = config.map_learning_rate;
   check_model_fits(model_.config(), backend.placement());
   if (inputs_.teacher != nullptr) place_teacher(backend.placement());
-  inputs_.model.format.dtypes.clear();  // checkpoints hold float32
+  inputs_.format.dtypes.clear();  // checkpoints hold float32
   dist::broadcast_parameters(communicator_, arena_.masters());
   arena_.round_masters();
   if (!config.model.empty()) initial_weights_ = model_.parameters().content_hash();
   const std::vector<FactDifference> changed = resume();
-  step_ = backend.make_step(
-      {.model = model_,
-       .arena = arena_,
-       .optimizer = optimizer_,
-       .reducer = reducer_,
-       .communicator = communicator_,
-       .dropout = config.dropout,
-       .recompute = config.backend.recompute,
-       .clip_norm = config.clip_norm,
-       .distillation = {.teacher = inputs_.teacher.get(), .share = config.distillation}});
+  step_ = backend.make_step({.model = model_,
+                             .arena = arena_,
+                             .optimizer = optimizer_,
+                             .reducer = reducer_,
+                             .communicator = communicator_,
+                             .loss = {.dropout = config.dropout,
+                                      .recompute = config.backend.recompute,
+                                      .teacher = inputs_.teacher.get(),
+                                      .teacher_share = config.distillation},
+                             .clip_norm = config.clip_norm});
   loader_ =
       std::make_unique<data::Loader>(inputs_.train,
                                      sampler_,
@@ -166,11 +166,11 @@ StepMetrics Trainer::train_step() {
   const StepTotals totals = step_->run(inputs);
 
   StepMetrics metrics{.step = position_.step + 1, .total_steps = config_.total_steps()};
-  metrics.objective = inputs.objective;
+  metrics.objective = &inputs.objective;
   metrics.is_skipped = totals.is_skipped;
   metrics.gradient_norm = totals.gradient_norm;
-  metrics.learning_rate = inputs.objective == Objective::kTransfer ? inputs.update.map_learning_rate
-                                                                   : inputs.update.learning_rate;
+  metrics.learning_rate = inputs.objective.trains_maps_alone ? inputs.update.map_learning_rate
+                                                             : inputs.update.learning_rate;
   if (totals.is_skipped) {
     ++num_skipped_in_row_;
     ++num_skipped_;
@@ -220,9 +220,9 @@ StepInputs Trainer::step_inputs(const std::vector<data::Batch>& batches) const {
   return inputs;
 }
 
-Objective Trainer::objective() const {
-  if (position_.step < config_.transfer_steps) return Objective::kTransfer;
-  return inputs_.teacher != nullptr ? Objective::kDistillation : Objective::kText;
+const model::Objective& Trainer::objective() const {
+  if (position_.step < config_.transfer_steps) return model::kTransfer;
+  return inputs_.teacher != nullptr ? model::kDistillation : model::kText;
 }
 
 // Finetuning starts with a fresh optimizer.
@@ -234,8 +234,7 @@ void Trainer::start_finetuning() {
 
 model::AdamW::Step Trainer::learning_rates() const {
   const int64_t step = position_.step + 1;
-  if (objective() == Objective::kTransfer)
-    return {.map_learning_rate = transfer_schedule_.rate(step)};
+  if (objective().trains_maps_alone) return {.map_learning_rate = transfer_schedule_.rate(step)};
   const int64_t finetuning_step = step - config_.transfer_steps;
   return {.learning_rate = schedule_.rate(finetuning_step),
           .map_learning_rate = map_schedule_.rate(finetuning_step)};

@@ -26,9 +26,9 @@ namespace t2r::launch {
 
 /// What a run trains and where it writes; made by `t2r train`.
 struct TrainingInputs {
-  model::LoadedModel model;
-  std::unique_ptr<model::DecoderLM> teacher =
-      {};  ///< nullptr: the text is all there is to learn from
+  std::unique_ptr<model::Trainable> model;
+  model::SourceFormat format = {};                 ///< of what checkpoints hold
+  std::unique_ptr<model::Trainable> teacher = {};  ///< nullptr: the text alone teaches
   const data::Corpus& train;
   const data::Corpus* valid = nullptr;  ///< nullptr: no evaluation
   std::filesystem::path output;
@@ -56,7 +56,7 @@ class Trainer {
   std::vector<data::Batch> next_batches();
   StepInputs step_inputs(const std::vector<data::Batch>& batches) const;
   void start_finetuning();
-  Objective objective() const;
+  const model::Objective& objective() const;
   model::AdamW::Step learning_rates() const;
   void place_teacher(const model::Placement& placement);
   void check_skipped();
@@ -79,7 +79,7 @@ class Trainer {
   TrainConfig config_;
   TrainingInputs inputs_;
   dist::Communicator& communicator_;
-  model::DecoderLM& model_;
+  model::Trainable& model_;
   model::ParameterArena arena_;
   model::AdamW optimizer_;
   dist::GradientReducer reducer_;

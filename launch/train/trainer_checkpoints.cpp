@@ -51,7 +51,7 @@ CheckpointContent Trainer::checkpoint_content() {
   // Sums are cut differently by another number of threads: their last bits depend on it.
   if (model_.device().is_cpu()) options.emplace_back("threads", concat(at::get_num_threads()));
   return {.model = model_,
-          .format = inputs_.model.format,
+          .format = inputs_.format,
           .optimizer = optimizer_,
           .identity = std::move(identity),
           .options = std::move(options),

@@ -1,6 +1,6 @@
 #include "launch/train/training_step.h"
 
-#include "base/error.h"
+#include <utility>
 
 namespace t2r::launch {
 
@@ -21,23 +21,21 @@ dist::GradientReducerOptions reducer_options(const BackendOptions& backend) {
   return {.cap_bytes = backend.bucket_mib << 20};
 }
 
-torch::Tensor micro_batch_loss(const StepParts& parts,
-                               Objective objective,
-                               const torch::Tensor& inputs_BT,
-                               const torch::Tensor& targets_BT) {
-  const model::DecoderLM::ForwardOptions options{.dropout = parts.dropout,
-                                                 .recompute = parts.recompute};
-  switch (objective) {
-    case Objective::kText:
-      return parts.model.loss_sum(inputs_BT, targets_BT, options);
-    case Objective::kDistillation:
-      require(parts.distillation.teacher != nullptr,
-              "a step learns from a teacher that is not there");
-      return parts.model.distillation_loss_sum(inputs_BT, targets_BT, parts.distillation, options);
-    case Objective::kTransfer:
-      return parts.model.transfer_loss_sum(inputs_BT);
+model::LossTerms StepParts::loss_of(const model::TensorBatch& batch,
+                                    const model::Objective& objective) const {
+  model::LossOptions options = loss;
+  options.objective = &objective;
+  return model.loss(batch, options);
+}
+
+model::TensorBatch tensor_batch(const data::BatchLayout& layout, const torch::Tensor& memory) {
+  std::vector<std::pair<std::string, torch::Tensor>> fields;
+  int64_t begin = 0;
+  for (const data::BatchField& field : layout.fields) {
+    fields.emplace_back(field.name, memory.narrow(0, begin, field.numel()).view(field.shape));
+    begin += field.numel();
   }
-  throw ContractError("objective is out of range");
+  return {std::move(fields), memory[begin], layout.is_padded};
 }
 
 }  // namespace t2r::launch

@@ -9,9 +9,9 @@
 #include "dist/communicator.h"
 #include "dist/gradient_reducer.h"
 #include "launch/options/backend_options.h"
-#include "launch/train/objective.h"
-#include "model/nets/decoder_lm.h"
+#include "model/objectives/objectives.h"
 #include "model/optim/adamw.h"
+#include "model/trainable.h"
 
 namespace t2r::launch {
 
@@ -19,7 +19,7 @@ namespace t2r::launch {
 struct StepInputs {
   const std::vector<data::Batch>& batches;  ///< this rank's micro-batches, in order
   uint64_t dropout_seed = 0;
-  Objective objective = Objective::kText;
+  const model::Objective& objective = model::kText;
   bool is_stop_requested = false;  ///< on this rank
   model::AdamW::Step update;       ///< rates; `number` is the update's, if it is not skipped
 };
@@ -37,15 +37,17 @@ struct StepTotals {
 
 /// The objects that a step works on; they outlive it.
 struct StepParts {
-  const model::DecoderLM& model;
+  const model::Trainable& model;
   const model::ParameterArena& arena;
   model::AdamW& optimizer;
   dist::GradientReducer& reducer;
   dist::Communicator& communicator;
-  double dropout = 0.0;
-  model::Recompute recompute = model::Recompute::kNothing;
-  double clip_norm = 0.0;                            ///< 0: no clipping
-  model::DecoderLM::Distillation distillation = {};  ///< of Objective::kDistillation
+  model::LossOptions loss = {};  ///< but for the objective, which a step is told
+  double clip_norm = 0.0;        ///< 0: no clipping
+
+  /// Of a micro-batch.
+  model::LossTerms loss_of(const model::TensorBatch& batch,
+                           const model::Objective& objective) const;
 };
 
 /// The arena's gradients, as the reducer wants to know them.
@@ -53,11 +55,8 @@ std::vector<dist::GradientSlice> gradient_slices(const model::ParameterArena& ar
 
 dist::GradientReducerOptions reducer_options(const BackendOptions& backend);
 
-/// What a micro-batch adds to the loss that the step minimises, as a sum over its tokens.
-torch::Tensor micro_batch_loss(const StepParts& parts,
-                               Objective objective,
-                               const torch::Tensor& inputs_BT,
-                               const torch::Tensor& targets_BT);
+/// A batch of `layout` that lies in `memory`, flat int64 of memory_numel() on any device. Views.
+model::TensorBatch tensor_batch(const data::BatchLayout& layout, const torch::Tensor& memory);
 
 /// Forward, backward, reduction over the ranks, and AdamW: the tensor work of one optimizer step.
 class TrainingStep {

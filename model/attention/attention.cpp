@@ -381,7 +381,8 @@ Tensor Attention::join_heads(const Tensor& o_BTHd) const {
 }
 
 Attention::Transfer Attention::forward_transfer(const Tensor& x_BTD,
-                                                const RotaryEmbedding::Tables* rope) const {
+                                                const RotaryEmbedding::Tables* rope,
+                                                const Tensor& counts_BT) const {
   Heads heads;
   Tensor target_BTHd;
   Transfer result;
@@ -393,8 +394,10 @@ Attention::Transfer Attention::forward_transfer(const Tensor& x_BTD,
   }
   if (feature_map_ != nullptr) {
     const Tensor o_BTHd = linear_attention(heads, nullptr);
-    result.error_sum = (o_BTHd - target_BTHd).square().sum(torch::kFloat64) /
-                       static_cast<double>(num_heads_ * head_dim_);
+    Tensor error_BTHd = (o_BTHd - target_BTHd).square();
+    if (counts_BT.defined()) error_BTHd = error_BTHd * counts_BT.unsqueeze(2).unsqueeze(3);
+    result.error_sum =
+        error_BTHd.sum(torch::kFloat64) / static_cast<double>(num_heads_ * head_dim_);
   }
   return result;
 }

@@ -73,11 +73,14 @@ class Attention {
   /// Softmax attention of the pretrained model, and how far this layer's linear attention is from
   /// it: the squared error of the heads' outputs, averaged over H d and summed over tokens.
   /// Gradients reach the feature map alone.
+  /// @param counts_BT  bool: which tokens the sum has; undefined: all
   struct Transfer {
     torch::Tensor y_BTD;
     torch::Tensor error_sum;  ///< scalar, undefined for a softmax layer
   };
-  Transfer forward_transfer(const torch::Tensor& x_BTD, const RotaryEmbedding::Tables* rope) const;
+  Transfer forward_transfer(const torch::Tensor& x_BTD,
+                            const RotaryEmbedding::Tables* rope,
+                            const torch::Tensor& counts_BT) const;
 
   /// Merges the feature map into the projections: phi(q) = relu(scale W Wq x + ...), so that
   /// generation never forms q and k. Exact where nothing (RoPE, norms) stands between, elsewhere a

@@ -43,7 +43,7 @@ DType dtype_of(const SourceFormat& format, const std::string& name) {
 }
 
 /// The type of most of the model's scalars: what config.json says of all.
-DType main_dtype(const DecoderLM& model, const SourceFormat& format) {
+DType main_dtype(const Trainable& model, const SourceFormat& format) {
   std::map<DType, int64_t> scalars;
   for (const Parameter& parameter : model.parameters().all())
     for (const ParameterPiece& piece : parameter.pieces)
@@ -52,7 +52,7 @@ DType main_dtype(const DecoderLM& model, const SourceFormat& format) {
       ->first;
 }
 
-void write_folder(const DecoderLM& model,
+void write_folder(const Trainable& model,
                   const Tensors& tensors,
                   const SourceFormat& format,
                   const std::filesystem::path& folder) {
@@ -71,7 +71,7 @@ std::string without_prefix(const std::string& name, const std::string& prefix) {
 
 }  // namespace
 
-SourceFormat load_weights(DecoderLM& model,
+SourceFormat load_weights(Trainable& model,
                           const std::filesystem::path& folder,
                           bool may_lack_new) {
   const ModelSource source(folder);
@@ -90,7 +90,7 @@ LoadedModel load_model(const std::filesystem::path& folder) {
   return loaded;
 }
 
-void save_model(const DecoderLM& model,
+void save_model(const Trainable& model,
                 const SourceFormat& format,
                 const std::filesystem::path& folder) {
   const torch::NoGradGuard no_grad;
@@ -105,7 +105,7 @@ void save_model(const DecoderLM& model,
   write_folder(model, tensors, format, folder);
 }
 
-void save_converted(const DecoderLM& model,
+void save_converted(const Trainable& model,
                     const ModelSource& source,
                     const std::filesystem::path& folder) {
   const torch::NoGradGuard no_grad;

@@ -37,12 +37,12 @@ LoadedModel load_model(const std::filesystem::path& folder);
 /// Copies the weights in `folder` into `model`, e.g. a pretrained model's into a converted one.
 /// The caller has verified the folder.
 /// @param may_lack_new  tensors that T2R adds may be absent and then keep their values
-SourceFormat load_weights(DecoderLM& model, const std::filesystem::path& folder, bool may_lack_new);
+SourceFormat load_weights(Trainable& model, const std::filesystem::path& folder, bool may_lack_new);
 
 /// Writes config.json and the weights. Tensors go back in the type they came in (float32 if unknown
 /// to the format), and config.json names the type of most of them.
 /// @throws WriteError  if the folder cannot be made or written, or holds weights already
-void save_model(const DecoderLM& model,
+void save_model(const Trainable& model,
                 const SourceFormat& format,
                 const std::filesystem::path& folder);
 
@@ -50,7 +50,7 @@ class ModelSource;
 
 /// The same for a model that `source` was turned into: the source's tensors are written as they lie
 /// in its files, byte for byte, and beside them those that only the model has.
-void save_converted(const DecoderLM& model,
+void save_converted(const Trainable& model,
                     const ModelSource& source,
                     const std::filesystem::path& folder);
 

@@ -121,7 +121,7 @@ bool ModelSource::is_known_beside(const std::string& name, const DecoderConfig& 
   return is_buffer(name) || (name == kHead && config.tied_embeddings && config_.tied_embeddings);
 }
 
-void ModelSource::check_fits(const DecoderLM& model, bool may_lack_new) const {
+void ModelSource::check_fits(const Trainable& model, bool may_lack_new) const {
   std::set<std::string_view> known;
   for (const Parameter& parameter : model.parameters().all()) {
     for (const ParameterPiece& piece : parameter.pieces) {
@@ -165,7 +165,7 @@ void ModelSource::check_fits(const DecoderLM& model, bool may_lack_new) const {
   }
 }
 
-void ModelSource::copy_to(DecoderLM& model) const {
+void ModelSource::copy_to(Trainable& model) const {
   const torch::NoGradGuard no_grad;
   for (const Parameter& parameter : model.parameters().all()) {
     for (const ParameterPiece& piece : parameter.pieces) {

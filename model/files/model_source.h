@@ -32,11 +32,11 @@ class ModelSource {
   /// Compares names, shapes and types with those of a model; on torch::kMeta it can be of any size.
   /// @param may_lack_new  tensors that T2R adds may be absent
   /// @throws DataError  if a tensor is missing, unknown, of another shape or holds no weights
-  void check_fits(const DecoderLM& model, bool may_lack_new) const;
+  void check_fits(const Trainable& model, bool may_lack_new) const;
 
   /// Copies the weights into `model`, which they fit.
   /// @throws NumericError  if one of them is not finite
-  void copy_to(DecoderLM& model) const;
+  void copy_to(Trainable& model) const;
 
   /// What `model` needs to go back as it came.
   SourceFormat format() const;

@@ -67,7 +67,8 @@ ResidualStream Block::forward(const ResidualStream& stream,
 }
 
 Block::Transfer Block::forward_transfer(const Tensor& sum_BTD,
-                                        const std::optional<RotaryEmbedding::Tables>& rope) const {
+                                        const std::optional<RotaryEmbedding::Tables>& rope,
+                                        const Tensor& counts_BT) const {
   const auto without_gradient = [](const auto& compute) {
     const torch::NoGradGuard no_grad;
     return compute();
@@ -77,7 +78,7 @@ Block::Transfer Block::forward_transfer(const Tensor& sum_BTD,
   };
   const Tensor input = without_gradient([&] { return input_of(sum_BTD, attention_norm_); });
   const Attention::Transfer transfer =
-      attention_.forward_transfer(input, rope.has_value() ? &*rope : nullptr);
+      attention_.forward_transfer(input, rope.has_value() ? &*rope : nullptr, counts_BT);
   return {without_gradient([&] {
             const Tensor attended = sum_BTD + added_form(transfer.y_BTD, attention_norm_);
             return attended + added_form(mlp_.forward(input_of(attended, mlp_norm_)), mlp_norm_);

@@ -43,12 +43,14 @@ class Block {
 
   /// The sum behind this block with softmax attention, and how far its linear attention is from
   /// that (Attention::forward_transfer); of the sum there are no gradients.
+  /// @param counts_BT  bool: which tokens the error has; undefined: all
   struct Transfer {
     torch::Tensor sum_BTD;
     torch::Tensor error_sum;  ///< undefined for a softmax layer
   };
   Transfer forward_transfer(const torch::Tensor& sum_BTD,
-                            const std::optional<RotaryEmbedding::Tables>& rope) const;
+                            const std::optional<RotaryEmbedding::Tables>& rope,
+                            const torch::Tensor& counts_BT) const;
 
   /// The sum behind this block for one token of each sequence on a GPU, in five kernels.
   /// @param rope  tables of all positions up to the capacity, if the model has RoPE

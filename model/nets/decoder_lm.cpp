@@ -9,7 +9,6 @@
 #include "base/error.h"
 #include "base/seed.h"
 #include "model/gpu_ops.h"
-#include "model/loss.h"
 
 namespace t2r::model {
 namespace {
@@ -190,27 +189,14 @@ Tensor DecoderLM::logits(const Tensor& hidden) const {
   return at::linear(hidden, head_VD_);
 }
 
-Tensor DecoderLM::loss_sum(const Tensor& tokens_BT,
-                           const Tensor& targets_BT,
-                           const ForwardOptions& options) const {
-  const Tensor x = hidden(tokens_BT, options);
-  return linear_cross_entropy_sum(x.flatten(0, 1), head_VD_, targets_BT.flatten());
+Tensor DecoderLM::target_states(const TensorBatch& batch, const LossOptions& options) const {
+  return hidden(batch.at(kInputs), {.dropout = options.dropout, .recompute = options.recompute})
+      .flatten(0, 1);
 }
 
-Tensor DecoderLM::distillation_loss_sum(const Tensor& tokens_BT,
-                                        const Tensor& targets_BT,
-                                        const Distillation& distillation,
-                                        const ForwardOptions& options) const {
-  TeacherHead head{.weight_VE = distillation.teacher->head_VD_, .share = distillation.share};
-  {
-    const torch::NoGradGuard no_grad;
-    head.x_NE = distillation.teacher->hidden(tokens_BT).flatten(0, 1);
-  }
-  const Tensor x = hidden(tokens_BT, options);
-  return linear_distillation_sum(x.flatten(0, 1), head_VD_, targets_BT.flatten(), head);
-}
-
-Tensor DecoderLM::transfer_loss_sum(const Tensor& tokens_BT) const {
+Tensor DecoderLM::transfer_error_sum(const TensorBatch& batch) const {
+  const Tensor& tokens_BT = batch.at(kInputs);
+  const Tensor counts_BT = batch.is_padded() ? batch.at(kTargets).ge(0) : Tensor();
   Tensor total;
   const std::optional<RotaryEmbedding::Tables> rope = rope_of(tokens_BT, nullptr);
   Tensor x_BTD;
@@ -219,7 +205,7 @@ Tensor DecoderLM::transfer_loss_sum(const Tensor& tokens_BT) const {
     x_BTD = embed(tokens_BT, nullptr);
   }
   for (const Block& block : blocks_) {
-    const auto [sum_BTD, error_sum] = block.forward_transfer(x_BTD, rope);
+    const auto [sum_BTD, error_sum] = block.forward_transfer(x_BTD, rope, counts_BT);
     if (error_sum.defined()) total = total.defined() ? total + error_sum : error_sum;
     x_BTD = sum_BTD;
   }
@@ -228,13 +214,6 @@ Tensor DecoderLM::transfer_loss_sum(const Tensor& tokens_BT) const {
         "attention transfer needs linear layers whose feature map has parameters (t2r, hedgehog)");
   }
   return total;
-}
-
-Tensor DecoderLM::token_losses(const Tensor& tokens_BT, const Tensor& targets_BT) const {
-  const torch::NoGradGuard no_grad;
-  const Tensor x = hidden(tokens_BT);
-  return linear_cross_entropy_values(x.flatten(0, 1), head_VD_, targets_BT.flatten())
-      .view(targets_BT.sizes());
 }
 
 DecoderState DecoderLM::new_state() const {

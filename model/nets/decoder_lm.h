@@ -9,6 +9,7 @@
 #include "model/config.h"
 #include "model/nets/block.h"
 #include "model/parameters.h"
+#include "model/trainable.h"
 
 namespace t2r::model {
 
@@ -29,7 +30,7 @@ struct DecoderState {
 /// Decoder-only language model; families and attention kinds by config.
 ///
 /// Legend: B batch, T tokens, D hidden size, V vocabulary.
-class DecoderLM {
+class DecoderLM : public Trainable {
  public:
   /// Parameters are uninitialised: load them (hugging_face.h) or call initialize().
   /// @param device  torch::kMeta: a model of names and shapes alone, without memory
@@ -65,36 +66,10 @@ class DecoderLM {
   /// and float32. A step on a GPU, one token behind others, finds its position on the device.
   torch::Tensor next_logits(const torch::Tensor& tokens_BT, DecoderState& state) const;
 
-  /// Sum of the token losses in nats, float64 scalar; targets below 0 do not count.
-  torch::Tensor loss_sum(const torch::Tensor& tokens_BT,
-                         const torch::Tensor& targets_BT,
-                         const ForwardOptions& options) const;
-  torch::Tensor loss_sum(const torch::Tensor& tokens_BT, const torch::Tensor& targets_BT) const {
-    return loss_sum(tokens_BT, targets_BT, {});
-  }
-
-  /// A model to learn from beside the text, over the same vocabulary.
-  struct Distillation {
-    const DecoderLM* teacher = nullptr;
-    double share = 1.0;  ///< of the loss, 0 to 1
-  };
-
-  /// The same with a teacher: per token (1 - share) times its loss and share times the divergence
-  /// KL(teacher || this). The teacher runs without dropout and gets no gradient.
-  torch::Tensor distillation_loss_sum(const torch::Tensor& tokens_BT,
-                                      const torch::Tensor& targets_BT,
-                                      const Distillation& distillation,
-                                      const ForwardOptions& options) const;
-
-  /// Attention transfer: how far each linear layer's attention output is from that of softmax
-  /// attention on the same queries, keys and values, with softmax attention carrying the hidden
-  /// states. Mean square per head element, summed over layers and tokens, float64 scalar; gradients
-  /// reach the feature maps alone. Source: Zhang et al. 2024 (LoLCATs), section 3.2.
-  /// @throws ConfigError  if no layer has a feature map with parameters
-  torch::Tensor transfer_loss_sum(const torch::Tensor& tokens_BT) const;
-
-  /// Loss of every token [B, T] float32, without gradients.
-  torch::Tensor token_losses(const torch::Tensor& tokens_BT, const torch::Tensor& targets_BT) const;
+  /// hidden() of kInputs.
+  torch::Tensor target_states(const TensorBatch& batch, const LossOptions& options) const override;
+  const torch::Tensor& output_weight() const override { return head_VD_; }
+  torch::Tensor transfer_error_sum(const TensorBatch& batch) const override;
 
   /// Empty state for generation.
   DecoderState new_state() const;
@@ -116,21 +91,19 @@ class DecoderLM {
   /// Whether a step on a GPU can be captured once and replayed at every position.
   bool has_captured_step() const;
 
-  /// Positions that the model has: rows of a learned table, or any number.
-  int64_t num_positions() const;
+  int64_t num_positions() const override;
 
   /// @throws ConfigError  if positions before `end` run past a learned position table
   void check_positions(int64_t end) const;
 
-  const DecoderConfig& config() const { return config_; }
+  const DecoderConfig& config() const override { return config_; }
 
   /// @throws DataError  if a token of a tensor on the CPU is outside the vocabulary
   void check_tokens(const torch::Tensor& tokens) const;
 
-  /// Where the parameters are, and so where tokens have to be.
-  torch::Device device() const { return token_embedding_VD_.device(); }
-  ParameterSet& parameters() { return parameters_; }
-  const ParameterSet& parameters() const { return parameters_; }
+  torch::Device device() const override { return token_embedding_VD_.device(); }
+  ParameterSet& parameters() override { return parameters_; }
+  const ParameterSet& parameters() const override { return parameters_; }
 
  private:
   torch::Tensor embed(const torch::Tensor& tokens_BT, const DecoderState* state) const;
