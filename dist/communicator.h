@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "dist/shard_plan.h"
+
 namespace t2r::dist {
 
 enum class Reduction { kSum, kMax, kMin };
@@ -47,6 +49,15 @@ class Communicator {
 
   /// Copies root's tensor into every rank's. Collective: every rank, same order.
   virtual void broadcast(torch::Tensor tensor, int root) = 0;
+
+  /// Sums in place into shards: afterwards this rank's shard of `flat` holds the sum over all
+  /// ranks, and the rest of it what nobody shall use. Collective: every rank, same order.
+  /// @throws ContractError  if the plan does not fit `flat` or the number of ranks
+  virtual void reduce_scatter(torch::Tensor flat, const ShardPlan& plan) = 0;
+
+  /// Copies every rank's shard of its `flat` into all others'. Collective: every rank, same order.
+  /// @throws ContractError  if the plan does not fit `flat` or the number of ranks
+  virtual void all_gather(torch::Tensor flat, const ShardPlan& plan) = 0;
 
   /// Every rank's text, by rank; lengths may differ. Collective: every rank, same order.
   virtual std::vector<std::string> all_gather(const std::string& text) = 0;

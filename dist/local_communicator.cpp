@@ -54,6 +54,31 @@ void reduce_in_rank_order(std::vector<torch::Tensor>& tensors, Reduction reducti
   for (torch::Tensor& tensor : tensors) tensor.copy_(result);
 }
 
+// Each rank's tensor keeps its own numbers outside its shard.
+void reduce_shards(const std::vector<torch::Tensor>& tensors, const ShardPlan& plan) {
+  const torch::NoGradGuard no_grad;
+  std::vector<torch::Tensor> sums;
+  for (int rank = 0; rank < plan.num_ranks(); ++rank) {
+    const Shard shard = plan.of(rank);
+    torch::Tensor sum = shard.of(tensors[0]).clone();
+    for (size_t r = 1; r < tensors.size(); ++r) sum.add_(shard.of(tensors[r]));
+    sums.push_back(sum);
+  }
+  for (int rank = 0; rank < plan.num_ranks(); ++rank)
+    plan.of(rank).of(tensors[static_cast<size_t>(rank)]).copy_(sums[static_cast<size_t>(rank)]);
+}
+
+void gather_shards(const std::vector<torch::Tensor>& tensors, const ShardPlan& plan) {
+  const torch::NoGradGuard no_grad;
+  for (int rank = 0; rank < plan.num_ranks(); ++rank) {
+    const torch::Tensor source = plan.of(rank).of(tensors[static_cast<size_t>(rank)]);
+    for (const torch::Tensor& target : tensors) {
+      if (!target.is_same(tensors[static_cast<size_t>(rank)]))
+        plan.of(rank).of(target).copy_(source);
+    }
+  }
+}
+
 std::string mismatch(const std::vector<std::string>& calls) {
   for (size_t r = 1; r < calls.size(); ++r) {
     if (calls[r] != calls[0]) {
@@ -188,6 +213,20 @@ void LocalCommunicator::broadcast(torch::Tensor tensor, int root) {
     }
   };
   group_->wait(*group_->join(num_operations_++, rank_, call, tensor, "", complete));
+}
+
+void LocalCommunicator::reduce_scatter(torch::Tensor flat, const ShardPlan& plan) {
+  plan.check(flat, size());
+  const auto complete = [plan](Operation& operation) { reduce_shards(operation.tensors, plan); };
+  group_->wait(*group_->join(
+      num_operations_++, rank_, "reduce_scatter of " + describe(flat), flat, "", complete));
+}
+
+void LocalCommunicator::all_gather(torch::Tensor flat, const ShardPlan& plan) {
+  plan.check(flat, size());
+  const auto complete = [plan](Operation& operation) { gather_shards(operation.tensors, plan); };
+  group_->wait(*group_->join(
+      num_operations_++, rank_, "all_gather of " + describe(flat), flat, "", complete));
 }
 
 std::vector<std::string> LocalCommunicator::all_gather(const std::string& text) {

@@ -122,10 +122,11 @@ class MpiWork : public Work {
   MpiWork(const MpiWork&) = delete;
   MpiWork& operator=(const MpiWork&) = delete;
 
-  void start(const Chunk& chunk, MPI_Datatype type, MPI_Op op, MPI_Comm comm) {
+  /// @param begin  the call of MPI that `call` names, which gets a place for its request
+  template <class Begin>
+  void start(const char* call, const Begin& begin) {
     MPI_Request request = MPI_REQUEST_NULL;
-    check_mpi(MPI_Iallreduce(MPI_IN_PLACE, chunk.data, chunk.count, type, op, comm, &request),
-              "MPI_Iallreduce");
+    check_mpi(begin(&request), call);
     requests_.push_back(request);
   }
 
@@ -133,7 +134,7 @@ class MpiWork : public Work {
     if (requests_.empty()) return;
     const int code =
         MPI_Waitall(static_cast<int>(requests_.size()), requests_.data(), MPI_STATUSES_IGNORE);
-    check_mpi(code, "MPI_Waitall of MPI_Iallreduce");
+    check_mpi(code, "MPI_Waitall");
     requests_.clear();
   }
 
@@ -173,7 +174,10 @@ std::unique_ptr<Work> MpiCommunicator::all_reduce_async(torch::Tensor tensor, Re
   if (size() == 1) return std::make_unique<FinishedWork>();
   auto work = std::make_unique<MpiWork>(tensor, &handle_->num_abandoned, handle_);
   for (const Chunk& chunk : chunks_of(tensor, handle_->max_count)) {
-    work->start(chunk, type, op, handle_->comm);
+    work->start("MPI_Iallreduce", [&](MPI_Request* request) {
+      return MPI_Iallreduce(
+          MPI_IN_PLACE, chunk.data, chunk.count, type, op, handle_->comm, request);
+    });
   }
   return work;
 }
@@ -187,6 +191,48 @@ void MpiCommunicator::broadcast(torch::Tensor tensor, int root) {
   for (const Chunk& chunk : chunks_of(tensor, handle_->max_count)) {
     check_mpi(MPI_Bcast(chunk.data, chunk.count, type, root, handle_->comm), "MPI_Bcast");
   }
+}
+
+// One reduction a shard: shards may differ in size by one, and MPI_Reduce_scatter moves what it
+// leaves to the front.
+void MpiCommunicator::reduce_scatter(torch::Tensor flat, const ShardPlan& plan) {
+  check_tensor(flat);
+  plan.check(flat, size());
+  const MPI_Datatype type = mpi_type(flat.scalar_type());
+  if (size() == 1) return;
+  MpiWork work(flat, &handle_->num_abandoned, handle_);
+  for (int root = 0; root < size(); ++root) {
+    for (const Chunk& chunk : chunks_of(plan.of(root).of(flat), handle_->max_count)) {
+      const bool is_root = root == rank();
+      work.start("MPI_Ireduce", [&](MPI_Request* request) {
+        return MPI_Ireduce(is_root ? MPI_IN_PLACE : chunk.data,
+                           is_root ? chunk.data : nullptr,
+                           chunk.count,
+                           type,
+                           MPI_SUM,
+                           root,
+                           handle_->comm,
+                           request);
+      });
+    }
+  }
+  work.wait();
+}
+
+void MpiCommunicator::all_gather(torch::Tensor flat, const ShardPlan& plan) {
+  check_tensor(flat);
+  plan.check(flat, size());
+  const MPI_Datatype type = mpi_type(flat.scalar_type());
+  if (size() == 1) return;
+  MpiWork work(flat, &handle_->num_abandoned, handle_);
+  for (int root = 0; root < size(); ++root) {
+    for (const Chunk& chunk : chunks_of(plan.of(root).of(flat), handle_->max_count)) {
+      work.start("MPI_Ibcast", [&](MPI_Request* request) {
+        return MPI_Ibcast(chunk.data, chunk.count, type, root, handle_->comm, request);
+      });
+    }
+  }
+  work.wait();
 }
 
 std::vector<std::string> MpiCommunicator::all_gather(const std::string& text) {

@@ -37,6 +37,8 @@ class MpiCommunicator : public Communicator {
   /// the process ends: nobody can know whether the peers will join it.
   std::unique_ptr<Work> all_reduce_async(torch::Tensor tensor, Reduction reduction) override;
   void broadcast(torch::Tensor tensor, int root) override;
+  void reduce_scatter(torch::Tensor flat, const ShardPlan& plan) override;
+  void all_gather(torch::Tensor flat, const ShardPlan& plan) override;
   std::vector<std::string> all_gather(const std::string& text) override;
   void barrier() override;
   [[noreturn]] void abort(const std::string& reason, int exit_code) override;

@@ -118,6 +118,50 @@ TEST(Communicator, CopiesRootsTensorWhenBroadcasting) {
   });
 }
 
+TEST(Communicator, SumsIntoShardsExactlyWhenInputsAreIntegers) {
+  run_on_ranks([](Communicator& communicator) {
+    for (const auto type : {torch::kFloat32, torch::kFloat64, torch::kInt64, torch::kUInt8}) {
+      for (const int64_t numel : kSizes) {
+        const ShardPlan plan(numel, communicator.size());
+        const Shard own = plan.of(communicator.rank());
+        const torch::Tensor flat = small_integers(numel, communicator.rank(), type);
+        const torch::Tensor expected = flat.clone();
+        communicator.all_reduce(expected, Reduction::kSum);
+        communicator.reduce_scatter(flat, plan);
+        EXPECT_TRUE(own.of(flat).equal(own.of(expected)))
+            << torch::toString(type) << " x " << numel;
+        communicator.all_gather(flat, plan);
+        EXPECT_TRUE(flat.equal(expected)) << torch::toString(type) << " x " << numel;
+      }
+    }
+  });
+}
+
+TEST(Communicator, GathersEachShardFromItsRank) {
+  run_on_ranks([](Communicator& communicator) {
+    for (const int64_t numel : kSizes) {
+      const ShardPlan plan(numel, communicator.size());
+      const torch::Tensor flat = on_device(torch::full({numel}, communicator.rank() + 1.0f));
+      communicator.all_gather(flat, plan);
+      for (int rank = 0; rank < communicator.size(); ++rank)
+        EXPECT_TRUE(plan.of(rank).of(flat).eq(rank + 1.0f).all().item<bool>()) << rank;
+    }
+  });
+}
+
+TEST(Communicator, RefusesAShardPlanThatDoesNotFit) {
+  run_on_ranks([](Communicator& communicator) {
+    const ShardPlan plan(6, communicator.size());
+    const torch::Tensor longer = on_device(torch::zeros({7})),
+                        square = on_device(torch::zeros({2, 3})),
+                        good = on_device(torch::zeros({6}));
+    EXPECT_THROW(communicator.reduce_scatter(longer, plan), ContractError);
+    EXPECT_THROW(communicator.all_gather(square, plan), ContractError);
+    EXPECT_THROW(communicator.all_gather(good, ShardPlan(6, communicator.size() + 1)),
+                 ContractError);
+  });
+}
+
 TEST(Communicator, GathersTextsByRankWhenLengthsDiffer) {
   run_on_ranks([](Communicator& communicator) {
     // Rank 0 has an empty text; a zero byte must survive.

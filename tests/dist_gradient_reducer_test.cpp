@@ -33,6 +33,12 @@ class RecordingCommunicator : public Communicator {
     return inner_.all_reduce_async(tensor, reduction);
   }
   void broadcast(torch::Tensor tensor, int root) override { inner_.broadcast(tensor, root); }
+  void reduce_scatter(torch::Tensor flat, const ShardPlan& plan) override {
+    inner_.reduce_scatter(flat, plan);
+  }
+  void all_gather(torch::Tensor flat, const ShardPlan& plan) override {
+    inner_.all_gather(flat, plan);
+  }
   std::vector<std::string> all_gather(const std::string& text) override {
     return inner_.all_gather(text);
   }

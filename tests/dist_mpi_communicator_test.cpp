@@ -29,6 +29,12 @@ TEST(MpiCommunicator, GivesTheSameWhenTensorIsSplitIntoSeveralCalls) {
   const torch::Tensor copy = own.clone();
   split.broadcast(copy, root);
   EXPECT_TRUE(copy.equal(torch::arange(1003, torch::kFloat32) + root));
+
+  const ShardPlan plan(1003, whole.size());
+  const torch::Tensor shards = own.clone();
+  split.reduce_scatter(shards, plan);
+  split.all_gather(shards, plan);
+  EXPECT_TRUE(shards.equal(expected));
 }
 
 TEST(MpiCommunicator, RefusesWhenDtypeOrCountIsNotServed) {

@@ -62,6 +62,16 @@ ncclRedOp_t nccl_op(Reduction reduction) {
   throw ContractError("NcclCommunicator: unknown reduction");
 }
 
+std::vector<NcclHandle::Part> parts_of(const torch::Tensor& flat, const ShardPlan& plan) {
+  std::vector<NcclHandle::Part> parts;
+  for (int rank = 0; rank < plan.num_ranks(); ++rank) {
+    const Shard shard = plan.of(rank);
+    parts.push_back({static_cast<char*>(flat.data_ptr()) + shard.begin * flat.element_size(),
+                     static_cast<size_t>(shard.numel())});
+  }
+  return parts;
+}
+
 bool is_stream_capturing(const CUDAStream& stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   check_cuda(cudaStreamIsCapturing(stream, &status), "cudaStreamIsCapturing");
@@ -293,6 +303,29 @@ void NcclCommunicator::broadcast(torch::Tensor tensor, int root) {
         tensor.data_ptr(), static_cast<size_t>(tensor.numel()), type, root, state_->stream);
   };
   state_->launch(tensor, queue)->wait();
+}
+
+// A reduction a shard in one group, since shards may differ in size by one.
+void NcclCommunicator::reduce_scatter(torch::Tensor flat, const ShardPlan& plan) {
+  require(flat.defined(), "NcclCommunicator: the tensor is undefined");
+  if (flat.device().is_cpu()) return state_->host.reduce_scatter(flat, plan);
+  state_->check_tensor(flat);
+  plan.check(flat, size());
+  const ncclDataType_t type = nccl_type(flat.scalar_type());
+  const auto queue = [&] {
+    state_->nccl.reduce_scatter(parts_of(flat, plan), type, state_->stream);
+  };
+  state_->launch(flat, queue)->wait();
+}
+
+void NcclCommunicator::all_gather(torch::Tensor flat, const ShardPlan& plan) {
+  require(flat.defined(), "NcclCommunicator: the tensor is undefined");
+  if (flat.device().is_cpu()) return state_->host.all_gather(flat, plan);
+  state_->check_tensor(flat);
+  plan.check(flat, size());
+  const ncclDataType_t type = nccl_type(flat.scalar_type());
+  const auto queue = [&] { state_->nccl.all_gather(parts_of(flat, plan), type, state_->stream); };
+  state_->launch(flat, queue)->wait();
 }
 
 std::vector<std::string> NcclCommunicator::all_gather(const std::string& text) {

@@ -56,6 +56,8 @@ class NcclCommunicator : public Communicator {
   void all_reduce(torch::Tensor tensor, Reduction reduction) override;
   std::unique_ptr<Work> all_reduce_async(torch::Tensor tensor, Reduction reduction) override;
   void broadcast(torch::Tensor tensor, int root) override;
+  void reduce_scatter(torch::Tensor flat, const ShardPlan& plan) override;
+  void all_gather(torch::Tensor flat, const ShardPlan& plan) override;
   std::vector<std::string> all_gather(const std::string& text) override;
 
   /// Of the hosts: says nothing about what their devices have done.

@@ -77,6 +77,37 @@ void NcclHandle::broadcast(
       ncclBroadcast(data, data, count, type, root, comm_, stream), "ncclBroadcast", patience_);
 }
 
+template <class Each>
+void NcclHandle::in_one_group(const std::vector<Part>& parts, const char* call, const Each& each) {
+  require_open();
+  const ncclResult_t opened = ncclGroupStart();
+  if (opened != ncclSuccess) fail(opened, "ncclGroupStart");
+  ncclResult_t first = ncclSuccess;
+  for (size_t rank = 0; rank < parts.size() && first == ncclSuccess; ++rank) {
+    const ncclResult_t code = each(parts[rank], static_cast<int>(rank));
+    if (code != ncclInProgress) first = code;
+  }
+  const ncclResult_t closed = ncclGroupEnd();
+  if (first != ncclSuccess) fail(first, call);
+  wait_until_done(closed, call, patience_);
+}
+
+void NcclHandle::reduce_scatter(const std::vector<Part>& parts,
+                                ncclDataType_t type,
+                                cudaStream_t stream) {
+  in_one_group(parts, "ncclReduce of shards", [&](const Part& part, int root) {
+    return ncclReduce(part.data, part.data, part.count, type, ncclSum, root, comm_, stream);
+  });
+}
+
+void NcclHandle::all_gather(const std::vector<Part>& parts,
+                            ncclDataType_t type,
+                            cudaStream_t stream) {
+  in_one_group(parts, "ncclBroadcast of shards", [&](const Part& part, int root) {
+    return ncclBroadcast(part.data, part.data, part.count, type, root, comm_, stream);
+  });
+}
+
 void NcclHandle::check() {
   require_open();
   ncclResult_t state = ncclSuccess;

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstddef>
 #include <string>
+#include <vector>
 
 #include "dist/nccl/nccl_error.h"
 
@@ -36,6 +37,20 @@ class NcclHandle {
       void* data, size_t count, ncclDataType_t type, ncclRedOp_t op, cudaStream_t stream);
   void broadcast(void* data, size_t count, ncclDataType_t type, int root, cudaStream_t stream);
 
+  /// A part of a buffer, for one rank.
+  struct Part {
+    void* data;
+    size_t count;
+  };
+
+  /// Sums each part into its rank's buffer, parts in rank order; queues as above.
+  /// Collective: every rank, same order.
+  void reduce_scatter(const std::vector<Part>& parts, ncclDataType_t type, cudaStream_t stream);
+
+  /// Copies each part from its rank to all others; queues as above. Collective: every rank, same
+  /// order.
+  void all_gather(const std::vector<Part>& parts, ncclDataType_t type, cudaStream_t stream);
+
   /// Throws if NCCL has found since that something cannot go on. Local.
   void check();
 
@@ -51,6 +66,10 @@ class NcclHandle {
 
  private:
   void require_open() const;
+
+  /// One launch of an operation a part; none of them has begun when `each` returns.
+  template <class Each>
+  void in_one_group(const std::vector<Part>& parts, const char* call, const Each& each);
   void wait_until_done(ncclResult_t code, const char* call, std::chrono::milliseconds patience);
   [[noreturn]] void fail(ncclResult_t code, const char* call) const;
 

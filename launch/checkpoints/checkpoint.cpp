@@ -128,6 +128,7 @@ CheckpointStore::CheckpointStore(fs::path folder,
 
 void CheckpointStore::save(const CheckpointContent& content, const TrainingPosition& position) {
   const int rank = communicator_.rank(), world = communicator_.size();
+  const dist::ShardPlan shards(content.optimizer.first_moment().numel(), world);
   fs::path temporary;
   const auto on_all_ranks = [&](const auto& action) {
     dist::LocalOutcome outcome = dist::agree(communicator_, dist::attempt(action));
@@ -142,7 +143,7 @@ void CheckpointStore::save(const CheckpointContent& content, const TrainingPosit
   });
   temporary = communicator_.all_gather(temporary.string()).front();  // rank 0 names it, for all
   on_all_ranks([&] {
-    write_optimizer_part(temporary, content.optimizer, rank, world);
+    write_optimizer_part(temporary, content.optimizer, shards, rank);
     if (rank != 0) return;
     model::save_model(content.model, content.format, temporary);
     write_beside(content.companions, temporary);
@@ -191,9 +192,9 @@ CheckpointStore::Found CheckpointStore::verify(int64_t step,
 void CheckpointStore::read_tensors(const Found& found, const CheckpointContent& content) const {
   const fs::path folder = folder_.checkpoint(found.step);
   model::load_weights(content.model, folder, /*may_lack_new=*/false);
-  const int world = found.manifest.world;
-  for (int part = 0; part < world; ++part)
-    read_optimizer_part(folder, content.optimizer, part, world);
+  const dist::ShardPlan shards(content.optimizer.first_moment().numel(), found.manifest.world);
+  for (int rank = 0; rank < shards.num_ranks(); ++rank)
+    read_optimizer_part(folder, content.optimizer, shards, rank);
 }
 
 std::optional<ResumedRun> CheckpointStore::load(const CheckpointContent& content) {

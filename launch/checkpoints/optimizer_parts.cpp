@@ -14,11 +14,6 @@ using model::DType;
 using model::TensorView;
 using torch::Tensor;
 
-// Elements of the arena that rank `rank` writes.
-std::pair<int64_t, int64_t> share(int64_t size, int rank, int world) {
-  return {size * rank / world, size * (rank + 1) / world};
-}
-
 TensorView view_of(const std::string& name, const Tensor& tensor) {
   return {name,
           DType::f32,
@@ -31,35 +26,39 @@ TensorView view_of(const std::string& name, const Tensor& tensor) {
 
 void write_optimizer_part(const fs::path& folder,
                           const model::AdamW& optimizer,
-                          int rank,
-                          int world) {
-  const auto [begin, end] = share(optimizer.first_moment().numel(), rank, world);
-  const Tensor first = optimizer.first_moment().narrow(0, begin, end - begin).cpu(),
-               second = optimizer.second_moment().narrow(0, begin, end - begin).cpu();
-  model::write_safetensors(folder / optimizer_part(rank, world),
-                           {view_of("first_moment", first), view_of("second_moment", second)},
-                           {{"begin", std::to_string(begin)}, {"end", std::to_string(end)}});
+                          const dist::ShardPlan& shards,
+                          int rank) {
+  const dist::Shard shard = shards.of(rank);
+  const Tensor first = shard.of(optimizer.first_moment()).cpu(),
+               second = shard.of(optimizer.second_moment()).cpu();
+  model::write_safetensors(
+      folder / optimizer_part(rank, shards.num_ranks()),
+      {view_of("first_moment", first), view_of("second_moment", second)},
+      {{"begin", std::to_string(shard.begin)}, {"end", std::to_string(shard.end)}});
 }
 
-void read_optimizer_part(const fs::path& folder, model::AdamW& optimizer, int rank, int world) {
-  const fs::path file = folder / optimizer_part(rank, world);
+void read_optimizer_part(const fs::path& folder,
+                         model::AdamW& optimizer,
+                         const dist::ShardPlan& shards,
+                         int rank) {
+  const fs::path file = folder / optimizer_part(rank, shards.num_ranks());
   const model::SafetensorsFile part(file);
-  const auto [begin, end] = share(optimizer.first_moment().numel(), rank, world);
+  const dist::Shard shard = shards.of(rank);
   for (const auto& [name, moment] : {std::pair{"first_moment", optimizer.first_moment()},
                                      std::pair{"second_moment", optimizer.second_moment()}}) {
     const TensorView& view = part.at(name);
-    if (view.dtype != DType::f32 || view.shape != std::vector<int64_t>{end - begin}) {
+    if (view.dtype != DType::f32 || view.shape != std::vector<int64_t>{shard.numel()}) {
       throw DataError(concat(file.string(),
                              ": ",
                              name,
                              " does not fit this model: ",
                              model::shape_text(view.shape),
                              " elements, wanted ",
-                             end - begin));
+                             shard.numel()));
     }
-    Tensor host = torch::empty({end - begin}, torch::kFloat32);
+    Tensor host = torch::empty({shard.numel()}, torch::kFloat32);
     std::memcpy(host.data_ptr<float>(), view.data, view.num_bytes);
-    moment.narrow(0, begin, end - begin).copy_(host);
+    shard.of(moment).copy_(host);
   }
 }
 

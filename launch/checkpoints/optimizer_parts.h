@@ -2,23 +2,23 @@
 
 #include <filesystem>
 
+#include "dist/shard_plan.h"
 #include "model/optim/adamw.h"
 
 namespace t2r::launch {
 
-/// Writes the slice of both moments that belongs to `rank` of `world`, as optimizer_part() names
-/// it.
+/// Writes the shard of both moments that belongs to `rank`, as optimizer_part() names it.
 /// @throws WriteError
 void write_optimizer_part(const std::filesystem::path& folder,
                           const model::AdamW& optimizer,
-                          int rank,
-                          int world);
+                          const dist::ShardPlan& shards,
+                          int rank);
 
-/// Copies that slice back; the world that wrote it may be another than the one that reads.
+/// Copies that shard back; `shards` are those of the world that wrote it.
 /// @throws DataError  if it does not fit the optimizer
 void read_optimizer_part(const std::filesystem::path& folder,
                          model::AdamW& optimizer,
-                         int rank,
-                         int world);
+                         const dist::ShardPlan& shards,
+                         int rank);
 
 }  // namespace t2r::launch
