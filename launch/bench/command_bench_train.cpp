@@ -14,7 +14,7 @@
 #include "launch/options/option_groups.h"
 #include "launch/options/option_value.h"
 #include "launch/session.h"
-#include "launch/train/trainer.h"
+#include "launch/train/training_run.h"
 
 namespace t2r::launch {
 namespace {
@@ -271,30 +271,21 @@ int run_bench_train(const Invocation& invocation) {
   say_idle_backend_options(options, values.backend, session.world().size());
   const std::unique_ptr<model::Trainable> model = values.model.make(values.sequence_length);
   check_length("sequence-length", values.sequence_length, *model);
-  check_model_fits(model->config(), backend.placement());
   session.fit_threads(
       work_of_step(*model,
                    values.sequence_length *
                        (values.micro_batch_size > 0 ? values.micro_batch_size : values.batch_size),
                    /*trains=*/true));
-  model::ParameterArena arena(model->parameters(), backend.placement());
-  model::AdamW optimizer(arena, {});
-  dist::GradientReducer reducer(gradient_slices(arena),
-                                arena.gradients(),
-                                backend.communicator(),
-                                reducer_options(values.backend));
-  const auto step = backend.make_step({.model = *model,
-                                       .arena = arena,
-                                       .optimizer = optimizer,
-                                       .reducer = reducer,
-                                       .communicator = backend.communicator(),
-                                       .loss = {.recompute = values.backend.recompute},
-                                       .clip_norm = 1.0});
+  TrainingRun run(*model,
+                  backend,
+                  {.loss = {.recompute = values.backend.recompute},
+                   .clip_norm = 1.0,
+                   .bucket_mib = values.backend.bucket_mib});
   const std::vector<data::Batch> batches =
       make_batches(values, model->config().vocab_size, backend, session.world().rank());
   const StepInputs inputs{.batches = batches,
                           .update = {.learning_rate = 1e-4, .map_learning_rate = 1e-4}};
-  const Report report = measure(values, *step, inputs, backend);
+  const Report report = measure(values, run.step(), inputs, backend);
   if (session.world().rank() == 0)
     print_report(values, *model, report, backend, session.world().size());
   return 0;

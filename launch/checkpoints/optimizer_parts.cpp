@@ -1,6 +1,7 @@
 #include "launch/checkpoints/optimizer_parts.h"
 
 #include <cstring>
+#include <vector>
 
 #include "base/error.h"
 #include "launch/checkpoints/checkpoint_manifest.h"
@@ -29,11 +30,15 @@ void write_optimizer_part(const fs::path& folder,
                           const dist::ShardPlan& shards,
                           int rank) {
   const dist::Shard shard = shards.of(rank);
-  const Tensor first = shard.of(optimizer.first_moment()).cpu(),
-               second = shard.of(optimizer.second_moment()).cpu();
+  std::vector<Tensor> values;
+  std::vector<TensorView> views;
+  for (const model::AdamW::State& state : optimizer.state()) {
+    values.push_back(shard.of(state.values).cpu());
+    views.push_back(view_of(state.name, values.back()));
+  }
   model::write_safetensors(
       folder / optimizer_part(rank, shards.num_ranks()),
-      {view_of("first_moment", first), view_of("second_moment", second)},
+      views,
       {{"begin", std::to_string(shard.begin)}, {"end", std::to_string(shard.end)}});
 }
 
@@ -44,8 +49,7 @@ void read_optimizer_part(const fs::path& folder,
   const fs::path file = folder / optimizer_part(rank, shards.num_ranks());
   const model::SafetensorsFile part(file);
   const dist::Shard shard = shards.of(rank);
-  for (const auto& [name, moment] : {std::pair{"first_moment", optimizer.first_moment()},
-                                     std::pair{"second_moment", optimizer.second_moment()}}) {
+  for (const auto& [name, values] : optimizer.state()) {
     const TensorView& view = part.at(name);
     if (view.dtype != DType::f32 || view.shape != std::vector<int64_t>{shard.numel()}) {
       throw DataError(concat(file.string(),
@@ -58,7 +62,7 @@ void read_optimizer_part(const fs::path& folder,
     }
     Tensor host = torch::empty({shard.numel()}, torch::kFloat32);
     std::memcpy(host.data_ptr<float>(), view.data, view.num_bytes);
-    shard.of(moment).copy_(host);
+    shard.of(values).copy_(host);
   }
 }
 

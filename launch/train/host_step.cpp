@@ -1,5 +1,3 @@
-#include <cmath>
-
 #include "launch/train/training_step.h"
 
 namespace t2r::launch {
@@ -68,15 +66,13 @@ class HostStep : public TrainingStep {
 
   // All ranks hold the same bits here, so they decide alike without asking each other.
   void update_parameters(const StepInputs& inputs, StepTotals& totals) {
-    const double normaliser = 1.0 / static_cast<double>(totals.num_targets);
-    const double norm = model::l2_norm(parts_.arena.gradients()) * normaliser;
-    totals.gradient_norm = norm;
-    totals.is_skipped = !std::isfinite(norm) || !std::isfinite(totals.loss_sum);
+    const model::AdamW::Norm norm =
+        parts_.optimizer.norm(totals.loss_sum, totals.num_targets, parts_.clip_norm);
+    totals.gradient_norm = norm.value;
+    totals.is_skipped = !norm.is_finite;
     if (totals.is_skipped) return;
-    const double clip =
-        parts_.clip_norm > 0.0 && norm > parts_.clip_norm ? parts_.clip_norm / norm : 1.0;
     model::AdamW::Step update = inputs.update;
-    update.gradient_scale = normaliser * clip;
+    update.gradient_scale = norm.gradient_scale;
     parts_.optimizer.update(update);
   }
 

@@ -8,7 +8,6 @@
 #include "base/error.h"
 #include "base/seed.h"
 #include "dist/agreement.h"
-#include "dist/parameter_sync.h"
 #include "launch/stop_signal.h"
 
 namespace t2r::launch {
@@ -23,6 +22,16 @@ data::BatchPlan batch_plan(const TrainConfig& config, const dist::Communicator& 
                                                      : std::max<int64_t>(1, largest_share),
           .rank = communicator.rank(),
           .world = communicator.size()};
+}
+
+TrainingRunOptions run_options(const TrainConfig& config, const model::Trainable* teacher) {
+  return {.optimizer = {config.beta1, config.beta2, config.eps, config.weight_decay},
+          .loss = {.dropout = config.dropout,
+                   .recompute = config.backend.recompute,
+                   .teacher = teacher,
+                   .teacher_share = config.distillation},
+          .clip_norm = config.clip_norm,
+          .bucket_mib = config.backend.bucket_mib};
 }
 
 PerplexityProtocol evaluation_protocol(const TrainConfig& config,
@@ -41,19 +50,7 @@ Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, Backend& back
       inputs_(std::move(inputs)),
       communicator_(backend.communicator()),
       model_(*inputs_.model),
-      arena_(dist::made_on_all_ranks(
-          communicator_,
-          [&] { return model::ParameterArena(model_.parameters(), backend.placement()); })),
-      optimizer_(dist::made_on_all_ranks(
-          communicator_,
-          [&] {
-            return model::AdamW(arena_,
-                                {config.beta1, config.beta2, config.eps, config.weight_decay});
-          })),
-      reducer_(gradient_slices(arena_),
-               arena_.gradients(),
-               communicator_,
-               reducer_options(config.backend)),
+      run_(model_, backend, run_options(config, inputs_.teacher.get())),
       schedule_{config.schedule,
                 config.learning_rate,
                 config.final_lr_ratio,
@@ -75,23 +72,10 @@ Trainer::Trainer(const TrainConfig& config, TrainingInputs inputs, Backend& back
                   .protocol = evaluation_protocol(config, communicator_)},
                  communicator_) {
   if (config.map_learning_rate > 0.0) map_schedule_.peak = config.map_learning_rate;
-  check_model_fits(model_.config(), backend.placement());
   if (inputs_.teacher != nullptr) place_teacher(backend.placement());
   inputs_.format.dtypes.clear();  // checkpoints hold float32
-  dist::broadcast_parameters(communicator_, arena_.masters());
-  arena_.round_masters();
   if (!config.model.empty()) initial_weights_ = model_.parameters().content_hash();
   const std::vector<FactDifference> changed = resume();
-  step_ = backend.make_step({.model = model_,
-                             .arena = arena_,
-                             .optimizer = optimizer_,
-                             .reducer = reducer_,
-                             .communicator = communicator_,
-                             .loss = {.dropout = config.dropout,
-                                      .recompute = config.backend.recompute,
-                                      .teacher = inputs_.teacher.get(),
-                                      .teacher_share = config.distillation},
-                             .clip_norm = config.clip_norm});
   loader_ =
       std::make_unique<data::Loader>(inputs_.train,
                                      sampler_,
@@ -163,7 +147,7 @@ StepMetrics Trainer::train_step() {
   const double waited_before = loader_->wait_seconds();
   const std::vector<data::Batch> batches = next_batches();
   const StepInputs inputs = step_inputs(batches);
-  const StepTotals totals = step_->run(inputs);
+  const StepTotals totals = run_.run_step(inputs);
 
   StepMetrics metrics{.step = position_.step + 1, .total_steps = config_.total_steps()};
   metrics.objective = &inputs.objective;
@@ -227,8 +211,7 @@ const model::Objective& Trainer::objective() const {
 
 // Finetuning starts with a fresh optimizer.
 void Trainer::start_finetuning() {
-  optimizer_.first_moment().zero_();
-  optimizer_.second_moment().zero_();
+  run_.optimizer().reset();
   position_.num_updates = 0;
 }
 

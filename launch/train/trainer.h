@@ -10,7 +10,6 @@
 #include "data/corpus.h"
 #include "data/loader.h"
 #include "data/sampler.h"
-#include "dist/gradient_reducer.h"
 #include "launch/backend.h"
 #include "launch/checkpoints/checkpoint.h"
 #include "launch/model_files.h"
@@ -18,9 +17,8 @@
 #include "launch/train/lr_schedule.h"
 #include "launch/train/run_records.h"
 #include "launch/train/train_config.h"
-#include "launch/train/training_step.h"
+#include "launch/train/training_run.h"
 #include "model/files/hugging_face.h"
-#include "model/optim/adamw.h"
 
 namespace t2r::launch {
 
@@ -80,15 +78,12 @@ class Trainer {
   TrainingInputs inputs_;
   dist::Communicator& communicator_;
   model::Trainable& model_;
-  model::ParameterArena arena_;
-  model::AdamW optimizer_;
-  dist::GradientReducer reducer_;
+  TrainingRun run_;
   LrSchedule schedule_, map_schedule_, transfer_schedule_;
   std::string teacher_hash_;
   std::string initial_weights_;  ///< hash of what finetuning began from; empty: [model]
   data::Sampler sampler_;
   CheckpointStore checkpoints_;
-  std::unique_ptr<TrainingStep> step_;
   std::unique_ptr<data::Loader> loader_;
   Evaluator evaluator_;
   std::unique_ptr<RunRecords> records_;

@@ -52,7 +52,7 @@ CheckpointContent Trainer::checkpoint_content() {
   if (model_.device().is_cpu()) options.emplace_back("threads", concat(at::get_num_threads()));
   return {.model = model_,
           .format = inputs_.format,
-          .optimizer = optimizer_,
+          .optimizer = run_.optimizer(),
           .identity = std::move(identity),
           .options = std::move(options),
           .companions = inputs_.companions,
@@ -80,7 +80,7 @@ void Trainer::save() {
   if (last_saved_step_ == position_.step) return;
   last_save_time_ = Clock::now();
   is_save_waiting_ = false;
-  dist::check_replicas_equal(communicator_, arena_.masters(), "parameters");
+  dist::check_replicas_equal(communicator_, run_.arena().masters(), "parameters");
   const TrainingPosition position = position_.as_saved();
   try {
     checkpoints_.save(checkpoint_content(), position);
@@ -112,7 +112,7 @@ std::vector<FactDifference> Trainer::resume() {
   const CheckpointContent content = checkpoint_content();
   const std::optional<ResumedRun> found = checkpoints_.load(content);
   if (found.has_value()) {
-    arena_.round_masters();
+    run_.arena().round_masters();
     position_ = found->position;
     check_steps_left();
     last_saved_step_ = position_.step;

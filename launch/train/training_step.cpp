@@ -17,10 +17,6 @@ std::vector<dist::GradientSlice> gradient_slices(const model::ParameterArena& ar
   return slices;
 }
 
-dist::GradientReducerOptions reducer_options(const BackendOptions& backend) {
-  return {.cap_bytes = backend.bucket_mib << 20};
-}
-
 model::LossTerms StepParts::loss_of(const model::TensorBatch& batch,
                                     const model::Objective& objective) const {
   model::LossOptions options = loss;

@@ -8,7 +8,6 @@
 #include "data/batch.h"
 #include "dist/communicator.h"
 #include "dist/gradient_reducer.h"
-#include "launch/options/backend_options.h"
 #include "model/objectives/objectives.h"
 #include "model/optim/adamw.h"
 #include "model/trainable.h"
@@ -52,8 +51,6 @@ struct StepParts {
 
 /// The arena's gradients, as the reducer wants to know them.
 std::vector<dist::GradientSlice> gradient_slices(const model::ParameterArena& arena);
-
-dist::GradientReducerOptions reducer_options(const BackendOptions& backend);
 
 /// A batch of `layout` that lies in `memory`, flat int64 of memory_numel() on any device. Views.
 model::TensorBatch tensor_batch(const data::BatchLayout& layout, const torch::Tensor& memory);

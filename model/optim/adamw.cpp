@@ -21,6 +21,23 @@ AdamW::AdamW(const ParameterArena& arena, const AdamWOptions& options)
       first_moment_(torch::zeros_like(arena.masters())),
       second_moment_(torch::zeros_like(arena.masters())) {}
 
+AdamW::Norm AdamW::norm(double loss_sum, int64_t num_targets, double clip_norm) const {
+  const double normaliser = 1.0 / static_cast<double>(num_targets);
+  const double value = l2_norm(arena_.gradients()) * normaliser;
+  const double clip = clip_norm > 0.0 && value > clip_norm ? clip_norm / value : 1.0;
+  return {.value = value,
+          .gradient_scale = normaliser * clip,
+          .is_finite = std::isfinite(value) && std::isfinite(loss_sum)};
+}
+
+std::array<AdamW::State, 2> AdamW::state() const {
+  return {State{"first_moment", first_moment_}, State{"second_moment", second_moment_}};
+}
+
+void AdamW::reset() {
+  for (const State& kept : state()) kept.values.zero_();
+}
+
 void AdamW::update(const Step& step) {
   const auto number = static_cast<double>(step.number);
   kernels::AdamW args{

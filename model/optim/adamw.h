@@ -2,6 +2,9 @@
 
 #include <torch/types.h>
 
+#include <array>
+#include <cstdint>
+
 #include "model/parameters.h"
 
 namespace t2r::model {
@@ -26,9 +29,30 @@ class AdamW {
     double gradient_scale = 1.0;     ///< 1 / normaliser times the clipping factor
   };
 
+  /// What the gradients of a step come to.
+  struct Norm {
+    double value = 0.0;           ///< of the mean loss' gradient, before clipping
+    double gradient_scale = 1.0;  ///< makes the sum's gradient the mean's, and clips it
+    bool is_finite = true;        ///< norm and loss are: if not, the step has to be skipped
+  };
+
+  /// Of the arena's gradients, which are those of `loss_sum` over `num_targets`, on the CPU.
+  /// @param clip_norm  largest norm that is not scaled down; 0: any
+  Norm norm(double loss_sum, int64_t num_targets, double clip_norm) const;
+
   /// Updates the values of an arena on the CPU from its gradients. Deterministic in the number of
-  /// threads. On a GPU the step does it (launch/gpu/gpu_step.cpp).
+  /// threads. On a GPU the step does both (launch/gpu/gpu_step.cpp).
   void update(const Step& step);
+
+  /// One tensor of what has to be kept beside the parameters to go on.
+  struct State {
+    const char* name;      ///< in checkpoints
+    torch::Tensor values;  ///< [arena size] float32, the optimizer's own
+  };
+  std::array<State, 2> state() const;
+
+  /// As before the first update.
+  void reset();
 
   const AdamWOptions& options() const { return options_; }
   torch::Tensor first_moment() const { return first_moment_; }    ///< [arena size] float32
