@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "data/corpus_writer.h"
 #include "dist/local_communicator.h"
+#include "model/nets/decoder_lm.h"
 #include "tests/data_shards.h"
 #include "tests/model_support.h"
 #include "tests/support.h"
