@@ -30,7 +30,7 @@ inline Tensor random(at::IntArrayRef sizes, at::ScalarType type) {
 inline Tensor leaf(const Tensor& tensor) {
   return tensor.detach().clone().requires_grad_();
 }
-Tensor exact_leaf(const Tensor& tensor) {
+inline Tensor exact_leaf(const Tensor& tensor) {
   return tensor.detach().to(at::kDouble).requires_grad_();
 }
 
