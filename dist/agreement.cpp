@@ -20,6 +20,10 @@ LocalOutcome bug(const std::string& message) {
   return {Kind::kContract, ExitCode::kInternal, message};
 }
 
+LocalOutcome out_of_host_memory() {
+  return {Kind::kHostMemory, ExitCode::kInternal, "out of memory"};
+}
+
 std::string text_of(const LocalOutcome& outcome) {
   return concat(static_cast<int>(outcome.kind),
                 " ",
@@ -57,6 +61,7 @@ void LocalOutcome::throw_if_failed() const {
       throw NumericError(message);
     case Kind::kGpuMemory:
       throw GpuMemoryError(message);
+    case Kind::kHostMemory:
     case Kind::kContract:
       throw ContractError(message);
     case Kind::kOther:
@@ -89,9 +94,10 @@ LocalOutcome outcome_of_current_exception() {
   } catch (const c10::OutOfMemoryError& error) {
     return failure(Kind::kGpuMemory, gpu_memory_error(error));
   } catch (const c10::Error& error) {
-    return bug(is_out_of_host_memory(error) ? "out of memory" : error.what_without_backtrace());
+    return is_out_of_host_memory(error) ? out_of_host_memory()
+                                        : bug(error.what_without_backtrace());
   } catch (const std::bad_alloc&) {
-    return bug("out of memory");
+    return out_of_host_memory();
   } catch (const std::exception& error) {
     return bug(*error.what() == '\0' ? "an error without a text" : error.what());
   }

@@ -22,8 +22,9 @@ struct LocalOutcome {
     kWrite,
     kNumeric,
     kGpuMemory,
-    kContract,  ///< ours, LibTorch's or the library's: a bug
-    kOther,     ///< an Error without a class of its own, by its code
+    kHostMemory,  ///< a rank ran out of its host's memory
+    kContract,    ///< ours, LibTorch's or the library's: a bug
+    kOther,       ///< an Error without a class of its own, by its code
   };
 
   Kind kind = Kind::kGood;
@@ -31,6 +32,7 @@ struct LocalOutcome {
   std::string message = {};
 
   bool is_good() const { return kind == Kind::kGood; }
+  bool is_out_of_memory() const { return kind == Kind::kHostMemory || kind == Kind::kGpuMemory; }
 
   /// Throws what went wrong, as its class. @throws Error  unless all is good
   void throw_if_failed() const;

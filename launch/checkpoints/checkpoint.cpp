@@ -130,25 +130,27 @@ void CheckpointStore::save(const CheckpointContent& content, const TrainingPosit
   const int rank = communicator_.rank(), world = communicator_.size();
   const dist::ShardPlan shards(content.optimizer.first_moment().numel(), world);
   fs::path temporary;
-  const auto on_all_ranks = [&](const auto& action) {
+  const auto saving = [&](const auto& action) {
     dist::LocalOutcome outcome = dist::agree(communicator_, dist::attempt(action));
     if (outcome.is_good()) return;
     std::error_code ignored;
     if (rank == 0 && !temporary.empty()) fs::remove_all(temporary, ignored);
     outcome.message = "checkpoint not saved: " + outcome.message;
+    // As a full disk: what is trained is still there, and the next save may have the room.
+    if (outcome.is_out_of_memory()) throw WriteError(outcome.message);
     outcome.throw_if_failed();
   };
-  on_all_ranks([&] {
+  saving([&] {
     if (rank == 0) temporary = folder_.make_temporary(position.step);
   });
   temporary = communicator_.all_gather(temporary.string()).front();  // rank 0 names it, for all
-  on_all_ranks([&] {
+  saving([&] {
     write_optimizer_part(temporary, content.optimizer, shards, rank);
     if (rank != 0) return;
     model::save_model(content.model, content.format, temporary);
     write_beside(content.companions, temporary);
   });
-  on_all_ranks([&] {
+  saving([&] {
     if (rank != 0) return;
     write_checkpoint_manifest(temporary, {position, world, content.identity, content.options});
     const bool is_durable = folder_.publish(temporary, position.step);

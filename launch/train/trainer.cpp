@@ -125,10 +125,7 @@ Trainer::Outcome Trainer::run() {
 
 void Trainer::check_skipped() {
   if (num_skipped_in_row_ <= config_.max_skipped_steps) return;
-  try {
-    save();                      // the updates until then may be good
-  } catch (const WriteError&) {  // it is said, and not why the run ends
-  }
+  save_before_failing();  // the updates until then may be good
   throw NumericError(
       concat("step ",
              position_.step,
@@ -263,7 +260,7 @@ PerplexityResult Trainer::score() {
     is_stop_requested_ = result.is_stopped;
     return result;
   } catch (const Error&) {  // the same on every rank; what was trained is not lost with it
-    save();
+    save_before_failing();
     throw;
   }
 }

@@ -69,6 +69,8 @@ class Trainer {
     return config_.checkpoint_every > 0 || config_.checkpoint_minutes > 0.0;
   }
   void save();
+  /// The same in front of a failure, which is what the run ends with whatever becomes of this.
+  void save_before_failing();
   CheckpointContent checkpoint_content();
   std::vector<FactDifference> resume();
   void check_steps_left() const;

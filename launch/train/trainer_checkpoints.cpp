@@ -101,6 +101,15 @@ void Trainer::save() {
   records_->checkpoint(std::chrono::duration<double>(Clock::now() - last_save_time_).count());
 }
 
+void Trainer::save_before_failing() {
+  try {
+    save();
+  } catch (const WriteError&) {  // it is said, and not why the run ends
+  } catch (const Error& error) {
+    log::warning_of_first_rank(error.what());
+  }
+}
+
 // Which options differ from those of the run that is resumed.
 std::vector<FactDifference> Trainer::resume() {
   if (!checkpoints_.empty() && !config_.resume) {

@@ -6,7 +6,9 @@
 namespace t2r::model {
 namespace {
 
-void describe(DecoderConfig&) {}
+void describe(DecoderConfig& config) {
+  config.norm_eps = 1e-6;
+}
 
 void read(const Fields& fields, DecoderConfig& config) {
   read_llama_fields(fields, {.num_kv_heads = 8, .max_positions = 131072}, config);

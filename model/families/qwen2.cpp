@@ -6,6 +6,7 @@ namespace t2r::model {
 namespace {
 
 void describe(DecoderConfig& config) {
+  config.norm_eps = 1e-6;
   config.block.qkv_bias = true;
 }
 

@@ -11,6 +11,7 @@ namespace {
 constexpr const char* kLayers = "no_rope_layers";  ///< of each layer 1: RoPE, 0: none
 constexpr const char* kInterval = "no_rope_layer_interval";
 constexpr int64_t kDefaultInterval = 4;
+constexpr double kRopeTheta = 2000000.0;
 constexpr int64_t kMostLayers = 1 << 16;  ///< validate() has not seen their number yet
 
 std::vector<int64_t> every_nth(int64_t interval, int64_t num_layers) {
@@ -37,13 +38,15 @@ std::vector<int64_t> read_layers_without_rope(const Fields& fields, int64_t num_
 }
 
 void describe(DecoderConfig& config) {
+  config.norm_eps = 1e-6;
+  config.rope.theta = kRopeTheta;
   config.tied_embeddings = true;
   config.block.layers_without_rope = every_nth(kDefaultInterval, config.num_layers);
 }
 
 void read(const Fields& fields, DecoderConfig& config) {
   read_llama_fields(
-      fields, {.num_kv_heads = 4, .max_positions = 32768, .rope_theta = 2000000.0}, config);
+      fields, {.num_kv_heads = 4, .max_positions = 32768, .rope_theta = kRopeTheta}, config);
   read_attention_bias(fields, config);
   config.block.mlp_bias = fields.get_or("mlp_bias", false);
   config.block.layers_without_rope = read_layers_without_rope(fields, config.num_layers);
