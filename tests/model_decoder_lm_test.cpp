@@ -57,7 +57,10 @@ std::vector<Variant> variants() {
           {"olmo2 mixed", "olmo2", mixed},
           {"smollm3 softmax", "smollm3", std::nullopt},
           {"smollm3 t2r", "smollm3", t2r},
-          {"smollm3 hedgehog", "smollm3", hedgehog}};
+          {"smollm3 hedgehog", "smollm3", hedgehog},
+          {"starcoder2 softmax", "starcoder2", std::nullopt},
+          {"starcoder2 t2r", "starcoder2", t2r},
+          {"starcoder2 mixed", "starcoder2", mixed}};
 }
 
 std::unique_ptr<DecoderLM> make(const Variant& variant) {

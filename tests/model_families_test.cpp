@@ -64,6 +64,14 @@ TEST(Families, WhatAConfigLeavesOutIsWhatTransformersTakes) {
   EXPECT_EQ(parse_with("smollm3", "{}").num_kv_heads, 4);
   EXPECT_EQ(parse_with("smollm3", "{}").rope.theta, 2e6);
   EXPECT_TRUE(parse_with("smollm3", "{}").tied_embeddings);
+  EXPECT_EQ(parse_with("smollm3", "{}").initializer_range, 0.02);
+  EXPECT_EQ(parse_with("starcoder2", "{}").num_kv_heads, 2);
+  EXPECT_EQ(parse_with("starcoder2", "{}").max_positions, 4096);
+  EXPECT_EQ(parse_with("starcoder2", "{}").norm_eps, 1e-5);
+  EXPECT_EQ(parse_with("starcoder2", R"({"norm_epsilon": 0.5})").norm_eps, 0.5);
+  EXPECT_EQ(parse_with("starcoder2", "{}").block.activation, Activation::kGeluTanh);
+  EXPECT_EQ(parse_with("starcoder2", "{}").initializer_range, 0.018042);
+  EXPECT_TRUE(parse_with("starcoder2", "{}").tied_embeddings);
 }
 
 TEST(Families, BiasesAreWhereAFamilyHasThem) {
@@ -73,6 +81,12 @@ TEST(Families, BiasesAreWhereAFamilyHasThem) {
     EXPECT_FALSE(parse_with(family, "{}").block.qkv_bias) << family;
     const BlockSpec block = parse_with(family, R"({"attention_bias": true})").block;
     EXPECT_TRUE(block.qkv_bias && block.output_bias) << family;
+  }
+  for (const bool has : {true, false}) {
+    const BlockSpec block = parse_with("starcoder2", has ? "{}" : R"({"use_bias": false})").block;
+    EXPECT_EQ(block.qkv_bias, has);
+    EXPECT_EQ(block.output_bias, has);
+    EXPECT_EQ(block.mlp_bias, has);
   }
 }
 

@@ -18,6 +18,7 @@ constexpr std::array kFamilies = {
     &kQwen2,
     &kQwen3,
     &kSmolLM3,
+    &kStarcoder2,
 };
 
 }  // namespace

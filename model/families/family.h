@@ -49,6 +49,7 @@ extern const Family kOlmo2;
 extern const Family kQwen2;
 extern const Family kQwen3;
 extern const Family kSmolLM3;
+extern const Family kStarcoder2;
 
 /// @throws ConfigError  if there is none of this name; says `field` and which there are
 const Family& family_of(const std::string& model_type, const std::string& field);

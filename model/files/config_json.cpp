@@ -50,7 +50,7 @@ DecoderConfig parse_config(const std::string& json_text, const std::string& file
   family.read(fields, config);
   config.tied_embeddings = fields.get_or("tie_word_embeddings", config.tied_embeddings);
   config.vocab_size = fields.get<int64_t>("vocab_size");
-  config.initializer_range = fields.get_or("initializer_range", 0.02);
+  config.initializer_range = fields.get_or("initializer_range", config.initializer_range);
   config.bos_token_id = std::max<int64_t>(fields.get_or<int64_t>("bos_token_id", -1), -1);
   config.eos_token_ids = fields.integers("eos_token_id");
   if (fields.has("t2r")) config.linear = parse_linear(fields.section("t2r"));

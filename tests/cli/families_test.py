@@ -128,6 +128,7 @@ class Families(Case):
         sliding = ["full_attention", "full_attention", "sliding_attention"]
         for name, changes in (
             ("mistral", {"sliding_window": 63}),
+            ("starcoder2", {"sliding_window": 63}),
             ("qwen2", {"sliding_window": 8, "layer_types": sliding}),
             ("qwen3", {"sliding_window": 8, "layer_types": sliding}),
             (

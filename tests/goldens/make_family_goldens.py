@@ -43,6 +43,7 @@ FAMILIES = {
     "qwen2": {},
     "qwen3": {"head_dim": 8},
     "smollm3": {"no_rope_layers": [1, 0, 1]},
+    "starcoder2": {},
 }
 LENGTH = 8
 NEW_TOKENS = 16
