@@ -104,6 +104,19 @@ TEST(Agreement, SaysThatAGpuHasNoMemory) {
   });
 }
 
+TEST(Agreement, TellsAllRanksThatOneHasNoMemory) {
+  run_on_ranks([](Communicator& communicator) {
+    const auto agreed = [&](const std::function<void()>& fail) {
+      return agree(communicator, attempt([&] {
+                     if (communicator.rank() == communicator.size() - 1) fail();
+                   }));
+    };
+    EXPECT_TRUE(agreed([] { throw std::bad_alloc(); }).is_out_of_memory());
+    EXPECT_TRUE(agreed([] { throw GpuMemoryError("full"); }).is_out_of_memory());
+    EXPECT_FALSE(agreed([] { throw std::out_of_range("bad index"); }).is_out_of_memory());
+  });
+}
+
 TEST(Agreement, SpeaksForTheFirstRankThatFails) {
   run_on_ranks([](Communicator& communicator) {
     const std::string prefix = communicator.size() == 1 ? "" : "rank 0: ";

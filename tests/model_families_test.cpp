@@ -74,6 +74,15 @@ TEST(Families, WhatAConfigLeavesOutIsWhatTransformersTakes) {
   EXPECT_TRUE(parse_with("starcoder2", "{}").tied_embeddings);
 }
 
+TEST(Families, ANewModelHasTheDefaultsOfItsClass) {
+  for (const std::string family : {"mistral", "olmo2", "qwen2", "qwen3", "smollm3", "starcoder2"}) {
+    const DecoderConfig made = config_of(family, 4);
+    const DecoderConfig read = parse_with(family, R"({"sliding_window": null})");
+    EXPECT_EQ(made.norm_eps, read.norm_eps) << family;
+    EXPECT_EQ(made.rope.theta, read.rope.theta) << family;
+  }
+}
+
 TEST(Families, BiasesAreWhereAFamilyHasThem) {
   EXPECT_TRUE(parse_with("qwen2", "{}").block.qkv_bias);
   EXPECT_FALSE(parse_with("qwen2", "{}").block.output_bias);
