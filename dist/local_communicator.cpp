@@ -216,6 +216,7 @@ void LocalCommunicator::broadcast(torch::Tensor tensor, int root) {
 }
 
 void LocalCommunicator::reduce_scatter(torch::Tensor flat, const ShardPlan& plan) {
+  check_tensor(flat);
   plan.check(flat, size());
   const auto complete = [plan](Operation& operation) { reduce_shards(operation.tensors, plan); };
   group_->wait(*group_->join(
@@ -223,6 +224,7 @@ void LocalCommunicator::reduce_scatter(torch::Tensor flat, const ShardPlan& plan
 }
 
 void LocalCommunicator::all_gather(torch::Tensor flat, const ShardPlan& plan) {
+  check_tensor(flat);
   plan.check(flat, size());
   const auto complete = [plan](Operation& operation) { gather_shards(operation.tensors, plan); };
   group_->wait(*group_->join(

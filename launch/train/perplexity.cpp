@@ -57,10 +57,7 @@ Score score_batch(const model::Trainable& model,
   const auto on_device = [&](const Tensor& tensor) {
     return tensor.contiguous().to(model.device());
   };
-  const model::TensorBatch on_model(
-      {{kInputs, on_device(tokens.narrow(1, 0, length))}, {kTargets, on_device(targets)}},
-      targets.ge(0).sum(),
-      /*is_padded=*/true);
+  const model::TensorBatch on_model(on_device(tokens.narrow(1, 0, length)), on_device(targets));
   return {model.target_losses(on_model).sum(torch::kFloat64).item<double>(),
           on_model.num_targets().item<int64_t>()};
 }
