@@ -97,6 +97,20 @@ class CheckpointsTest : public ::testing::Test {
     });
   }
 
+  /// Saving throws ErrorType, with `words`.
+  template <class ErrorType>
+  static void expect_failure(CheckpointStore& store,
+                             const CheckpointContent& content,
+                             const std::string& words) {
+    try {
+      store.save(content, position(2));
+      ADD_FAILURE() << "saved";
+    } catch (const ErrorType& error) {
+      EXPECT_THAT(error.what(), HasSubstr("checkpoint not saved: rank "));
+      EXPECT_THAT(error.what(), HasSubstr(words));
+    }
+  }
+
   /// One byte of a file is another.
   void damage(const std::string& checkpoint, const std::string& file) const {
     const fs::path path = folder_.path() / checkpoint / file;
@@ -114,8 +128,8 @@ class CheckpointsTest : public ::testing::Test {
 };
 
 TEST_F(CheckpointsTest, WhatIsLoadedIsWhatWasSavedByAnyNumberOfRanks) {
-  for (const int writers : {1, 3}) {
-    for (const int readers : {1, 2, 4}) {
+  for (const int writers : {1, 2, 3}) {
+    for (const int readers : {1, 2, 3, 4}) {
       const test::TemporaryFolder folder;
       Training saved(5);
       const auto store_on = [&](dist::Communicator& communicator) {
@@ -286,7 +300,8 @@ TEST_F(CheckpointsTest, WhatCannotBeWrittenLeavesTheOlderOneAlone) {
   test::write_text(blocked, "a file where the folder of checkpoints should be");
   dist::run_local_ranks(2, [&](dist::Communicator& communicator) {
     CheckpointStore store(blocked, 2, communicator);
-    EXPECT_THROW(store.save(Training(2).content(), position(2)), WriteError);
+    Training run(2);
+    expect_failure<WriteError>(store, run.content(), "cannot create");
   });
   on_ranks(2, [&](CheckpointStore& store, dist::Communicator& communicator) {
     Training run(2);
@@ -294,6 +309,18 @@ TEST_F(CheckpointsTest, WhatCannotBeWrittenLeavesTheOlderOneAlone) {
     EXPECT_THROW(store.save(run.content(), position(2)), WriteError);
   });
   EXPECT_THAT(folder_.names(), UnorderedElementsAre("step-00000001", "best", "latest", "blocked"));
+}
+
+// Not forgiven: what is broken stays broken, and every save would cost the run's time.
+TEST_F(CheckpointsTest, ABugIsNoFullDisk) {
+  on_ranks(2, [&](CheckpointStore& store, dist::Communicator&) {
+    Training run(2);
+    model::DecoderLM without_memory(test::tiny_config("llama"), torch::kMeta);
+    const CheckpointContent broken{
+        without_memory, run.format, *run.optimizer, {{"seed", "1"}}, {}, run.companions};
+    expect_failure<ContractError>(store, broken, "");
+  });
+  EXPECT_TRUE(folder_.names().empty());
 }
 
 }  // namespace

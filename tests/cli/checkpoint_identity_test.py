@@ -32,26 +32,6 @@ class Identity(Run):
             "elu",
         )
 
-    def finetune(self, output, model, *more):
-        return [
-            "train",
-            "--output",
-            output,
-            "--model",
-            model,
-            "--train-data",
-            self.folder / "train",
-            "--valid-data",
-            self.folder / "valid",
-            "--sequence-length",
-            32,
-            "--batch-size",
-            8,
-            "--learning-rate",
-            3e-3,
-            *more,
-        ]
-
     def test_another_model_is_refused_and_the_field_is_named(self):
         output = self.folder / "finetuned"
         self.must(*self.finetune(output, self.models["first"], "--steps", 2))

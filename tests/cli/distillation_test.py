@@ -27,26 +27,6 @@ class Distillation(Case):
         cls.converted = cls.folder / "converted"
         cls.must("convert", "--model", cls.teacher, "--output", cls.converted, "--feature-size", 8)
 
-    def finetune(self, output, model, *more):
-        return [
-            "train",
-            "--output",
-            output,
-            "--model",
-            model,
-            "--train-data",
-            self.folder / "train",
-            "--valid-data",
-            self.folder / "valid",
-            "--sequence-length",
-            32,
-            "--batch-size",
-            8,
-            "--learning-rate",
-            3e-3,
-            *more,
-        ]
-
     def distill(self, output, *more, model=None):
         return self.finetune(output, model or self.converted, "--teacher", self.teacher, *more)
 
@@ -171,27 +151,7 @@ class Distillation(Case):
             78,
             "sequence-length = 64, allowed with this teacher: 1 to 32, its learned positions",
         )
-        other = self.folder / "other.model"
-        self.must(
-            "prepare",
-            "vocab",
-            "--inputs",
-            self.folder / "valid.txt",
-            "--output",
-            other,
-            "--vocab-size",
-            300,
-        )
-        self.must(
-            "prepare",
-            "lm",
-            "--inputs",
-            self.folder / "valid.txt",
-            "--tokenizer",
-            other,
-            "--output",
-            self.folder / "other",
-        )
+        self.other_tokenizer()
         self.fails(
             run(
                 "train",

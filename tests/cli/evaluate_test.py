@@ -39,31 +39,6 @@ class Evaluate(Case):
             (copy / "manifest.json").unlink(missing_ok=True)
         return copy
 
-    def other_tokenizer(self):
-        other = self.folder / "other.model"
-        if not other.exists():
-            self.must(
-                "prepare",
-                "vocab",
-                "--inputs",
-                self.folder / "valid.txt",
-                "--output",
-                other,
-                "--vocab-size",
-                300,
-            )
-            self.must(
-                "prepare",
-                "lm",
-                "--inputs",
-                self.folder / "valid.txt",
-                "--tokenizer",
-                other,
-                "--output",
-                self.folder / "other",
-            )
-        return other
-
     def test_another_tokenizer_is_refused_everywhere(self):
         other = self.other_tokenizer()
         self.fails(

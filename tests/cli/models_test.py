@@ -43,7 +43,7 @@ class Pipeline(Case):
     def model(self, family):
         return self.folder / family / "checkpoints/latest"
 
-    def perplexity(self, model, *more):
+    def perplexity(self, model, *more, **options):
         result = self.must(
             "evaluate",
             "--model",
@@ -54,6 +54,7 @@ class Pipeline(Case):
             32,
             "--json",
             *more,
+            **options,
         )
         return json.loads(result.stdout)
 
@@ -243,19 +244,7 @@ class Pipeline(Case):
         model = self.model("llama")
         one, two = self.perplexity(model), self.perplexity(model, "--threads", 1)
         self.assertAlmostEqual(one["perplexity_per_token"], two["perplexity_per_token"], places=6)
-        ranks = json.loads(
-            self.must(
-                "evaluate",
-                "--model",
-                model,
-                "--data",
-                self.folder / "valid",
-                "--context",
-                32,
-                "--json",
-                ranks=2,
-            ).stdout
-        )
+        ranks = self.perplexity(model, ranks=2)
         self.assertAlmostEqual(ranks["perplexity_per_token"], one["perplexity_per_token"], places=6)
         self.assertEqual(ranks["tokens"], one["tokens"])
         overlapping = self.perplexity(model, "--scored", 8)

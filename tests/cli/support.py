@@ -206,12 +206,59 @@ class Case(unittest.TestCase):
         )
         return cls.folder / "run/checkpoints/latest"
 
+    def other_tokenizer(self):
+        """A tokenizer of its own, of 300 pieces; what it makes of valid.txt: `other`."""
+        other = self.folder / "other.model"
+        if not other.exists():
+            self.must(
+                "prepare",
+                "vocab",
+                "--inputs",
+                self.folder / "valid.txt",
+                "--output",
+                other,
+                "--vocab-size",
+                300,
+            )
+            self.must(
+                "prepare",
+                "lm",
+                "--inputs",
+                self.folder / "valid.txt",
+                "--tokenizer",
+                other,
+                "--output",
+                self.folder / "other",
+            )
+        return other
+
     def fails(self, result, code, *texts):
         """Asserts an exit code and that the message says each of `texts`."""
         output = result.stdout + result.stderr
         self.assertEqual(result.returncode, code, output)
         for text in texts:
             self.assertIn(text, output)
+
+    def finetune(self, output, model, *more):
+        """The arguments that train a given model on the corpus."""
+        return [
+            "train",
+            "--output",
+            output,
+            "--model",
+            model,
+            "--train-data",
+            self.folder / "train",
+            "--valid-data",
+            self.folder / "valid",
+            "--sequence-length",
+            32,
+            "--batch-size",
+            8,
+            "--learning-rate",
+            3e-3,
+            *more,
+        ]
 
     def train_arguments(self, output, *more):
         return [
